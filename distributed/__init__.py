@@ -1,0 +1,1 @@
+"""Data-parallel training: launchers, worker, sharding."""

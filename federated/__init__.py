@@ -1,0 +1,1 @@
+"""Federated training: round loop, cohort engine, strategies, deployment."""

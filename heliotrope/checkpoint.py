@@ -1,0 +1,163 @@
+"""Checkpoints: atomic, checksummed, without pickle, in one format for both modes.
+
+A checkpoint is a directory named by the progress it holds (`00000020`)::
+
+    model.safetensors   the weights, by parameter name
+    state.safetensors   other arrays: optimizer or strategy state
+    state.json          everything else, as JSON
+    manifest.json       schema, and the SHA-256 and size of each file
+
+It is written under a temporary name, flushed to disk, and renamed, so that a directory with
+a final name is always whole. Loading verifies every hash: a flipped bit is refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from heliotrope.errors import CheckpointError, ConfigError
+
+__all__ = ["Checkpoint", "latest", "load", "load_weights", "save"]
+
+_SCHEMA = 1
+_KEEP = 3
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training needs to go on: `progress` counts rounds, or optimizer steps."""
+
+    progress: int
+    model: Mapping[str, Tensor]
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save(root: Path, checkpoint: Checkpoint) -> Path:
+    """Write `checkpoint` durably under `root`, drop all but the newest few, return its path."""
+    final = root / f"{checkpoint.progress:08d}"
+    temporary = root / f".{final.name}.tmp{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    payloads = {
+        "model.safetensors": save_tensors(_storable(checkpoint.model)),
+        "state.safetensors": save_tensors(_storable(checkpoint.arrays)),
+        "state.json": json.dumps(dict(checkpoint.state), sort_keys=True).encode(),
+    }
+    files = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        for name, data in payloads.items()
+    }
+    manifest = {"schema": _SCHEMA, "progress": checkpoint.progress, "files": files}
+    payloads["manifest.json"] = json.dumps(manifest, indent=1).encode()
+    for name, data in payloads.items():
+        _write_durably(temporary / name, data)
+    _sync_directory(temporary)
+    if final.exists():  # the same progress, reached again after a resume
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync_directory(root)
+    for old in _directories(root)[:-_KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify the checkpoint at `path`; `CheckpointError` names the file at fault."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        if manifest["schema"] != _SCHEMA:
+            raise CheckpointError(
+                f"{path}: checkpoint schema {manifest['schema']}; this version reads {_SCHEMA}."
+            )
+        payloads = {}
+        for name, expected in manifest["files"].items():
+            data = (path / name).read_bytes()
+            if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+                raise CheckpointError(
+                    f"{path / name} fails its checksum: {len(data)} bytes read, "
+                    f"{expected['bytes']} bytes with another SHA-256 were written."
+                )
+            payloads[name] = data
+        return Checkpoint(
+            progress=manifest["progress"],
+            model=load_tensors(payloads["model.safetensors"]),
+            arrays=load_tensors(payloads["state.safetensors"]),
+            state=json.loads(payloads["state.json"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
+
+
+def latest(root: Path, refused: Callable[[str], None]) -> Checkpoint | None:
+    """Return the newest good checkpoint under `root`, or None if there is none at all.
+
+    Every newer one that is damaged is passed over with a line to `refused`. If all are
+    damaged, `CheckpointError`: starting afresh must be the user's decision.
+    """
+    candidates = _directories(root)
+    for path in reversed(candidates):
+        try:
+            return load(path)
+        except CheckpointError as error:
+            refused(f"Checkpoint refused: {error} Falling back to the one before it.")
+    if candidates:
+        raise CheckpointError(
+            f"All {len(candidates)} checkpoints under {root} are damaged. "
+            "Start afresh in another hydra.run.dir."
+        )
+    return None
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Copy `weights` into `model`, casting to its dtypes; `ConfigError` if it is another model."""
+    own = model.state_dict()
+    wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    wrong += [name for name in weights if name not in own]
+    if wrong:
+        name = wrong[0]
+        here = list(own[name].shape) if name in own else "absent"
+        there = list(weights[name].shape) if name in weights else "absent"
+        raise ConfigError(
+            f"{source} is a checkpoint of another model: {name} is {there} there and {here} in "
+            f"the model of this configuration ({len(wrong)} arrays differ). Set model.* as in "
+            "the run that wrote it, or use another hydra.run.dir."
+        )
+    model.load_state_dict(dict(weights))
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _directories(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.is_dir() and path.name.isdigit())
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

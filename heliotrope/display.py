@@ -1,0 +1,94 @@
+"""What a person sees while a run goes on: a live bar on a terminal, plain lines when piped."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from heliotrope.tracking import Event
+
+__all__ = ["Display"]
+
+
+class Display:
+    """Turns events into output. A context manager; call it with each event.
+
+    `unit` is "epoch" or "round", `total` how many the run will have.
+    """
+
+    def __init__(self, title: str, unit: str, total: int) -> None:
+        self._console = Console(width=None if Console().is_terminal else 120, soft_wrap=True)
+        self._title, self._unit, self._total = title, unit, total
+        self._latest: dict[str, str] = {}
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def __enter__(self) -> Display:
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(f"{self._unit}s"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[latest]}"),
+                console=self._console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=self._total, latest="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        kind = event["event"]
+        if kind == "failure":
+            where = ", ".join(
+                f"{key} {event[key]}"
+                for key in ("round", "epoch", "rank", "worker", "client")
+                if event.get(key) is not None
+            )
+            self.say(f"[red]failed[/red] {where}: {event['reason']}")
+        if kind not in ("train", "evaluate", "clients"):
+            return
+        self._latest |= {
+            key: f"{key} {value:.4f}"
+            for key, value in event.items()
+            if "/" in key and isinstance(value, float)
+        }
+        if self._bar is not None:
+            self._bar.update(
+                self._task, completed=event[self._unit], latest="  ".join(self._shown())
+            )
+        elif kind in ("evaluate", "clients"):
+            done = f"{self._unit} {event[self._unit]}/{self._total}"
+            mine = [self._latest[key] for key in event if key in self._latest]
+            train = [self._latest["train/loss"]] if "train/loss" in self._latest else []
+            self.say(f"{self._title}  {done}  {event['seconds']:.1f} s  " + "  ".join(train + mine))
+
+    def _shown(self) -> list[str]:
+        wanted = ("train/loss", "validation/accuracy", "test/accuracy", "clients/accuracy")
+        return [self._latest[key] for key in wanted if key in self._latest]
+
+    def say(self, line: str) -> None:
+        """Print one line, above the bar if there is one."""
+        self._console.print(line, highlight=False)

@@ -1,0 +1,86 @@
+"""Everything Heliotrope raises on purpose, and the exit code each ends a command with.
+
+::
+
+    HeliotropeError
+    ├── ConfigError            exit 2   a key or value is wrong; nothing was started
+    │   ├── DataError          exit 2   files are missing, truncated or of the wrong kind
+    │   ├── PartitionError     exit 2   the data cannot be split among the clients as asked
+    │   ├── ResourceError      exit 2   more CPUs or GPUs were asked for than there are
+    │   └── RunDirectoryError  exit 2   the run's directory is in use, or holds another run
+    └── RunFailedError         exit 1   the run started and could not be finished
+        ├── CheckpointError    exit 1   a checkpoint fails its checksum or cannot be read
+        ├── WorkerError        exit 1   a worker process died or raised (names the rank)
+        └── QuorumError        exit 1   too few clients of a round succeeded
+
+A message says what was wrong, where (file, key, client, rank, round), and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "HeliotropeError",
+    "PartitionError",
+    "QuorumError",
+    "ResourceError",
+    "RunDirectoryError",
+    "RunFailedError",
+    "WorkerError",
+    "closest",
+]
+
+
+class HeliotropeError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what a command ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(HeliotropeError):
+    """A configuration key or value is wrong; raised before any work."""
+
+    exit_code = 2
+
+
+class DataError(ConfigError):
+    """A data file is missing, truncated or not what its name says."""
+
+
+class PartitionError(ConfigError):
+    """The examples cannot be divided among the clients as requested."""
+
+
+class ResourceError(ConfigError):
+    """The machine or cluster has fewer CPUs or GPUs than requested."""
+
+
+class RunDirectoryError(ConfigError):
+    """The run's directory is in use or holds something else."""
+
+
+class RunFailedError(HeliotropeError):
+    """The run started and could not be finished."""
+
+
+class CheckpointError(RunFailedError):
+    """A checkpoint is damaged or unreadable."""
+
+
+class WorkerError(RunFailedError):
+    """A worker process died or raised."""
+
+
+class QuorumError(RunFailedError):
+    """Fewer clients of a round succeeded than its quorum asks for."""
+
+
+def closest(word: str, choices: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the choice nearest to `word`, or an empty string."""
+    match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f" Did you mean '{match[0]}'?" if match else ""

@@ -1,0 +1,74 @@
+"""Dropout whose mask is a function of a key, not of a generator's history.
+
+`torch.nn.Dropout` draws from the process-wide generator, so a client's mask would depend on
+who trained before it, and on whether clients are trained one by one or stacked. Here the mask
+of element `i` of a batch is a hash of (key, i): the same in any process, order or vmap.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from heliotrope.seeding import seed
+
+__all__ = ["SeededDropout", "dropout_keys", "reseed"]
+
+# splitmix64 (Steele et al. 2014), as signed 64-bit integers: torch's int64 wraps like uint64.
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch's `>>` on int64 keeps the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _uniform(key: Tensor, count: int) -> Tensor:
+    """Return `count` floats in [0, 1), float32, hashed from an int64 scalar `key`."""
+    z = key + torch.arange(1, count + 1, device=key.device) * _GAMMA
+    z = (z ^ _shift(z, 30)) * _MIX_1
+    z = (z ^ _shift(z, 27)) * _MIX_2
+    return _shift(z ^ _shift(z, 31), 40).to(torch.float32) * 2.0**-24
+
+
+class SeededDropout(nn.Module):
+    """Zero each element with probability `p` and scale the rest by 1/(1-p), while training.
+
+    The buffer `key` (int64 scalar, not saved) must be set before each step: see `reseed`.
+    Elements are counted along the flattened input, examples first, so padding at the end of
+    a batch does not change the mask of the real examples.
+    """
+
+    key: Tensor
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0:
+            return inputs
+        kept = _uniform(self.key, inputs.numel()).view(inputs.shape) >= self.p
+        return inputs * kept / (1.0 - self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def dropout_keys(model: nn.Module, step_seed: int) -> dict[str, int]:
+    """Return the key of every dropout layer for one step, by the name of its buffer."""
+    return {
+        f"{name}.key": seed(step_seed, name)
+        for name, module in model.named_modules()
+        if isinstance(module, SeededDropout)
+    }
+
+
+def reseed(model: nn.Module, step_seed: int) -> None:
+    """Set the key of every dropout layer of `model` for the next step."""
+    buffers = dict(model.named_buffers())
+    for name, key in dropout_keys(model, step_seed).items():
+        buffers[name].fill_(key)

@@ -1,0 +1,55 @@
+"""Pieces that several model families use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from heliotrope.errors import ConfigError, closest
+from heliotrope.models.dropout import SeededDropout
+
+__all__ = ["activation", "check_dropout", "check_sizes", "dense_head"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """Return the activation called `name`; `ConfigError` lists the choices."""
+    if name not in _ACTIVATIONS:
+        raise ConfigError(
+            f"model.activation={name} is not one of {', '.join(_ACTIVATIONS)}."
+            f"{closest(name, _ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[name]()
+
+
+def check_sizes(key: str, sizes: Sequence[int]) -> None:
+    """Refuse a list of layer sizes with an entry below one."""
+    if any(size < 1 for size in sizes):
+        raise ConfigError(f"{key}={list(sizes)} must hold sizes of at least 1.")
+
+
+def check_dropout(p: float) -> None:
+    """Refuse a dropout probability outside [0, 1)."""
+    if not 0.0 <= p < 1.0:
+        raise ConfigError(f"model.dropout={p} must lie in [0, 1).")
+
+
+def dense_head(
+    inputs: int, hidden: Sequence[int], outputs: int, act: str, dropout: float
+) -> Iterator[nn.Module]:
+    """Yield dense layers `inputs -> *hidden -> outputs`, each hidden one with its activation."""
+    check_sizes("model.hidden", hidden)
+    check_dropout(dropout)
+    for size in hidden:
+        yield nn.Linear(inputs, size)
+        yield activation(act)
+        if dropout > 0.0:
+            yield SeededDropout(dropout)
+        inputs = size
+    yield nn.Linear(inputs, outputs)

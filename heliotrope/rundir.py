@@ -1,0 +1,167 @@
+"""A run's directory: claimed by one process, described by config.yaml, closed by result.json."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import OmegaConf
+
+from heliotrope.config import Mode, Run, conf_dir, from_resolved
+from heliotrope.errors import RunDirectoryError
+
+__all__ = ["RunDirectory", "git_commit", "versions"]
+
+# What may change between a run and its resumption without making it another run.
+_MAY_CHANGE = {
+    "resume",
+    "evaluation_batch_size",
+    "distributed.epochs",
+    "distributed.launcher",
+    "distributed.workers",
+    "distributed.cpus_per_worker",
+    "distributed.max_failures",
+    "distributed.checkpoint_every",
+    "federated.rounds",
+    "federated.pool",
+    "federated.workers",
+    "federated.quorum",
+    "federated.checkpoint_every",
+    "target.metric",
+    "target.value",
+    "target.stop",
+}
+
+
+class RunDirectory:
+    """Paths of a run, and the claim on them: at most one process writes here at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "run.log"
+        self.checkpoints = self.path / "checkpoints"
+        self.report = self.path / "report.html"
+        self.result = self.path / "result.json"
+        self._lock: IO[str] | None = None
+
+    def claim(self, run: Run, mode: Mode) -> None:
+        """Take the directory for this process and write the resolved config.
+
+        Raises `RunDirectoryError` if another process has it, if it holds a run and `resume`
+        is off, or if the run in it is not this one.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        if self.config.exists():
+            if not run.resume:
+                raise RunDirectoryError(
+                    f"hydra.run.dir={self.path} is already in use: it holds a run. "
+                    "Set resume=true to continue it, or choose another directory."
+                )
+            self._check_same(run, mode)
+        temporary = self.config.with_suffix(".tmp")
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)))
+        temporary.replace(self.config)
+
+    def release(self) -> None:
+        """Give the directory up; the claim also ends with the process."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        self._lock = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip()
+            raise RunDirectoryError(
+                f"hydra.run.dir={self.path} is already in use by process {holder}. "
+                "Wait for it, stop it, or choose another directory."
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def _check_same(self, run: Run, mode: Mode) -> None:
+        if self.metrics.exists():
+            with self.metrics.open() as file:
+                first = file.readline()
+            there = json.loads(first)["mode"] if first.strip() else mode
+            if there != mode:
+                raise RunDirectoryError(
+                    f"hydra.run.dir={self.path} holds a {there} run and cannot be resumed as "
+                    f"{mode}. Use python -m {there}, or another directory."
+                )
+        before, now = flat(asdict(from_resolved(self.config))), flat(asdict(run))
+        other = "federated" if mode == "distributed" else "distributed"
+        for key in sorted(before.keys() | now.keys()):
+            if key in _MAY_CHANGE or key.startswith(f"{other}."):
+                continue
+            if before.get(key) != now.get(key):
+                raise RunDirectoryError(
+                    f"hydra.run.dir={self.path} holds a run with {key}={before.get(key)}, not "
+                    f"{key}={now.get(key)}. Set {key}={before.get(key)} to resume it, or "
+                    "choose another directory."
+                )
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write result.json, atomically; its presence says that the run is complete."""
+        temporary = self.result.with_suffix(".tmp")
+        with temporary.open("w") as file:
+            json.dump(result, file, indent=2, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.result)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested dict as one level of dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
+def versions(*extra: str) -> dict[str, str]:
+    """Return the versions of Python, the core packages and `extra`, without importing them."""
+    found = {"python": platform.python_version()}
+    for package in ("heliotrope", "torch", "numpy", *extra):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout this code runs from, with `-dirty`, or None."""
+    root = conf_dir().parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

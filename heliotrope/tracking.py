@@ -1,0 +1,129 @@
+"""Events of a run: one JSON object a line in metrics.jsonl, and progress on the terminal.
+
+Events and their own fields (every one has `event` and `time`, in unix seconds):
+
+    start     mode, name, seed
+    train     epoch | round, train/loss
+    evaluate  epoch | round, <split>/<metric> ...
+    clients   round, clients: [{client, examples, accuracy, loss}], clients/<metric>
+    failure   round | epoch, client | rank | worker, reason
+    final     <split>/<metric> ..., confusion_matrix, class_names
+    end       status
+
+`train`, `evaluate`, `clients` and `final` also carry `Progress`, cumulative since the run began.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Clock", "Event", "Progress", "Tracker", "log_to", "process_age"]
+
+Event = Mapping[str, Any]
+
+
+@dataclass
+class Progress:
+    """Cumulative counts of a run; they survive a resume. Bytes are over all participants."""
+
+    steps: int = 0
+    examples_seen: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass
+class Clock:
+    """Seconds since the run began, and of these spent training, across resumes."""
+
+    seconds_before: float = 0.0
+    train_seconds: float = 0.0
+    _started: float = field(default_factory=lambda: time.monotonic() - process_age())
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of all attempts, from process start, without the time between."""
+        return self.seconds_before + time.monotonic() - self._started
+
+
+class Tracker:
+    """Appends events to a JSONL file, flushed line by line, and passes them to listeners."""
+
+    def __init__(self, path: Path, listeners: tuple[Callable[[Event], None], ...] = ()) -> None:
+        self._file = path.open("ab")
+        self._listeners = listeners
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Write one event. NaN is written as null: the file is strict JSON."""
+        record = {"event": event, "time": round(time.time(), 3), **fields}
+        self._file.write(json.dumps(_strict(record), allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        for listener in self._listeners:
+            listener(record)
+
+    def progress(
+        self, event: str, counts: Progress, clock: Clock, unit: Mapping[str, int], **fields: Any
+    ) -> None:
+        """Write one event with the cumulative counts and `unit`, such as `{"round": 3}`."""
+        seconds = round(clock.seconds, 4)
+        self.emit(event, **unit, **asdict(counts), seconds=seconds, **fields)
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far; a checkpoint keeps it to know which events it holds."""
+        return self._file.tell()
+
+    def rewind(self, offset: int) -> None:
+        """Drop the events after `offset`: a resumed run writes them again."""
+        self._file.truncate(offset)
+        self._file.seek(offset)
+
+    def close(self) -> None:
+        """Make the file durable and close it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def _strict(value: Any) -> Any:
+    """Replace non-finite floats by None, at any depth."""
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return value
+
+
+def log_to(path: Path, who: str) -> logging.Handler:
+    """Send the log lines of this process, marked `who`, to the run's log file (appending)."""
+    handler = logging.FileHandler(path, mode="a")
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s %(levelname)s [{who}] %(name)s: %(message)s")
+    )
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    return handler
+
+
+def process_age() -> float:
+    """Return the seconds since this process was started, interpreter and imports included."""
+    try:
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return max(0.0, uptime - started / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):  # not Linux
+        return time.monotonic() - _IMPORTED
+
+
+_IMPORTED = time.monotonic()
+
