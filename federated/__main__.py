@@ -10,7 +10,7 @@ from heliotrope.config import Run
 
 
 def _job(run: Run, directory: Path) -> None:
-    from .job import run_job  # here: --help and a wrong key need not wait for torch
+    from .simulation import run_job  # here: --help and a wrong key need not wait for torch
 
     run_job(run, directory)
 

@@ -14,8 +14,8 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn, cast
+from types import FrameType, ModuleType
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     command, *rest = arguments
     if command in ("distributed", "federated"):
         sys.argv = [f"heliotrope {command}", *rest]
-        return cast(int, _mode_module(command).main())
+        return int(_mode_module(command).main())
     if command == "evaluate":
         from heliotrope.commands import evaluate_command
 
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 2
 
 
-def _mode_module(mode: str) -> object:
+def _mode_module(mode: str) -> ModuleType:
     """Import a mode's entrypoint: inside the package in a wheel, beside it in a checkout."""
     name = f"heliotrope.{mode}"
     if importlib.util.find_spec(name) is None:

@@ -450,9 +450,7 @@ def _check_federated(cfg: FederatedConfig) -> None:
         _at_least(f"federated.{name}", getattr(cfg, name), 1)
     _within("federated.quorum", cfg.quorum, 0, 1, open_low=True)
     if not 0 <= cfg.holdout_fraction < 1:
-        raise ConfigError(
-            f"federated.holdout_fraction={cfg.holdout_fraction} must lie in [0, 1)."
-        )
+        raise ConfigError(f"federated.holdout_fraction={cfg.holdout_fraction} must lie in [0, 1).")
     if cfg.pool == "inprocess" and cfg.workers != 1:
         raise ConfigError(
             f"federated.workers={cfg.workers} has no effect with federated.pool=inprocess. "
@@ -477,5 +475,3 @@ def _check_partition(cfg: FederatedConfig) -> None:
             f"federated.clients_per_round={cfg.clients_per_round} is more than the "
             f"{part.clients} clients of {key}.clients. Lower the one or raise the other."
         )
-
-

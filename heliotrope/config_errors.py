@@ -96,4 +96,3 @@ def _keys(schema: type[Any], prefix: str) -> list[str]:
         if isinstance(default, type) and is_dataclass(default):
             found += _keys(default, f"{prefix}{item.name}.")
     return found
-

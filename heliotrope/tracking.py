@@ -80,6 +80,10 @@ class Tracker:
         """Bytes written so far; a checkpoint keeps it to know which events it holds."""
         return self._file.tell()
 
+    def sync(self) -> None:
+        """Make the events written so far durable, before a checkpoint refers to them."""
+        os.fsync(self._file.fileno())
+
     def rewind(self, offset: int) -> None:
         """Drop the events after `offset`: a resumed run writes them again."""
         self._file.truncate(offset)
@@ -87,8 +91,7 @@ class Tracker:
 
     def close(self) -> None:
         """Make the file durable and close it."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.sync()
         self._file.close()
 
 
@@ -126,4 +129,3 @@ def process_age() -> float:
 
 
 _IMPORTED = time.monotonic()
-

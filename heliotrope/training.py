@@ -58,9 +58,7 @@ def build_optimizer(cfg: OptimizerConfig, parameters: Iterable[nn.Parameter]) ->
         )
     assert isinstance(cfg, AdamConfig)
     kind = torch.optim.AdamW if cfg.name == "adamw" else torch.optim.Adam
-    return kind(
-        parameters, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, weight_decay=cfg.weight_decay
-    )
+    return kind(parameters, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, weight_decay=cfg.weight_decay)
 
 
 def proximal_term(model: nn.Module, mu: float) -> Callable[[], Tensor] | None:

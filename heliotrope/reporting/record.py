@@ -75,9 +75,9 @@ class RunRecord:
     def metrics(self) -> dict[str, float]:
         """Final metrics by name; those of the last evaluation if there is no result."""
         if self.result is not None and isinstance(self.result.get("metrics"), Mapping):
-            return _numbers(self.result["metrics"])
+            return _metrics(self.result["metrics"])
         evaluated = [e for e in self.events if e.get("event") in ("evaluate", "final")]
-        return {k: v for e in evaluated[-1:] for k, v in _numbers(e).items() if "/" in k}
+        return _metrics(evaluated[-1]) if evaluated else {}
 
     @property
     def bytes_exchanged(self) -> float | None:
@@ -108,7 +108,7 @@ class RunRecord:
         names: dict[str, None] = {}
         for event in self.events:
             if number(event.get("examples_seen")) is not None:
-                names.update(dict.fromkeys(k for k in _numbers(event) if "/" in k))
+                names.update(dict.fromkeys(_metrics(event)))
         return list(names)
 
     def curve(self, metric: str, axis: str) -> list[Point]:
@@ -116,8 +116,9 @@ class RunRecord:
 
         Values that are not finite are kept: a curve that ends in NaN has diverged.
         """
-        found = without_repeats([event for event in self.events if metric in event])
-        pairs = ((_progress(event, axis), number(event[metric])) for event in found)
+        found = [event for event in self.events if metric in event]
+        found = [event for event in found if event.get("event") != "final"] or found
+        pairs = ((_progress(event, axis), _metrics(event).get(metric)) for event in found)
         return [(x, y) for x, y in pairs if x is not None and y is not None]
 
     def _said(self, in_result: str, in_start: str) -> Any:
@@ -160,23 +161,6 @@ def number(value: object) -> float | None:
         return math.inf
 
 
-def without_repeats(events: Sequence[Event]) -> list[Event]:
-    """Drop what a resumed run did again: of two accounts of the same progress, the later wins."""
-    kept: list[tuple[tuple[float, float] | None, Event]] = []
-    for event in events:
-        when = _when(event)
-        while when and kept and (earlier := kept[-1][0]) and earlier >= when:
-            kept.pop()
-        kept.append((when, event))
-    return [event for _, event in kept]
-
-
-def _when(event: Event) -> tuple[float, float] | None:
-    period = number(event.get("round", event.get("epoch")))
-    seen = number(event.get("examples_seen"))
-    return None if period is None and seen is None else (period or 0.0, seen or 0.0)
-
-
 def _progress(event: Event, axis: str) -> float | None:
     if axis != "bytes":
         return number(event.get(axis))
@@ -185,8 +169,10 @@ def _progress(event: Event, axis: str) -> float | None:
     return sum(known) if known else None
 
 
-def _numbers(mapping: Mapping[str, Any]) -> dict[str, float]:
-    pairs = ((str(key), number(value)) for key, value in mapping.items())
+def _metrics(mapping: Mapping[str, Any]) -> dict[str, float]:
+    """Return the `split/name` numbers; null, as a strict JSON writer puts it, is NaN."""
+    named = {str(key): value for key, value in mapping.items() if "/" in str(key)}
+    pairs = ((key, math.nan if v is None else number(v)) for key, v in named.items())
     return {key: value for key, value in pairs if value is not None}
 
 
@@ -199,7 +185,7 @@ def _read_config(text: str, notes: list[str]) -> dict[str, Any]:
 
     try:
         config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except Exception as error:  # whatever a YAML parser raises on a damaged file
+    except Exception as error:  # noqa: BLE001 - whatever a YAML parser raises on a damaged file
         notes.append(f"config.yaml cannot be read: {str(error).splitlines()[0]}")
         return {}
     return {str(k): v for k, v in config.items()} if isinstance(config, dict) else {}

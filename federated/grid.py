@@ -1,0 +1,130 @@
+"""CohortGrid: Flower's Grid over our pool, so that every Flower strategy runs unmodified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run as FlowerRun
+
+from heliotrope.metrics import ClassificationMetrics
+
+from .client import Failure, Instruction, Update, Weights
+from .messages import (
+    become_server,
+    error_reply,
+    evaluate_reply,
+    instruction_of,
+    read_arrays,
+    stamp,
+    train_reply,
+)
+from .pool import Pool
+
+__all__ = ["CohortGrid"]
+
+
+class CohortGrid(Grid):
+    """Delivers a strategy's messages to a pool of workers and brings back the replies.
+
+    The cohort is decided outside: `offer` names the clients of the next messages, and the
+    strategy finds exactly these connected. A node id is a client's number. Replies come in
+    client order; with `reduce`, one reply stands for all of a worker's clients.
+    """
+
+    def __init__(self, pool: Pool, reduce: bool, kind: str) -> None:
+        become_server()
+        self._pool = pool
+        self._reduce = reduce
+        self._offered: Sequence[int] = ()
+        self._replies: dict[str, Message] = {}
+        self.kind = kind  # "auto" until the first round has been measured
+        self.updates: list[Update] = []  # of the last round, without their arrays
+        self.failures: list[Failure] = []
+        self.evaluations: list[tuple[int, ClassificationMetrics]] = []
+
+    def offer(self, cohort: Sequence[int]) -> None:
+        """Make exactly these clients available."""
+        self._offered = cohort
+
+    def get_node_ids(self) -> list[int]:
+        return list(self._offered)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Do the work that `messages` ask for; returns when it is done."""
+        groups: dict[int, list[Message]] = {}
+        for message in messages:  # a record shared by many messages is read once
+            groups.setdefault(id(message.content), []).append(stamp(message))
+        self.updates, self.failures, self.evaluations = [], [], []
+        replies: list[tuple[int, Message]] = []
+        for group in groups.values():
+            if group[0].metadata.message_type == MessageType.TRAIN:
+                replies += self._train(group)
+            else:
+                replies += self._evaluate(group)
+        return [reply for _, reply in sorted(replies, key=lambda pair: pair[0])]
+
+    def _train(self, messages: Sequence[Message]) -> list[tuple[int, Message]]:
+        weights, order = _content(messages[0].content)
+        asked = {message.metadata.dst_node_id: message for message in messages}
+        cohort = sorted(asked)
+        if self.kind == "auto":
+            self.kind = self._pool.measure(weights, order, cohort)
+        replies: list[tuple[int, Message]] = []
+        for reply in self._pool.train(weights, order, cohort, self.kind, self._reduce):
+            for update in reply.updates:
+                first = update.clients[0]
+                replies.append((first, train_reply(update, asked[first])))
+                self.updates.append(update)
+            for failure in reply.failures:
+                replies.append((failure.client, error_reply(failure.reason, asked[failure.client])))
+                self.failures.append(failure)
+        self.failures.sort(key=lambda failure: failure.client)
+        return replies
+
+    def _evaluate(self, messages: Sequence[Message]) -> list[tuple[int, Message]]:
+        weights, _ = _content(messages[0].content)
+        asked = {message.metadata.dst_node_id: message for message in messages}
+        self.evaluations += self._pool.evaluate(weights, sorted(asked))
+        return [
+            (client, evaluate_reply(metrics, asked[client])) for client, metrics in self.evaluations
+        ]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Do the work at once and keep the replies for `pull_messages`."""
+        ids = []
+        for reply in self.send_and_receive(messages):
+            ids.append(reply.metadata.reply_to_message_id)
+            self._replies[ids[-1]] = reply
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to these messages, each once."""
+        return [self._replies.pop(key) for key in message_ids if key in self._replies]
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def set_run(self, run: FlowerRun) -> None:
+        """Accept and ignore: a simulation has one run."""
+
+    @property
+    def run(self) -> NoReturn:
+        raise RuntimeError("A simulated federation has no SuperLink, and so no Flower run.")
+
+
+def _content(content: RecordDict) -> tuple[Weights, Instruction]:
+    (arrays,) = content.array_records.values()
+    configs = list(content.config_records.values())
+    return read_arrays(arrays), instruction_of(configs[0] if configs else ConfigRecord())

@@ -1,0 +1,107 @@
+"""Between our tensors and Flower's records. The only file that touches Flower's non-public names.
+
+Checked against flwr 1.41 and 1.42; `tests/unit/test_messages.py` fails if one of them moves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor
+
+from heliotrope.metrics import ClassificationMetrics
+
+from .client import Instruction, Update
+
+__all__ = [
+    "become_server",
+    "error_reply",
+    "evaluate_reply",
+    "instruction_of",
+    "read_arrays",
+    "summed_evaluations",
+    "to_record",
+    "train_reply",
+]
+
+_SERVER_NODE = 1
+_CLIENT_ERROR = 100  # any code says "error"; the reason carries what happened
+_message_ids = itertools.count(1)
+
+
+def become_server() -> None:
+    """Give this process the identity that Flower's messages are stamped with.
+
+    Also sends Flower's log lines to the run's log only: it prints each round to the console.
+    """
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = 1
+    TaskIdentity.node_id = _SERVER_NODE
+    logger = logging.getLogger("flwr")
+    logger.handlers.clear()
+    logger.propagate = True
+
+
+def stamp(message: Message) -> Message:
+    """Give a message the id that only a SuperLink would otherwise give it."""
+    message.metadata.__dict__["_message_id"] = str(next(_message_ids))
+    return message
+
+
+def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return tensors as Flower's serialised arrays, in order."""
+    return ArrayRecord(
+        {name: Array(value.detach().cpu().numpy()) for name, value in arrays.items()}
+    )
+
+
+def read_arrays(record: ArrayRecord) -> dict[str, Tensor]:
+    """Return Flower's arrays as tensors of the same dtypes, each with its own memory."""
+    return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
+
+
+def instruction_of(config: ConfigRecord) -> Instruction:
+    """Return what a strategy's config record asks of the clients."""
+    mu = config.get("proximal-mu", 0.0)
+    server_round = config["server-round"]
+    assert isinstance(mu, int | float)
+    assert isinstance(server_round, int)
+    return Instruction(server_round=server_round, proximal_mu=float(mu))
+
+
+def train_reply(update: Update, reply_to: Message) -> Message:
+    """Return an update, of one client or the mean of several, as a reply.
+
+    `num-examples` is the weight in Flower's means, `train_loss` the mean loss per example.
+    """
+    metrics = MetricRecord(
+        {"num-examples": update.examples, "train_loss": update.loss_sum / update.seen}
+    )
+    content = RecordDict({"arrays": to_record(update.arrays), "metrics": metrics})
+    return stamp(Message(content, reply_to=reply_to))
+
+
+def evaluate_reply(metrics: ClassificationMetrics, reply_to: Message) -> Message:
+    """Return a client's metrics as sums, so that the server can add them exactly."""
+    sums = metrics.to_vector().tolist()
+    record = MetricRecord({"num-examples": metrics.count, "sums": sums})
+    return stamp(Message(RecordDict({"metrics": record}), reply_to=reply_to))
+
+
+def summed_evaluations(replies: Sequence[RecordDict], _weight_key: str) -> MetricRecord:
+    """Add the clients' sums; given to strategies in place of their mean of means."""
+    vectors = [
+        np.asarray(record["sums"]) for reply in replies for record in reply.metric_records.values()
+    ]
+    return MetricRecord({"sums": np.sum(vectors, axis=0).tolist()})
+
+
+def error_reply(reason: str, reply_to: Message) -> Message:
+    """Return a client's failure as a reply."""
+    return stamp(Message(Error(code=_CLIENT_ERROR, reason=reason), reply_to=reply_to))

@@ -1,0 +1,62 @@
+"""Where clients are trained: in this process, or on persistent Ray actors (`ray_pool`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from heliotrope.metrics import ClassificationMetrics
+
+from .client import Clients, Instruction, Weights
+from .cohort import CohortWorker, Reply
+
+__all__ = ["InProcessPool", "Pool"]
+
+
+class Pool(Protocol):
+    """Persistent workers that hold the data and one model each."""
+
+    def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> str:
+        """Return the faster kind of client training: "sequential" or "batched"."""
+
+    def train(
+        self, weights: Weights, order: Instruction, cohort: Sequence[int], kind: str, reduce: bool
+    ) -> list[Reply]:
+        """Train a cohort; one reply a worker."""
+
+    def evaluate(
+        self, weights: Weights, cohort: Sequence[int]
+    ) -> list[tuple[int, ClassificationMetrics]]:
+        """Return each client's metrics on its held-out examples, in client order."""
+
+    def peak_rss_bytes(self) -> int:
+        """Return the peak memory of the workers that are not this process."""
+
+    def close(self) -> None:
+        """Stop the workers."""
+
+
+class InProcessPool:
+    """One worker: this process. No copies, no start-up."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._worker = CohortWorker(clients)
+
+    def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> str:
+        return self._worker.measure(weights, order, cohort)
+
+    def train(
+        self, weights: Weights, order: Instruction, cohort: Sequence[int], kind: str, reduce: bool
+    ) -> list[Reply]:
+        return [self._worker.train(weights, order, cohort, kind, reduce)]
+
+    def evaluate(
+        self, weights: Weights, cohort: Sequence[int]
+    ) -> list[tuple[int, ClassificationMetrics]]:
+        return self._worker.evaluate(weights, cohort)
+
+    def peak_rss_bytes(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass

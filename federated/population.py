@@ -1,0 +1,82 @@
+"""Who the clients are: their examples, their held-out parts, and who is drawn for a round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope.data import Partition
+from heliotrope.seeding import numpy_generator
+
+__all__ = ["Population", "local_batches"]
+
+
+class Population:
+    """All clients of a run. Nothing is kept per client but the partition itself."""
+
+    def __init__(self, partition: Partition, holdout_fraction: float, run_seed: int) -> None:
+        self.partition = partition
+        self.holdout_fraction = holdout_fraction
+        self._seed = run_seed
+
+    def __len__(self) -> int:
+        return len(self.partition)
+
+    def _divided(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        mine = self.partition[client]
+        held = self._held(len(mine))
+        if held == 0:
+            return mine, mine[:0]
+        order = numpy_generator(self._seed, "holdout", client).permutation(len(mine))
+        return mine[np.sort(order[held:])], mine[np.sort(order[:held])]
+
+    def _held(self, size: int) -> int:
+        """At least one example stays for training."""
+        return min(int(size * self.holdout_fraction), size - 1)
+
+    def train_indices(self, client: int) -> NDArray[np.int64]:
+        """Return the positions in the training split that `client` trains on, sorted."""
+        return self._divided(client)[0]
+
+    def holdout_indices(self, client: int) -> NDArray[np.int64]:
+        """Return the positions that `client` keeps for evaluation, sorted; may be empty."""
+        return self._divided(client)[1]
+
+    def train_size(self, client: int) -> int:
+        """Return the number of examples that `client` trains on."""
+        size = len(self.partition[client])
+        return size - self._held(size)
+
+    def evaluating(self) -> list[int]:
+        """Return the clients that hold out at least one example."""
+        if self.holdout_fraction == 0.0:
+            return []
+        return [c for c in range(len(self)) if self._held(len(self.partition[c])) > 0]
+
+    def draw(self, server_round: int, size: int) -> list[int]:
+        """Return the round's cohort: `size` different clients, uniformly, in client order."""
+        generator = numpy_generator(self._seed, "cohort", server_round)
+        drawn = generator.choice(len(self), size=size, replace=False, shuffle=False)
+        return sorted(drawn.tolist())
+
+
+def local_batches(
+    indices: NDArray[np.int64],
+    epochs: int,
+    batch_size: int | None,
+    path: tuple[int, int, int],
+) -> Iterable[NDArray[np.int64]]:
+    """Yield the batches of one client's local epochs, each freshly shuffled.
+
+    `path` is (run seed, round, client). The last batch of an epoch may be smaller; None as
+    batch size takes the whole of `indices` as one batch.
+    """
+    run_seed, server_round, client = path
+    step = batch_size or len(indices)
+    for epoch in range(epochs):
+        generator = numpy_generator(run_seed, "order", server_round, client, epoch)
+        order = generator.permutation(indices)
+        for start in range(0, len(order), step):
+            yield order[start : start + step]

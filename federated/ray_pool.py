@@ -1,0 +1,236 @@
+"""The pool on Ray: one actor a CPU share, data in shared memory, one broadcast a round."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+
+from heliotrope.config import Run
+from heliotrope.data import Partition, Split
+from heliotrope.errors import WorkerError
+from heliotrope.metrics import ClassificationMetrics
+from heliotrope.models import build
+from heliotrope.resources import check_cpus, peak_rss_bytes, thread_share
+from heliotrope.tasks import Task
+from heliotrope.tracking import log_to
+
+from .client import Clients, Instruction, Update, Weights
+from .cohort import CohortWorker, Reply, place
+from .population import Population
+
+__all__ = ["RayPool"]
+
+_log = logging.getLogger(__name__)
+
+_DEAD = (RayActorError, WorkerCrashedError, OutOfMemoryError)
+_ATTEMPTS = 3  # times one part of a cohort may kill its worker before the run gives up
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class _Actor:
+    """A `CohortWorker` in a Ray process; arrays cross as NumPy, read in place when they arrive."""
+
+    def __init__(
+        self,
+        setting: tuple[Run, Task, int, str],
+        inputs: NDArray[Any],
+        targets: NDArray[Any],
+        indices: NDArray[Any],
+        offsets: NDArray[Any],
+    ) -> None:
+        run, task, threads, log = setting
+        torch.set_num_threads(threads)
+        log_to(Path(log), f"worker {ray.get_runtime_context().get_actor_name() or ''}")
+        with warnings.catch_warnings():  # the shared arrays are read-only, and only read
+            warnings.simplefilter("ignore", UserWarning)
+            train = Split(torch.from_numpy(inputs), torch.from_numpy(targets))
+        population = Population(
+            Partition(indices, offsets), run.federated.holdout_fraction, run.seed
+        )
+        model = build(run.model, task, run.seed)
+        self._worker = CohortWorker(
+            Clients(
+                model,
+                task,
+                train,
+                population,
+                run.optimizer,
+                run.federated,
+                run.seed,
+                run.evaluation_batch_size,
+            )
+        )
+
+    def ready(self) -> None:
+        """Answer once the actor is set up."""
+
+    def measure(self, weights: Arrays, order: Instruction, cohort: Sequence[int]) -> str:
+        return self._worker.measure(_tensors(weights), order, cohort)
+
+    def train(
+        self, weights: Arrays, cohort: Sequence[int], order: Instruction, kind: str, reduce: bool
+    ) -> tuple[Reply, list[Arrays]]:
+        reply = self._worker.train(_tensors(weights), order, cohort, kind, reduce)
+        arrays = [_numpy(update.arrays) for update in reply.updates]
+        return Reply([_bare(update) for update in reply.updates], reply.failures), arrays
+
+    def evaluate(
+        self, weights: Arrays, cohort: Sequence[int]
+    ) -> list[tuple[int, ClassificationMetrics]]:
+        return self._worker.evaluate(_tensors(weights), cohort)
+
+    def peak_rss_bytes(self) -> int:
+        return peak_rss_bytes()
+
+
+class RayPool:
+    """`workers` actors on the Ray cluster this process is connected to.
+
+    Raises `ResourceError` if the cluster has too few CPUs. An actor that dies is replaced and
+    its part of the cohort done again: the result is the same, since all draws are seeded.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        task: Task,
+        train: Split,
+        population: Population,
+        cluster_cpus: int,
+        log: Path,
+        on_failure: Callable[[int, str], None],
+    ) -> None:
+        workers = run.federated.workers
+        check_cpus("federated.workers", workers, 1, cluster_cpus)
+        threads = thread_share(cluster_cpus, workers)
+        self._population = population
+        self._on_failure = on_failure
+        data = [
+            ray.put(train.inputs.numpy()),
+            ray.put(train.targets.numpy()),
+            ray.put(population.partition.indices),
+            ray.put(population.partition.offsets),
+        ]
+        kind: Any = ray.remote(num_cpus=threads, max_restarts=0, max_task_retries=0)(_Actor)
+        setting = (run, task, threads, str(log))
+        self._start: Callable[[], Any] = lambda: kind.remote(setting, *data)
+        self._actors: list[Any] = [self._start() for _ in range(workers)]
+        ray.get([actor.ready.remote() for actor in self._actors])
+
+    def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> str:
+        choice = ray.get(self._actors[0].measure.remote(_numpy(weights), order, cohort))
+        assert isinstance(choice, str)
+        return choice
+
+    def train(
+        self, weights: Weights, order: Instruction, cohort: Sequence[int], kind: str, reduce: bool
+    ) -> list[Reply]:
+        answers = self._spread("train", weights, cohort, order, kind, reduce)
+        return [
+            Reply(
+                [
+                    _dressed(update, part)
+                    for update, part in zip(reply.updates, arrays, strict=True)
+                ],
+                reply.failures,
+            )
+            for reply, arrays in answers
+        ]
+
+    def evaluate(
+        self, weights: Weights, cohort: Sequence[int]
+    ) -> list[tuple[int, ClassificationMetrics]]:
+        answers = self._spread("evaluate", weights, cohort)
+        return sorted((pair for answer in answers for pair in answer), key=lambda pair: pair[0])
+
+    def _spread(
+        self, method: str, weights: Weights, cohort: Sequence[int], *arguments: object
+    ) -> list[Any]:
+        """Call `method` on every actor with its part of the cohort; answers in actor order."""
+        shared = ray.put(_numpy(weights))
+        costs = [self._population.train_size(client) for client in cohort]
+        parts = place(costs, cohort, len(self._actors))
+        answers: dict[int, Any] = {}
+        attempts = dict.fromkeys(range(len(parts)), 0)
+        waiting: dict[Any, int] = {}
+
+        def submit(worker: int) -> None:
+            attempts[worker] += 1
+            remote = getattr(self._actors[worker], method).remote
+            waiting[remote(shared, parts[worker], *arguments)] = worker
+
+        for worker, part in enumerate(parts):
+            if part:
+                submit(worker)
+        while waiting:
+            (reference, *_), _ = ray.wait(list(waiting), num_returns=1)
+            worker = waiting.pop(reference)
+            try:
+                answers[worker] = ray.get(reference)
+            except _DEAD as error:
+                self._replace(worker, parts[worker], attempts[worker], error)
+                submit(worker)
+            except RayTaskError as error:
+                raise WorkerError(
+                    f"worker {worker} failed while it had clients {_some(parts[worker])}: {error}"
+                ) from error
+        return [answers[worker] for worker in sorted(answers)]
+
+    def _replace(self, worker: int, part: Sequence[int], attempts: int, error: Exception) -> None:
+        reason = f"worker process died ({type(error).__name__}) with clients {_some(part)}"
+        _log.error("worker %d: %s", worker, reason)
+        self._on_failure(worker, reason)
+        if attempts >= _ATTEMPTS:
+            raise WorkerError(
+                f"worker {worker} died {attempts} times over clients {_some(part)}: {error}. "
+                "If memory ran out, lower federated.workers or federated.batch_size."
+            ) from error
+        self._actors[worker] = self._start()
+
+    def peak_rss_bytes(self) -> int:
+        peaks = ray.get([actor.peak_rss_bytes.remote() for actor in self._actors])
+        return int(sum(peaks))
+
+    def close(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+def _tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return {name: torch.from_numpy(value) for name, value in arrays.items()}
+
+
+def _numpy(weights: Weights) -> Arrays:
+    return {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in weights.items()}
+
+
+def _bare(update: Update) -> Update:
+    return _dressed(update, {})
+
+
+def _dressed(update: Update, arrays: Arrays) -> Update:
+    return Update(
+        update.clients,
+        _tensors(arrays),
+        update.examples,
+        update.loss_sum,
+        update.seen,
+        update.steps,
+    )
+
+
+def _some(clients: Sequence[int]) -> str:
+    shown = ", ".join(str(client) for client in clients[:8])
+    return shown + (f" and {len(clients) - 8} more" if len(clients) > 8 else "")

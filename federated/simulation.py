@@ -1,0 +1,156 @@
+"""Builds the parts of a simulated federation from a config, runs it, and writes its results."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from heliotrope import checkpoint
+from heliotrope.config import Run
+from heliotrope.data import Dataset, Partition, partition
+from heliotrope.data import load as load_data
+from heliotrope.display import Display
+from heliotrope.errors import ConfigError
+from heliotrope.finish import finish
+from heliotrope.models import build, parameter_count
+from heliotrope.resources import available_cpus, peak_rss_bytes, pick_device
+from heliotrope.result import Outcome
+from heliotrope.rundir import RunDirectory
+from heliotrope.tasks import Task, task_of
+from heliotrope.tracking import Tracker, log_to
+
+from .client import Clients
+from .cohort import check_batched
+from .grid import CohortGrid
+from .pool import InProcessPool, Pool
+from .population import Population
+from .server import Server
+from .strategies import build_strategy, reduces
+
+__all__ = ["run_job"]
+
+_log = logging.getLogger(__name__)
+
+
+def run_job(run: Run, directory: Path) -> None:
+    """Train `run` in federated mode and leave its results in `directory`."""
+    device = pick_device(run.device)
+    torch.set_num_threads(available_cpus())
+    dataset = load_data(run.data, run.seed)
+    task = task_of(dataset)
+    clients = _clients(run, task, dataset)
+    strategy = build_strategy(run)
+    reduce = reduces(run.federated)
+    unbatchable = check_batched(clients)
+    kind = run.federated.client_training
+    home = RunDirectory(directory)
+    home.claim(run, "federated")
+    handler = log_to(home.log, "server")
+    with Display(f"federated {run.name}", "round", run.federated.rounds) as display:
+        tracker = Tracker(home.metrics, (display,))
+        try:
+            if unbatchable is not None and kind == "auto":
+                kind = "sequential"
+                display.say(f"client training: sequential, because {unbatchable}")
+            with _pool(run, clients, device, home.log, tracker) as pool:
+                grid = CohortGrid(pool, reduce, kind)
+                server = Server(
+                    run,
+                    clients.model,
+                    task,
+                    dataset,
+                    clients.population,
+                    strategy,
+                    grid,
+                    tracker,
+                    home.checkpoints,
+                )
+                _begin(run, server, tracker, home, display)
+                state = server.train()
+                outcome = Outcome(
+                    metrics={},
+                    unit={"rounds": state.server_round},
+                    counts=state.counts,
+                    clock=state.clock,
+                    startup_seconds=state.startup_seconds or 0.0,
+                    parameters=parameter_count(clients.model),
+                    peak_rss_bytes=peak_rss_bytes() + pool.peak_rss_bytes(),
+                    target=server.target.summary(),
+                    packages=("flwr", *(("ray",) if run.federated.pool == "ray" else ())),
+                )
+            finish(run, "federated", home, tracker, server.final, task, outcome, display)
+        finally:
+            tracker.close()
+            logging.getLogger().removeHandler(handler)
+            home.release()
+
+
+def _clients(run: Run, task: Task, dataset: Dataset) -> Clients:
+    cfg = run.federated
+    model = build(run.model, task, run.seed)
+    parts: Partition = partition(
+        cfg.partition, dataset.train.targets.numpy(), dataset.train.keys, run.seed
+    )
+    if cfg.clients_per_round > len(parts):  # a natural partition's size is known only here
+        raise ConfigError(
+            f"federated.clients_per_round={cfg.clients_per_round} is more than the "
+            f"{len(parts)} clients of this partition. Lower it."
+        )
+    return Clients(
+        model=model,
+        task=task,
+        train=dataset.train,
+        population=Population(parts, cfg.holdout_fraction, run.seed),
+        optimizer=run.optimizer,
+        federated=cfg,
+        run_seed=run.seed,
+        evaluation_batch_size=run.evaluation_batch_size,
+    )
+
+
+@contextmanager
+def _pool(
+    run: Run, clients: Clients, device: torch.device, log: Path, tracker: Tracker
+) -> Iterator[Pool]:
+    if run.federated.pool == "inprocess":
+        yield InProcessPool(clients.on(device))
+        return
+    import ray  # only here: importing and starting it takes seconds
+
+    from heliotrope.cluster import session
+
+    from .ray_pool import RayPool
+
+    def on_failure(worker: int, reason: str) -> None:
+        tracker.emit("failure", worker=worker, reason=reason)
+
+    with session(ray) as cluster:
+        pool = RayPool(
+            run, clients.task, clients.train, clients.population, cluster.cpus, log, on_failure
+        )
+        try:
+            yield pool
+        finally:
+            pool.close()
+
+
+def _begin(
+    run: Run, server: Server, tracker: Tracker, home: RunDirectory, display: Display
+) -> None:
+    """Resume from the newest good checkpoint, or write the first event."""
+
+    def loudly(line: str) -> None:
+        _log.error(line)
+        display.say(f"[red]{line}[/red]")
+
+    found = checkpoint.latest(home.checkpoints, loudly) if run.resume else None
+    if found is not None:
+        server.resume(found)
+        display.say(f"resumed after round {found.progress}")
+        return
+    tracker.rewind(0)
+    tracker.emit("start", mode="federated", name=run.name, seed=run.seed)

@@ -1,0 +1,71 @@
+"""From run directories to a comparison people can read: in the terminal, and as one HTML page.
+
+    runs = [read_run(Path("runs/a")), read_run(Path("runs/b"))]
+    rich.print(comparison_table(runs))
+    write_report(runs, Path("report.html"))
+
+matplotlib and Jinja are imported when a page is written, not when this module is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from heliotrope.errors import ConfigError
+from heliotrope.reporting.compare import labels
+from heliotrope.reporting.record import RunRecord, read_run
+from heliotrope.reporting.summary import rows
+
+__all__ = ["RunRecord", "comparison_table", "read_run", "write_report"]
+
+
+def comparison_table(runs: Sequence[RunRecord]) -> Table:
+    """Return a table with a column a run and a row a fact; best metrics and costs are bold.
+
+    Raises `ConfigError` if there is no run.
+    """
+    _at_least_one(runs)
+    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("", style="dim", no_wrap=True)
+    for label in labels(runs):
+        table.add_column(Text(label), overflow="fold")
+    for row in rows(runs):
+        cells = [
+            Text(cell, style="bold" if index in row.best else "")
+            for index, cell in enumerate(row.cells)
+        ]
+        table.add_row(Text(row.label), *cells)
+    return table
+
+
+def write_report(runs: Sequence[RunRecord], output: Path) -> Path:
+    """Write one self-contained HTML page about one run or several, and return its path.
+
+    The page appears whole or not at all. Raises `ConfigError` if there is no run, or if
+    `output` is a directory.
+    """
+    from heliotrope.reporting.page import render
+
+    _at_least_one(runs)
+    output = Path(output)
+    if output.is_dir():
+        raise ConfigError(f"{output} is a directory. Name a file, e.g. {output / 'report.html'}.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    page = render(runs)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return output
+
+
+def _at_least_one(runs: Sequence[RunRecord]) -> None:
+    if not runs:
+        raise ConfigError("A report needs at least one run. Name a run directory.")
