@@ -20,6 +20,7 @@ from typing import NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -83,15 +84,31 @@ def run_mode(mode: Mode, job: Callable[[Run, Path], None]) -> int:
     OmegaConf.register_new_resolver("mode", lambda: mode, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, to be explained below
 
+    codes: list[int] = []
+    directories: list[Path] = []
+
     def task(cfg: DictConfig) -> None:
         hydra_cfg = HydraConfig.get()
-        _refuse_other_mode(mode, list(hydra_cfg.overrides.task))
-        job(config.load(cfg, mode), Path(hydra_cfg.runtime.output_dir))
+        directory = Path(hydra_cfg.runtime.output_dir)
+        overrides = list(hydra_cfg.overrides.task)
+        if hydra_cfg.mode == RunMode.MULTIRUN:
+            print(f"[{hydra_cfg.job.num}] {' '.join(overrides)}", flush=True)
+
+        def one_job() -> None:
+            _refuse_other_mode(mode, overrides)
+            job(config.load(cfg, mode), directory)
+
+        # Explained here, not by Hydra; the rest of a sweep goes on after a job that failed.
+        codes.append(_guarded(one_job, interruptible=False))
+        directories.append(directory)
 
     decorated = hydra.main(
         version_base="1.3", config_path=str(config.conf_dir()), config_name="config"
     )(task)
-    return _guarded(decorated)
+    outside = _guarded(decorated)
+    if len(directories) > 1:
+        print(f"compare them: heliotrope compare {directories[0].parent}/*/")
+    return outside or next((code for code in codes if code), 0)
 
 
 def _refuse_other_mode(mode: Mode, overrides: list[str]) -> None:
@@ -105,7 +122,7 @@ def _refuse_other_mode(mode: Mode, overrides: list[str]) -> None:
             )
 
 
-def _guarded(action: Callable[[], object]) -> int:
+def _guarded(action: Callable[[], object], *, interruptible: bool = True) -> int:
     """Run `action`; print an expected error in one paragraph and return its exit code."""
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -118,6 +135,8 @@ def _guarded(action: Callable[[], object]) -> int:
         print(f"error: {explain(error)}", file=sys.stderr)
         return ConfigError.exit_code
     except KeyboardInterrupt:
+        if not interruptible:
+            raise
         print("interrupted", file=sys.stderr)
         return 130
     finally:

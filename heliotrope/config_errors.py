@@ -74,7 +74,7 @@ def _unknown(key: str) -> str:
             f"{key}{_given(key)}: the chosen {key.rpartition('.')[0]} has no such key. "
             f"It belongs to another choice of that group."
         )
-    return f"there is no key {key} (given: {key}{_given(key)}).{closest(key, keys)}"
+    return f"{key}{_given(key)}: there is no such key.{closest(key, keys)}"
 
 
 def _known_keys() -> list[str]:

@@ -81,9 +81,10 @@ class Display:
             )
         elif kind in ("evaluate", "clients"):
             done = f"{self._unit} {event[self._unit]}/{self._total}"
-            mine = [self._latest[key] for key in event if key in self._latest]
-            train = [self._latest["train/loss"]] if "train/loss" in self._latest else []
-            self.say(f"{self._title}  {done}  {event['seconds']:.1f} s  " + "  ".join(train + mine))
+            mine = [key for key in event if key in self._latest and not key.endswith("f1")]
+            train = ["train/loss"] if kind == "evaluate" and "train/loss" in self._latest else []
+            shown = "  ".join(self._latest[key] for key in train + mine)
+            self.say(f"{self._title}  {done}  {event['seconds']:.1f} s  {shown}")
 
     def _shown(self) -> list[str]:
         wanted = ("train/loss", "validation/accuracy", "test/accuracy", "clients/accuracy")

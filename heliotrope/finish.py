@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from heliotrope.config import Mode, Run
 from heliotrope.display import Display
@@ -50,17 +52,19 @@ def finish(
         class_names=list(task.class_names),
     )
     tracker.emit("end", status="completed")
-    home.write_result(result_of(run, mode, outcome))
-    _report(home, display)
+    result = result_of(run, mode, outcome)
+    _report(home, result, display)
+    home.write_result(result)
     accuracy = values["test/accuracy"]
     display.say(f"{mode} {run.name}: test accuracy {accuracy:.4f}, results in {home.path}")
 
 
-def _report(home: RunDirectory, display: Display) -> None:
-    from heliotrope.report import read_run, write_report  # matplotlib takes a second to import
+def _report(home: RunDirectory, result: dict[str, Any], display: Display) -> None:
+    from heliotrope.report import read_run, write_report
 
     try:
-        write_report([read_run(home.path)], home.report)
+        record = replace(read_run(home.path), result=result, notes=())
+        write_report([record], home.report)
     except Exception:  # any failure here is cosmetic beside the run's results
         _log.exception("report.html could not be written")
         display.say("report.html could not be written; run.log says why")

@@ -99,7 +99,9 @@ def partition(
             clients = _clients(cfg, len(targets), 1)
             owner = _iid(clients, len(targets), generator)
         case _:
-            raise PartitionError(f"{_KEY}.name={cfg.name} is not a known partition.")
+            raise PartitionError(
+                f"{_KEY}.name={cfg.name} is not one of iid, dirichlet, shards, quantity, natural."
+            )
     offsets = np.zeros(clients + 1, dtype=np.int64)
     np.cumsum(np.bincount(owner, minlength=clients), out=offsets[1:])
     return Partition(np.argsort(owner, kind="stable"), offsets)
@@ -216,12 +218,12 @@ def _clients(cfg: PartitionConfig, examples: int, min_size: int) -> int:
         )
     if cfg.clients > examples:
         raise PartitionError(
-            f"{_KEY}.clients={cfg.clients:,} is more than the {examples:,} training examples, and "
+            f"{_KEY}.clients={cfg.clients} is more than the {examples:,} training examples, and "
             f"each client needs at least one. Set {_KEY}.clients to at most {examples}."
         )
     if cfg.clients * min_size > examples:
         raise PartitionError(
-            f"{_KEY}.min_size={min_size} for {_KEY}.clients={cfg.clients:,} needs "
+            f"{_KEY}.min_size={min_size} for {_KEY}.clients={cfg.clients} needs "
             f"{cfg.clients * min_size:,} training examples; there are {examples:,}. Set "
             f"{_KEY}.min_size to at most {examples // cfg.clients}, or {_KEY}.clients to at most "
             f"{examples // min_size}."

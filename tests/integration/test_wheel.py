@@ -101,7 +101,6 @@ def clean_environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return home / "bin"
 
 
-@pytest.mark.slow
 def test_installed_beside_dask(clean_environment: Path, tmp_path: Path) -> None:
     probe = """
 import dask.distributed, distributed, heliotrope, heliotrope.distributed, heliotrope.federated

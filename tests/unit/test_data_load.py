@@ -1,0 +1,211 @@
+"""What `load` gives: the splits, their scaling, and the errors a user can meet on the way."""
+
+from __future__ import annotations
+
+import gzip
+import secrets
+import struct
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from heliotrope.config import DataConfig
+from heliotrope.data import Dataset, Split, load
+from heliotrope.data.collect import collect
+from heliotrope.data.images import FASHION_MNIST, MNIST
+from heliotrope.errors import DataError
+
+CLASSES = 10
+
+
+@pytest.fixture
+def run_seed() -> int:
+    seed = secrets.randbits(32)
+    print(f"run seed: {seed}")  # shown by pytest on failure
+    return seed
+
+
+def write_idx(path: Path, array: npt.NDArray[np.uint8]) -> None:
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    content = header + array.tobytes()
+    path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, run_seed: int) -> Path:
+    """A little MNIST: 300 + 50 random images; the test images are much darker."""
+    rng = np.random.default_rng(run_seed)
+    for prefix, count, brightest in (("train", 300, 255), ("t10k", 50, 20)):
+        images = rng.integers(0, brightest + 1, (count, 28, 28), dtype=np.uint8)
+        labels = rng.integers(0, CLASSES, count, dtype=np.uint8)
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", labels)
+    return tmp_path
+
+
+def config(folder: Path, **changes: object) -> DataConfig:
+    return DataConfig(**{"name": "mnist", "dir": str(folder), **changes})  # type: ignore[arg-type]
+
+
+def rows(split: Split) -> set[bytes]:
+    return {example.numpy().tobytes() for example in split.inputs}
+
+
+def same(a: Split, b: Split) -> bool:
+    return torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets)
+
+
+def test_contents_and_types(folder: Path, run_seed: int) -> None:
+    data = load(config(folder, normalize=False), run_seed)
+    images = np.frombuffer((folder / "train-images-idx3-ubyte").read_bytes()[16:], dtype=np.uint8)
+    labels = np.frombuffer((folder / "train-labels-idx1-ubyte").read_bytes()[8:], dtype=np.uint8)
+    assert (data.name, data.input_shape, data.num_classes) == ("mnist", (1, 28, 28), CLASSES)
+    assert [len(data.train), len(data.validation), len(data.test)] == [300, 0, 50]
+    for split in (data.train, data.validation, data.test):
+        assert (split.inputs.dtype, split.targets.dtype) == (torch.float32, torch.int64)
+        assert split.inputs.shape == (len(split), 1, 28, 28)
+        assert split.targets.shape == (len(split),)
+        assert split.keys is None
+    expected = images.reshape(300, 1, 28, 28) / 255
+    np.testing.assert_allclose(data.train.inputs.numpy(), expected, rtol=1e-6)
+    np.testing.assert_array_equal(data.train.targets.numpy(), labels)
+
+
+def test_gzipped_files_give_the_same(folder: Path, run_seed: int) -> None:
+    plain = load(config(folder), run_seed)
+    for path in list(folder.iterdir()):
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes(), 1))
+        path.unlink()
+    packed = load(config(folder), run_seed)
+    assert same(plain.train, packed.train)
+    assert same(plain.test, packed.test)
+
+
+def test_normalisation_uses_the_training_split_alone(folder: Path, run_seed: int) -> None:
+    plain = load(config(folder, validation_fraction=0.3, normalize=False), run_seed)
+    scaled = load(config(folder, validation_fraction=0.3), run_seed)
+    reference = plain.train.inputs.double()
+    mean, std = reference.mean(), reference.std(correction=0)
+    for name in ("train", "validation", "test"):
+        expected = (getattr(plain, name).inputs.double() - mean) / std
+        found = getattr(scaled, name).inputs.double()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert scaled.test.inputs.mean() < -1  # the darker test images keep their own brightness
+
+
+def test_validation_split_is_drawn_from_training_by_the_run_seed(
+    folder: Path, run_seed: int
+) -> None:
+    def take(fraction: float, seed: int) -> Dataset:
+        return load(config(folder, validation_fraction=fraction, normalize=False), seed)
+
+    whole, first, again, other = (
+        take(0, run_seed),
+        take(0.25, run_seed),
+        take(0.25, run_seed),
+        take(0.25, run_seed + 1),
+    )
+    assert (len(first.train), len(first.validation)) == (225, 75)
+    assert rows(first.train) | rows(first.validation) == rows(whole.train)
+    assert not rows(first.train) & rows(first.validation)
+    assert same(first.validation, again.validation)
+    assert same(first.train, again.train)
+    assert rows(first.validation) != rows(other.validation)
+    assert same(first.test, other.test)
+    assert same(first.test, whole.test)
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_validation_fraction_that_empties_a_split_is_refused(
+    folder: Path, run_seed: int, fraction: float
+) -> None:
+    with pytest.raises(DataError, match=f"data.validation_fraction={fraction} of 300"):
+        load(config(folder, validation_fraction=fraction), run_seed)
+
+
+def test_images_and_labels_that_do_not_match_are_refused(folder: Path, run_seed: int) -> None:
+    write_idx(folder / "train-labels-idx1-ubyte", np.zeros(299, dtype=np.uint8))
+    with pytest.raises(DataError, match=r"train-images.* 300 images and .*train-labels.* 299 lab"):
+        load(config(folder), run_seed)
+
+
+def test_label_out_of_range_is_refused(folder: Path, run_seed: int) -> None:
+    labels = np.zeros(50, dtype=np.uint8)
+    labels[[17, 20]] = 10
+    write_idx(folder / "t10k-labels-idx1-ubyte", labels)
+    with pytest.raises(DataError, match=r"t10k-labels.*label 10 at position 17 \(2 such"):
+        load(config(folder), run_seed)
+
+
+def test_images_of_another_size_are_refused(folder: Path, run_seed: int) -> None:
+    write_idx(folder / "t10k-images-idx3-ubyte", np.zeros((50, 32, 32), dtype=np.uint8))
+    with pytest.raises(DataError, match=r"t10k-images.*50x32x32.*Nx28x28"):
+        load(config(folder), run_seed)
+
+
+def test_constant_images_cannot_be_normalised(folder: Path, run_seed: int) -> None:
+    write_idx(folder / "train-images-idx3-ubyte", np.full((300, 28, 28), 51, dtype=np.uint8))
+    with pytest.raises(DataError, match=r"all hold one value, 0\.2.*data\.normalize=false"):
+        load(config(folder), run_seed)
+    load(config(folder, normalize=False), run_seed)
+
+
+def test_unknown_name_suggests_the_closest(run_seed: int) -> None:
+    with pytest.raises(DataError, match=r"data\.name=fashion-mnist .*Did you mean 'fashion_mnist'"):
+        load(DataConfig(name="fashion-mnist"), run_seed)
+
+
+def test_a_split_of_unequal_lengths_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="differ in length"):
+        Split(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), np.zeros(4))
+
+
+# --- digits -------------------------------------------------------------------------------
+
+
+def test_digits_has_one_stratified_test_split_for_all_seeds(run_seed: int) -> None:
+    cfg = DataConfig(name="digits", validation_fraction=0.1, normalize=False)
+    one, two = load(cfg, run_seed), load(cfg, run_seed + 1)
+    assert (one.input_shape, one.num_classes) == ((1, 8, 8), CLASSES)
+    assert same(one.test, two.test)
+    assert not same(one.validation, two.validation)
+    total = len(one.train) + len(one.validation) + len(one.test)
+    assert total == 1797
+    every = torch.cat([one.train.targets, one.validation.targets, one.test.targets])
+    in_test = torch.bincount(one.test.targets) / torch.bincount(every)
+    assert ((in_test > 0.19) & (in_test < 0.21)).all()
+    assert not rows(one.test) & (rows(one.train) | rows(one.validation))
+    assert (one.train.inputs.min(), one.train.inputs.max()) == (0, 1)
+
+
+def test_digits_refuses_a_directory(tmp_path: Path, run_seed: int) -> None:
+    with pytest.raises(DataError, match="no effect"):
+        load(DataConfig(name="digits", dir=str(tmp_path)), run_seed)
+
+
+# --- the real files -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "first_labels", "mean", "std"),
+    [(MNIST, [5, 0, 4, 1, 9], 0.1307, 0.3081), (FASHION_MNIST, [9, 0, 0, 3, 0], 0.2860, 0.3530)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_the_real_files_have_their_published_statistics(
+    source: object, first_labels: list[int], mean: float, std: float
+) -> None:
+    assert source in (MNIST, FASHION_MNIST)
+    real = MNIST if source is MNIST else FASHION_MNIST
+    try:
+        collect(real, None, download=False)
+    except DataError:
+        pytest.skip(f"needs {real.name}, to be had with: {real.remedies[0]}")
+    data = load(DataConfig(name=real.name, download=False, normalize=False), 0)
+    assert (len(data.train), len(data.test)) == (60000, 10000)
+    assert data.train.targets[:5].tolist() == first_labels
+    assert torch.bincount(data.test.targets).min() > 800
+    assert data.train.inputs.mean().item() == pytest.approx(mean, abs=1e-4)
+    assert data.train.inputs.std().item() == pytest.approx(std, abs=1e-4)
