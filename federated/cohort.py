@@ -129,7 +129,7 @@ class CohortWorker:
         for client in cohort:
             try:
                 yield train_client(self.clients, weights, order, client)
-            except Exception as error:  # whatever a client's code raises is that client's failure
+            except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure
                 _log.exception("client %d failed in round %d", client, order.server_round)
                 failures.append(Failure(client, f"{type(error).__name__}: {error}"))
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 
 from heliotrope.metrics import ClassificationMetrics
 
-from .client import Failure, Instruction, Update, Weights
+from .client import Failure, Update
 from .messages import (
     become_server,
+    content_of,
     error_reply,
     evaluate_reply,
-    instruction_of,
-    read_arrays,
     stamp,
     train_reply,
 )
@@ -53,7 +52,10 @@ class CohortGrid(Grid):
         return list(self._offered)
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,  # noqa: ARG002 - part of Flower's interface
     ) -> list[Message]:
         """Do the work that `messages` ask for; returns when it is done."""
         groups: dict[int, list[Message]] = {}
@@ -69,7 +71,7 @@ class CohortGrid(Grid):
         return [reply for _, reply in sorted(replies, key=lambda pair: pair[0])]
 
     def _train(self, messages: Sequence[Message]) -> list[tuple[int, Message]]:
-        weights, order = _content(messages[0].content)
+        weights, order = content_of(messages[0])
         asked = {message.metadata.dst_node_id: message for message in messages}
         cohort = sorted(asked)
         if self.kind == "auto":
@@ -87,7 +89,7 @@ class CohortGrid(Grid):
         return replies
 
     def _evaluate(self, messages: Sequence[Message]) -> list[tuple[int, Message]]:
-        weights, _ = _content(messages[0].content)
+        weights, _ = content_of(messages[0])
         asked = {message.metadata.dst_node_id: message for message in messages}
         self.evaluations += self._pool.evaluate(weights, sorted(asked))
         return [
@@ -122,9 +124,3 @@ class CohortGrid(Grid):
     @property
     def run(self) -> NoReturn:
         raise RuntimeError("A simulated federation has no SuperLink, and so no Flower run.")
-
-
-def _content(content: RecordDict) -> tuple[Weights, Instruction]:
-    (arrays,) = content.array_records.values()
-    configs = list(content.config_records.values())
-    return read_arrays(arrays), instruction_of(configs[0] if configs else ConfigRecord())

@@ -21,10 +21,11 @@ from .client import Instruction, Update
 
 __all__ = [
     "become_server",
+    "content_of",
     "error_reply",
     "evaluate_reply",
-    "instruction_of",
     "read_arrays",
+    "stamp",
     "summed_evaluations",
     "to_record",
     "train_reply",
@@ -66,8 +67,14 @@ def read_arrays(record: ArrayRecord) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
 
 
-def instruction_of(config: ConfigRecord) -> Instruction:
-    """Return what a strategy's config record asks of the clients."""
+def content_of(message: Message) -> tuple[dict[str, Tensor], Instruction]:
+    """Return the global weights and the instruction that a strategy's message carries."""
+    (arrays,) = message.content.array_records.values()
+    (config,) = message.content.config_records.values()
+    return read_arrays(arrays), _instruction(config)
+
+
+def _instruction(config: ConfigRecord) -> Instruction:
     mu = config.get("proximal-mu", 0.0)
     server_round = config["server-round"]
     assert isinstance(mu, int | float)
@@ -84,14 +91,14 @@ def train_reply(update: Update, reply_to: Message) -> Message:
         {"num-examples": update.examples, "train_loss": update.loss_sum / update.seen}
     )
     content = RecordDict({"arrays": to_record(update.arrays), "metrics": metrics})
-    return stamp(Message(content, reply_to=reply_to))
+    return Message(content, reply_to=reply_to)
 
 
 def evaluate_reply(metrics: ClassificationMetrics, reply_to: Message) -> Message:
     """Return a client's metrics as sums, so that the server can add them exactly."""
     sums = metrics.to_vector().tolist()
     record = MetricRecord({"num-examples": metrics.count, "sums": sums})
-    return stamp(Message(RecordDict({"metrics": record}), reply_to=reply_to))
+    return Message(RecordDict({"metrics": record}), reply_to=reply_to)
 
 
 def summed_evaluations(replies: Sequence[RecordDict], _weight_key: str) -> MetricRecord:
@@ -104,4 +111,4 @@ def summed_evaluations(replies: Sequence[RecordDict], _weight_key: str) -> Metri
 
 def error_reply(reason: str, reply_to: Message) -> Message:
     """Return a client's failure as a reply."""
-    return stamp(Message(Error(code=_CLIENT_ERROR, reason=reason), reply_to=reply_to))
+    return Message(Error(code=_CLIENT_ERROR, reason=reason), reply_to=reply_to)

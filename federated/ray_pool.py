@@ -18,14 +18,14 @@ from heliotrope.config import Run
 from heliotrope.data import Partition, Split
 from heliotrope.errors import WorkerError
 from heliotrope.metrics import ClassificationMetrics
-from heliotrope.models import build
 from heliotrope.resources import check_cpus, peak_rss_bytes, thread_share
 from heliotrope.tasks import Task
 from heliotrope.tracking import log_to
 
-from .client import Clients, Instruction, Update, Weights
+from .client import Instruction, Update, Weights
 from .cohort import CohortWorker, Reply, place
 from .population import Population
+from .setup import assemble
 
 __all__ = ["RayPool"]
 
@@ -54,22 +54,7 @@ class _Actor:
         with warnings.catch_warnings():  # the shared arrays are read-only, and only read
             warnings.simplefilter("ignore", UserWarning)
             train = Split(torch.from_numpy(inputs), torch.from_numpy(targets))
-        population = Population(
-            Partition(indices, offsets), run.federated.holdout_fraction, run.seed
-        )
-        model = build(run.model, task, run.seed)
-        self._worker = CohortWorker(
-            Clients(
-                model,
-                task,
-                train,
-                population,
-                run.optimizer,
-                run.federated,
-                run.seed,
-                run.evaluation_batch_size,
-            )
-        )
+        self._worker = CohortWorker(assemble(run, task, train, Partition(indices, offsets)))
 
     def ready(self) -> None:
         """Answer once the actor is set up."""

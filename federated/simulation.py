@@ -11,24 +11,22 @@ import torch
 
 from heliotrope import checkpoint
 from heliotrope.config import Run
-from heliotrope.data import Dataset, Partition, partition
-from heliotrope.data import load as load_data
+from heliotrope.data import load
 from heliotrope.display import Display
-from heliotrope.errors import ConfigError
 from heliotrope.finish import finish
-from heliotrope.models import build, parameter_count
+from heliotrope.models import parameter_count
 from heliotrope.resources import available_cpus, peak_rss_bytes, pick_device
 from heliotrope.result import Outcome
 from heliotrope.rundir import RunDirectory
-from heliotrope.tasks import Task, task_of
-from heliotrope.tracking import Tracker, log_to
+from heliotrope.tasks import task_of
+from heliotrope.tracking import Tracker, log_to, stop_logging
 
 from .client import Clients
 from .cohort import check_batched
 from .grid import CohortGrid
 from .pool import InProcessPool, Pool
-from .population import Population
 from .server import Server
+from .setup import assemble, divide
 from .strategies import build_strategy, reduces
 
 __all__ = ["run_job"]
@@ -40,9 +38,9 @@ def run_job(run: Run, directory: Path) -> None:
     """Train `run` in federated mode and leave its results in `directory`."""
     device = pick_device(run.device)
     torch.set_num_threads(available_cpus())
-    dataset = load_data(run.data, run.seed)
+    dataset = load(run.data, run.seed)
     task = task_of(dataset)
-    clients = _clients(run, task, dataset)
+    clients = assemble(run, task, dataset.train, divide(run, dataset))
     strategy = build_strategy(run)
     reduce = reduces(run.federated)
     unbatchable = check_batched(clients)
@@ -85,31 +83,8 @@ def run_job(run: Run, directory: Path) -> None:
             finish(run, "federated", home, tracker, server.final, task, outcome, display)
         finally:
             tracker.close()
-            logging.getLogger().removeHandler(handler)
+            stop_logging(handler)
             home.release()
-
-
-def _clients(run: Run, task: Task, dataset: Dataset) -> Clients:
-    cfg = run.federated
-    model = build(run.model, task, run.seed)
-    parts: Partition = partition(
-        cfg.partition, dataset.train.targets.numpy(), dataset.train.keys, run.seed
-    )
-    if cfg.clients_per_round > len(parts):  # a natural partition's size is known only here
-        raise ConfigError(
-            f"federated.clients_per_round={cfg.clients_per_round} is more than the "
-            f"{len(parts)} clients of this partition. Lower it."
-        )
-    return Clients(
-        model=model,
-        task=task,
-        train=dataset.train,
-        population=Population(parts, cfg.holdout_fraction, run.seed),
-        optimizer=run.optimizer,
-        federated=cfg,
-        run_seed=run.seed,
-        evaluation_batch_size=run.evaluation_batch_size,
-    )
 
 
 @contextmanager
@@ -120,7 +95,6 @@ def _pool(
         yield InProcessPool(clients.on(device))
         return
     import ray  # only here: importing and starting it takes seconds
-
     from heliotrope.cluster import session
 
     from .ray_pool import RayPool

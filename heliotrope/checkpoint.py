@@ -5,7 +5,7 @@ A checkpoint is a directory named by the progress it holds (`00000020`)::
     model.safetensors   the weights, by parameter name
     state.safetensors   other arrays: optimizer or strategy state
     state.json          everything else, as JSON
-    manifest.json       schema, and the SHA-256 and size of each file
+    manifest.json       schema, the SHA-256 and size of each file, and its own SHA-256
 
 It is written under a temporary name, flushed to disk, and renamed, so that a directory with
 a final name is always whole. Loading verifies every hash: a flipped bit is refused by name.
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -33,6 +34,7 @@ __all__ = ["Checkpoint", "latest", "load", "load_weights", "save"]
 
 _SCHEMA = 1
 _KEEP = 3
+_REPLACED = ".replaced"  # a checkpoint that another of the same progress is about to replace
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,25 @@ class Checkpoint:
 
 
 def save(root: Path, checkpoint: Checkpoint) -> Path:
-    """Write `checkpoint` durably under `root`, drop all but the newest few, return its path."""
+    """Write `checkpoint` durably under `root`, drop all but the newest few, return its path.
+
+    Interrupted at any point, it leaves the earlier checkpoints readable. Raises
+    `CheckpointError` if the files cannot be written.
+    """
+    try:
+        return _save(root, checkpoint)
+    except OSError as error:
+        raise CheckpointError(
+            f"The checkpoint at {checkpoint.progress} could not be written under {root}: {error}. "
+            "The earlier ones are whole: make room there and continue with resume=true."
+        ) from error
+
+
+def _save(root: Path, checkpoint: Checkpoint) -> Path:
     final = root / f"{checkpoint.progress:08d}"
     temporary = root / f".{final.name}.tmp{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for abandoned in root.glob(".*.tmp*"):  # by a process that was killed here
+        shutil.rmtree(abandoned, ignore_errors=True)
     temporary.mkdir(parents=True)
     payloads = {
         "model.safetensors": save_tensors(_storable(checkpoint.model)),
@@ -60,16 +77,22 @@ def save(root: Path, checkpoint: Checkpoint) -> Path:
         name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         for name, data in payloads.items()
     }
-    manifest = {"schema": _SCHEMA, "progress": checkpoint.progress, "files": files}
-    payloads["manifest.json"] = json.dumps(manifest, indent=1).encode()
+    payloads["manifest.json"] = _signed(
+        {"schema": _SCHEMA, "progress": checkpoint.progress, "files": files}
+    )
     for name, data in payloads.items():
         _write_durably(temporary / name, data)
     _sync_directory(temporary)
+    replaced = root / f"{final.name}{_REPLACED}"
     if final.exists():  # the same progress, reached again after a resume
-        shutil.rmtree(final)
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
     temporary.rename(final)
     _sync_directory(root)
-    for old in _directories(root)[:-_KEEP]:
+    shutil.rmtree(replaced, ignore_errors=True)
+    # Newer ones, which a resume found damaged, do not count: this one must never be dropped.
+    kept = _directories(root)
+    for old in kept[: max(0, kept.index(final) + 1 - _KEEP)]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -77,11 +100,15 @@ def save(root: Path, checkpoint: Checkpoint) -> Path:
 def load(path: Path) -> Checkpoint:
     """Read and verify the checkpoint at `path`; `CheckpointError` names the file at fault."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        signed = (path / "manifest.json").read_bytes()
+        manifest = json.loads(signed)
         if manifest["schema"] != _SCHEMA:
             raise CheckpointError(
                 f"{path}: checkpoint schema {manifest['schema']}; this version reads {_SCHEMA}."
             )
+        del manifest["sha256"]
+        if _signed(manifest) != signed:
+            raise CheckpointError(f"{path / 'manifest.json'} fails its own checksum.")
         payloads = {}
         for name, expected in manifest["files"].items():
             data = (path / name).read_bytes()
@@ -139,13 +166,27 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) 
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Return copies on the CPU: safetensors refuses arrays that share memory (tied weights)."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def _signed(manifest: Mapping[str, Any]) -> bytes:
+    """Return the manifest as JSON that ends in its own SHA-256."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**manifest, "sha256": digest}, indent=1).encode()
 
 
 def _directories(root: Path) -> list[Path]:
+    """Return the whole checkpoints under `root`, oldest first."""
     if not root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if path.is_dir() and path.name.isdigit())
+    found = {path.name: path for path in root.iterdir() if path.is_dir()}
+    for name in [name for name in found if name.endswith(_REPLACED)]:
+        found.setdefault(name.removesuffix(_REPLACED), found[name])  # the swap was interrupted
+    return [found[name] for name in sorted(filter(str.isdigit, found), key=int)]
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "check",
     "conf_dir",
     "from_resolved",
+    "from_yaml",
     "load",
     "register",
 ]
@@ -340,7 +341,12 @@ def load(cfg: DictConfig, mode: Mode) -> Run:
 
 def from_resolved(path: Path) -> Run:
     """Read back the resolved `config.yaml` of a run directory, typed, without Hydra."""
-    values = cast(DictConfig, OmegaConf.load(path))
+    return from_yaml(path.read_text(), str(path))
+
+
+def from_yaml(text: str, source: str = "config") -> Run:
+    """Return the `Run` that a resolved YAML text holds; errors name `source`."""
+    values = cast(DictConfig, OmegaConf.create(text))
     typed = OmegaConf.structured(Run)
     typed.distributed = OmegaConf.structured(DistributedConfig)
     typed.federated = OmegaConf.structured(FederatedConfig)
@@ -348,7 +354,7 @@ def from_resolved(path: Path) -> Run:
         key = group.replace("/", ".")
         name = OmegaConf.select(values, f"{key}.name")
         if name not in choices:
-            raise ConfigError(f"{path}: {key}.name={name} is not known to this version.")
+            raise ConfigError(f"{source}: {key}.name={name} is not known to this version.")
         OmegaConf.update(typed, key, OmegaConf.structured(choices[name]), merge=False)
     return cast(Run, OmegaConf.to_object(OmegaConf.merge(typed, values)))
 

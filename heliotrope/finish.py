@@ -65,6 +65,6 @@ def _report(home: RunDirectory, result: dict[str, Any], display: Display) -> Non
     try:
         record = replace(read_run(home.path), result=result, notes=())
         write_report([record], home.report)
-    except Exception:  # any failure here is cosmetic beside the run's results
+    except Exception:  # noqa: BLE001 - cosmetic beside the run's results
         _log.exception("report.html could not be written")
         display.say("report.html could not be written; run.log says why")

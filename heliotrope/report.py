@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heliotrope.errors import ConfigError
-from heliotrope.reporting.compare import labels
+from heliotrope.reporting.compare import labels, shared_name
 from heliotrope.reporting.record import RunRecord, read_run
 from heliotrope.reporting.summary import rows
 
@@ -30,7 +30,11 @@ def comparison_table(runs: Sequence[RunRecord]) -> Table:
     Raises `ConfigError` if there is no run.
     """
     _at_least_one(runs)
-    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    name = shared_name(runs) if len(runs) > 1 else None
+    title = None if name is None else Text(name)
+    table = Table(
+        title=title, title_justify="left", show_edge=False, pad_edge=False, header_style="bold"
+    )
     table.add_column("", style="dim", no_wrap=True)
     for label in labels(runs):
         table.add_column(Text(label), overflow="fold")

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Clock", "Event", "Progress", "Tracker", "log_to", "process_age"]
+__all__ = ["Clock", "Event", "Progress", "Tracker", "log_to", "process_age", "stop_logging"]
 
 Event = Mapping[str, Any]
 
@@ -116,6 +116,12 @@ def log_to(path: Path, who: str) -> logging.Handler:
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     return handler
+
+
+def stop_logging(handler: logging.Handler) -> None:
+    """Undo `log_to`."""
+    logging.getLogger().removeHandler(handler)
+    handler.close()
 
 
 def process_age() -> float:

@@ -53,6 +53,7 @@ pip_install() {
 
 install() {
   local python
+  trap 'exit 130' INT # pip would turn an interrupt into a plain failure
   if [ -e "$stamp" ] && { [ ! -x .venv/bin/python ] || grep -q unfinished "$stamp"; }; then
     say "the last set-up of .venv is not complete: starting again"
     find .venv -mindepth 1 ! -path "$stamp" -delete
@@ -74,7 +75,7 @@ install() {
 # A second script started meanwhile waits for the first one's set-up.
 if ! up_to_date; then
   (
-    flock 9
+    flock --nonblock 9 || { say "waiting for the set-up that another script is making" && flock 9; }
     up_to_date || install
   ) 9<pyproject.toml
 fi

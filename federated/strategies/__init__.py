@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from flwr.serverapp.strategy import (
     Bulyan,
@@ -26,7 +27,7 @@ from heliotrope.errors import ConfigError
 
 from ..messages import summed_evaluations
 
-__all__ = ["STRATEGIES", "build_strategy", "reduces"]
+__all__ = ["STRATEGIES", "build_strategy", "reduces", "strategy_settings"]
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,8 @@ def build_strategy(run: Run) -> Strategy:
     Raises `ConfigError` if a cohort is too small for it.
     """
     _check(run.federated)
-    settings = {key: value for key, value in asdict(run.federated.strategy).items()}
-    name = settings.pop("name")
-    if name == "qfedavg":
-        settings["client_learning_rate"] = run.optimizer.lr
-    return STRATEGIES[name].kind(
-        **settings,
+    return STRATEGIES[run.federated.strategy.name].kind(
+        **strategy_settings(run),
         fraction_train=1.0,
         fraction_evaluate=1.0,
         min_train_nodes=1,
@@ -72,6 +69,14 @@ def build_strategy(run: Run) -> Strategy:
         min_available_nodes=1,
         evaluate_metrics_aggr_fn=summed_evaluations,
     )
+
+
+def strategy_settings(run: Run) -> dict[str, Any]:
+    """Return the strategy's own constructor arguments."""
+    settings = asdict(run.federated.strategy)
+    if settings.pop("name") == "qfedavg":
+        settings["client_learning_rate"] = run.optimizer.lr
+    return settings
 
 
 def reduces(cfg: FederatedConfig) -> bool:

@@ -38,6 +38,11 @@ class Source:
     remedies: tuple[str, ...]
     system_dirs: tuple[Path, ...] = ()
 
+    def commands(self) -> list[str]:
+        """Return the remedies, ready to paste into a shell."""
+        cache = shlex.quote(str(cache_dir(self.name)))
+        return [command.format(cache=cache) for command in self.remedies]
+
 
 def cache_dir(name: str) -> Path:
     """Return the folder for the dataset `name`, `~/.cache/heliotrope/<name>` by default.
@@ -93,11 +98,11 @@ def collect(source: Source, directory: str | None, *, download: bool) -> dict[st
             return found
         searched.append(f"{folder}: {_lack(source, folder, found)}")
     if not download:
-        raise _not_found(source, cache, searched, ["not tried, because data.download=false"])
+        raise _not_found(source, searched, ["not tried, because data.download=false"])
     try:
         _fetch_missing(source, cache)
     except DownloadError as error:
-        raise _not_found(source, cache, searched, error.attempts) from error
+        raise _not_found(source, searched, error.attempts) from error
     return _find(source, cache)
 
 
@@ -125,8 +130,8 @@ def _fetch_missing(source: Source, cache: Path) -> None:
     fetch({f"{name}.gz": source.sha256[name] for name in missing}, source.mirrors, cache)
 
 
-def _not_found(source: Source, cache: Path, searched: list[str], attempts: list[str]) -> DataError:
-    remedies = [command.format(cache=shlex.quote(str(cache))) for command in source.remedies]
+def _not_found(source: Source, searched: list[str], attempts: list[str]) -> DataError:
+    commands = source.commands()
 
     def lines(items: list[str]) -> str:
         return "".join(f"\n    {item}" for item in items)
@@ -135,6 +140,6 @@ def _not_found(source: Source, cache: Path, searched: list[str], attempts: list[
         f"data={source.name}: the files are not on this machine and could not be fetched.\n"
         f"  Searched:{lines(searched)}\n"
         f"  Download:{lines(attempts)}\n"
-        f"  Get them with {'one of' if len(remedies) > 1 else 'this command'}:{lines(remedies)}\n"
+        f"  Get them with {'one of' if len(commands) > 1 else 'this command'}:{lines(commands)}\n"
         "  or set data.dir to a folder that holds them."
     )

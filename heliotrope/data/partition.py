@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,9 @@ class Partition:
         if not 0 <= client < len(self):
             raise IndexError(f"client {client} of {len(self)}")
         return self.indices[self.offsets[client] : self.offsets[client + 1]]
+
+    def __iter__(self) -> Iterator[_Ints]:
+        return (self[client] for client in range(len(self)))
 
     @property
     def sizes(self) -> _Ints:

@@ -30,7 +30,7 @@ MARKERS = "os^DvP"  # one fewer than colours, so that pairs repeat only after 42
 _INK, _MUTED, _GRID, _CARD = "#fe0100", "#fe0200", "#fe0300", "#fe0400"
 _NAMED = {_INK: "--ink", _MUTED: "--muted", _GRID: "--grid", _CARD: "--card"}
 _MOST_POINTS = 300
-_LOG_FROM = 20  # runs whose extents differ by more share a logarithmic axis
+_LOG_FROM = 8  # runs whose extents differ by more share a logarithmic axis
 
 # axis -> its label, and (from this extent on, divide by, unit)
 AXES: dict[str, tuple[str, tuple[tuple[float, float, str], ...]]] = {
@@ -38,7 +38,7 @@ AXES: dict[str, tuple[str, tuple[tuple[float, float, str], ...]]] = {
         "examples seen",
         ((2e6, 1e6, "million examples"), (2e3, 1e3, "thousand examples"), (0, 1, "examples")),
     ),
-    "seconds": ("seconds", ((7200, 3600, "hours"), (180, 60, "minutes"), (0, 1, "seconds"))),
+    "seconds": ("wall time", ((7200, 3600, "hours"), (180, 60, "minutes"), (0, 1, "seconds"))),
     "bytes": (
         "bytes exchanged",
         ((1e12, 1e12, "TB"), (1e9, 1e9, "GB"), (1e6, 1e6, "MB"), (1e3, 1e3, "kB"), (0, 1, "bytes")),
@@ -138,7 +138,7 @@ class Studio:
         axes.set_ylim(*spread.limits)
         return self._svg(figure)
 
-    def ranked(self, values: Sequence[Sequence[float]], limits: tuple[float, float]) -> str:
+    def ranked(self, values: Sequence[Sequence[float]]) -> str:
         """Draw each run's clients from worst to best, as shares of all its clients.
 
         `values[run]` is sorted, worst first; empty for a run without clients.
@@ -158,7 +158,6 @@ class Studio:
                 markeredgewidth=0,
             )
         axes.set_xlim(-2, 102)
-        axes.set_ylim(*limits)
         return self._svg(figure)
 
     def matrix(self, shades: Sequence[Sequence[float]], hit: str, miss: str) -> str:
@@ -215,7 +214,7 @@ def _canvas(width: int = 380, height: int = 236) -> tuple[Figure, Axes]:
     axes.tick_params(length=0, labelsize=10.5, labelcolor=_MUTED, pad=6)
     axes.margins(x=0.03, y=0.08)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=5))
+        axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(_tick))
     return figure, axes
 

@@ -17,9 +17,13 @@ __all__ = ["ClientPanel", "clients"]
 
 @dataclass
 class ClientPanel:
-    """How well the model serves each client: charts, one fact row a run, the worst clients."""
+    """How well the model serves each client: charts, one fact row a run, the worst clients.
+
+    `runs` are the positions of the runs that have clients.
+    """
 
     measure: str
+    runs: list[int] = field(default_factory=list)
     drawings: list[Drawing] = field(default_factory=list)
     facts: list[list[str]] = field(default_factory=list)
     worst: list[list[str]] = field(default_factory=list)
@@ -40,6 +44,7 @@ def clients(runs: Sequence[RunRecord], labels: Sequence[str], studio: Studio) ->
     ends = [sorted(_values(s[-1], measure), reverse=not rising) if s else [] for s in told]
     for index, some in enumerate(told):
         if some:
+            panel.runs.append(index)
             panel.drawings.append(_spread(labels[index], some, measure, limits, index, studio))
             panel.facts.append([labels[index], *_client_facts(some[-1], ends[index], measure)])
             panel.worst += [[labels[index], *line] for line in _worst(some[-1], measure, rising)]
@@ -48,7 +53,7 @@ def clients(runs: Sequence[RunRecord], labels: Sequence[str], studio: Studio) ->
         for label, end in zip(labels, ends, strict=True)
         if end
     )
-    last = Drawing("every client at the end, worst to best", alt, studio.ranked(ends, limits))
+    last = Drawing("every client, at the end", alt, studio.ranked(ends))
     panel.drawings.append(last)
     return panel
 
@@ -71,7 +76,7 @@ def _spread(
         f"to {metric_text(min(values[-1]))}-{metric_text(max(values[-1]))}."
     )
     svg = studio.spread(Spread(rounds, values, mean, limits), index)
-    return Drawing(f"{label}: client {measure} over rounds", alt, svg)
+    return Drawing(f"{label}, over rounds", alt, svg)
 
 
 def _client_facts(event: Mapping[str, Any], ranked: Sequence[float], measure: str) -> list[str]:

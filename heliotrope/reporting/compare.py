@@ -8,7 +8,7 @@ from typing import Any
 
 from heliotrope.reporting.record import RunRecord
 
-__all__ = ["Difference", "differences", "flatten", "labels"]
+__all__ = ["Difference", "differences", "flatten", "labels", "shared_name"]
 
 NOT_SET = "not set"
 
@@ -40,9 +40,11 @@ def labels(runs: Sequence[RunRecord]) -> list[str]:
     """Return one short label a run, all distinct.
 
     The name, where it is enough; then the mode, the settings that differ between the runs of
-    one name, the directory and, as the last resort, a number.
+    one name, the directory and, as the last resort, a number. A name that all runs share tells
+    none apart and is left to the title.
     """
-    told = [_shorten(run.name, 48) for run in runs]
+    shared = len(runs) > 1 and shared_name(runs) is not None
+    told = ["" if shared else _shorten(run.name, 48) for run in runs]
     settings = _settings_apart(runs)
     steps: list[Callable[[int], str]] = [
         lambda i: runs[i].mode,
@@ -57,8 +59,14 @@ def labels(runs: Sequence[RunRecord]) -> list[str]:
         for group in groups:
             if len({step(i) for i in group}) > 1:
                 for i in group:
-                    told[i] = f"{told[i]} · {step(i)}" if step(i) else told[i]
+                    told[i] = " · ".join(part for part in (told[i], step(i)) if part)
     return told
+
+
+def shared_name(runs: Sequence[RunRecord]) -> str | None:
+    """Return the experiment's name if all runs have the same, else None."""
+    names = {run.name for run in runs}
+    return _shorten(names.pop(), 80) if len(names) == 1 else None
 
 
 def _collisions(told: Sequence[str]) -> list[list[int]]:

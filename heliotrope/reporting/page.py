@@ -11,7 +11,7 @@ from typing import Any
 from heliotrope import __version__
 from heliotrope.reporting.charts import COLOURS, MARKERS, studio
 from heliotrope.reporting.clients import clients
-from heliotrope.reporting.compare import NOT_SET, differences, labels
+from heliotrope.reporting.compare import NOT_SET, differences, labels, shared_name
 from heliotrope.reporting.panels import curves, matrices
 from heliotrope.reporting.record import RunRecord, number
 from heliotrope.reporting.summary import (
@@ -56,7 +56,7 @@ def render(runs: Sequence[RunRecord]) -> str:
     return template.render(
         **charts,
         style=_resource("report.css"),
-        title=named[0] if len(runs) == 1 else f"{len(runs)} runs compared",
+        title=_title(runs, named),
         version=__version__,
         labels=named,
         shapes=[(i % COLOURS, MARKERS[i % len(MARKERS)]) for i in range(len(runs))],
@@ -72,6 +72,13 @@ def render(runs: Sequence[RunRecord]) -> str:
         configs=[(label, run.config_text) for run, label in zip(runs, named, strict=True)],
         provenance_lines=_provenance(runs),
     )
+
+
+def _title(runs: Sequence[RunRecord], named: Sequence[str]) -> str:
+    if len(runs) == 1:
+        return named[0]
+    name = shared_name(runs)
+    return f"{name}: {len(runs)} runs compared" if name else f"{len(runs)} runs compared"
 
 
 def _resource(name: str) -> str:

@@ -153,7 +153,7 @@ def _matrix(label: str, counts: list[list[int]], names: list[str], studio: Studi
     right = sum(counts[i][i] for i in range(len(counts)))
     if len(counts) > _MOST_CELLS:
         alt = f"Confusion matrix of {label}, {len(counts)} classes, {right:,} correct."
-        image = Drawing(label, alt, studio.matrix(shades, HIT, MISS))
+        image = Drawing("", alt, studio.matrix(shades, HIT, MISS))
         return Matrix(label, names, [], image, confused)
     rows = []
     for i, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Where a dataset's files are looked for, how they are fetched, and what is said if neither works."""
+"""Where a dataset's files are looked for, how they are fetched, and what is said otherwise."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def source(mirror: Path, tmp_path: Path) -> Source:
 
 
 @pytest.fixture
-def web(mirror: Path) -> Iterator[str]:
-    """Serve `mirror`; under /short/ each file lacks its last half, though not in its headers."""
+def web() -> Iterator[str]:
+    """Serve `CONTENT`; under /short/ each file lacks its last half, though not in its headers."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self) -> None:

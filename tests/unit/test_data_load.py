@@ -14,7 +14,7 @@ import torch
 
 from heliotrope.config import DataConfig
 from heliotrope.data import Dataset, Split, load
-from heliotrope.data.collect import collect
+from heliotrope.data.collect import Source, collect
 from heliotrope.data.images import FASHION_MNIST, MNIST
 from heliotrope.errors import DataError
 
@@ -36,7 +36,7 @@ def write_idx(path: Path, array: npt.NDArray[np.uint8]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, run_seed: int) -> Path:
-    """A little MNIST: 300 + 50 random images; the test images are much darker."""
+    """Write a little MNIST: 300 + 50 random images; the test images are much darker."""
     rng = np.random.default_rng(run_seed)
     for prefix, count, brightest in (("train", 300, 255), ("t10k", 50, 20)):
         images = rng.integers(0, brightest + 1, (count, 28, 28), dtype=np.uint8)
@@ -178,7 +178,7 @@ def test_digits_has_one_stratified_test_split_for_all_seeds(run_seed: int) -> No
     in_test = torch.bincount(one.test.targets) / torch.bincount(every)
     assert ((in_test > 0.19) & (in_test < 0.21)).all()
     assert not rows(one.test) & (rows(one.train) | rows(one.validation))
-    assert (one.train.inputs.min(), one.train.inputs.max()) == (0, 1)
+    assert (one.train.inputs.min().item(), one.train.inputs.max().item()) == (0, 1)
 
 
 def test_digits_refuses_a_directory(tmp_path: Path, run_seed: int) -> None:
@@ -192,18 +192,16 @@ def test_digits_refuses_a_directory(tmp_path: Path, run_seed: int) -> None:
 @pytest.mark.parametrize(
     ("source", "first_labels", "mean", "std"),
     [(MNIST, [5, 0, 4, 1, 9], 0.1307, 0.3081), (FASHION_MNIST, [9, 0, 0, 3, 0], 0.2860, 0.3530)],
-    ids=lambda value: getattr(value, "name", None),
+    ids=["mnist", "fashion_mnist"],
 )
 def test_the_real_files_have_their_published_statistics(
-    source: object, first_labels: list[int], mean: float, std: float
+    source: Source, first_labels: list[int], mean: float, std: float
 ) -> None:
-    assert source in (MNIST, FASHION_MNIST)
-    real = MNIST if source is MNIST else FASHION_MNIST
     try:
-        collect(real, None, download=False)
+        collect(source, None, download=False)
     except DataError:
-        pytest.skip(f"needs {real.name}, to be had with: {real.remedies[0]}")
-    data = load(DataConfig(name=real.name, download=False, normalize=False), 0)
+        pytest.skip(f"needs {source.name}, to be had with: {source.commands()[0]}")
+    data = load(DataConfig(name=source.name, download=False, normalize=False), 0)
     assert (len(data.train), len(data.test)) == (60000, 10000)
     assert data.train.targets[:5].tolist() == first_labels
     assert torch.bincount(data.test.targets).min() > 800

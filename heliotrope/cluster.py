@@ -1,0 +1,109 @@
+"""The Ray cluster a run uses: the one that is running, or one of its own on this machine.
+
+`ray` comes in as a module: Heliotrope's core does not import it, only the modes do, and only
+when asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+
+from heliotrope.errors import ResourceError
+from heliotrope.resources import available_cpus
+
+__all__ = ["Cluster", "session"]
+
+# No dashboard, and no copy of the workers' output on the terminal: they log to the run's log.
+_QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The CPUs and GPUs of each node that is alive."""
+
+    node_cpus: tuple[int, ...]
+    node_gpus: tuple[int, ...]
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of all nodes together."""
+        return sum(self.node_cpus)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all nodes together."""
+        return sum(self.node_gpus)
+
+    def cpu_share(self, workers: int) -> int:
+        """Return the most CPUs each of `workers` can have; 0 if they do not fit at all.
+
+        A worker lives on one node, so two nodes of 3 CPUs hold three workers of 1, not of 2.
+        """
+        for share in range(self.cpus // workers, 0, -1):
+            if self.room(share) >= workers:
+                return share
+        return 0
+
+    def room(self, cpus_each: int) -> int:
+        """Return how many workers of `cpus_each` CPUs fit."""
+        return sum(cpus // cpus_each for cpus in self.node_cpus)
+
+
+@contextmanager
+def session(ray: ModuleType) -> Iterator[Cluster]:
+    """Be connected to Ray inside the block.
+
+    Ray that this process has initialised already is used and left as it is. Otherwise this
+    process connects to the cluster that `RAY_ADDRESS` or `ray start` on this machine names,
+    and disconnects after the block; without one, it starts Ray here and stops it after the
+    block, also when the block is interrupted. `log_to_driver` and the like are Ray's.
+
+    Raises `ResourceError` if `RAY_ADDRESS` names a cluster that does not answer.
+    """
+    if ray.is_initialized():
+        yield _cluster(ray)
+        return
+    with _own_signal_handler():
+        _connect(ray)
+    try:
+        yield _cluster(ray)
+    finally:
+        ray.shutdown()  # of a cluster that was running before, only our connection
+
+
+def _connect(ray: ModuleType) -> None:
+    try:
+        ray.init(num_cpus=available_cpus(), **_QUIET)
+    except ValueError:  # a cluster is running; how many CPUs it has is not ours to say
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as error:
+        address = os.environ.get("RAY_ADDRESS")
+        raise ResourceError(
+            f"RAY_ADDRESS={address} does not answer: {error}. Start that cluster, or unset "
+            "RAY_ADDRESS to run on this machine alone."
+        ) from error
+
+
+@contextmanager
+def _own_signal_handler() -> Iterator[None]:
+    """Keep this process's way of dying: `ray.init` puts in a SIGTERM handler of its own."""
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
+
+
+def _cluster(ray: ModuleType) -> Cluster:
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Cluster(
+        node_cpus=tuple(int(node.get("CPU", 0)) for node in alive),
+        node_gpus=tuple(int(node.get("GPU", 0)) for node in alive),
+    )

@@ -1,0 +1,124 @@
+"""What many tests build: a `Run` from the real configuration, small data, models, generators."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from torch import nn
+
+from heliotrope import config
+from heliotrope.config import Mode, Run
+from heliotrope.data import Dataset, Split
+from heliotrope.tasks import Classification
+
+ROOT = Path(__file__).resolve().parent.parent
+MODES: tuple[Mode, Mode] = ("distributed", "federated")
+
+
+def experiments() -> list[str]:
+    """Return the name of every file in conf/experiment."""
+    return sorted(path.stem for path in (config.conf_dir() / "experiment").glob("*.yaml"))
+
+
+def choices(group: str) -> list[str]:
+    """Return the YAML choices of a config group such as `federated/strategy`."""
+    return sorted(path.stem for path in (config.conf_dir() / group).glob("*.yaml"))
+
+
+def compose(mode: Mode, *overrides: str) -> Run:
+    """Return the checked `Run` that `python -m MODE OVERRIDES...` would start."""
+    config.register()
+    OmegaConf.register_new_resolver("mode", lambda: mode, replace=True)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(config.conf_dir()), version_base="1.3"):
+        return config.load(hydra_compose("config", overrides=list(overrides)), mode)
+
+
+def fresh_seed() -> int:
+    """Draw a seed that no run before had, and print it: pytest shows it if the test fails."""
+    value = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"random seed of this test: {value}")
+    return value
+
+
+def small_task(classes: int = 3, shape: Sequence[int] = (4,)) -> Classification:
+    """Return a classification task over inputs of `shape`."""
+    return Classification("small", tuple(shape), tuple(f"class {n}" for n in range(classes)))
+
+
+def random_split(count: int, task: Classification, generator: torch.Generator) -> Split:
+    """Draw `count` examples with labels that have nothing to do with the inputs."""
+    inputs = torch.randn(count, *task.input_shape, generator=generator)
+    return Split(inputs, torch.randint(task.num_outputs, (count,), generator=generator))
+
+
+def random_dataset(task: Classification, generator: torch.Generator, train: int = 60) -> Dataset:
+    """Draw a dataset of `train` training, no validation and 20 test examples."""
+    return Dataset(
+        name=task.data_name,
+        train=random_split(train, task, generator),
+        validation=random_split(0, task, generator),
+        test=random_split(20, task, generator),
+        class_names=task.class_names,
+    )
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of the model's state."""
+    return copy.deepcopy(model.state_dict())
+
+
+def assert_same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    """Fail unless both hold the same names, dtypes, shapes and bits (NaN equals NaN)."""
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert tensor.dtype == b[name].dtype, name
+        assert tensor.shape == b[name].shape, name
+        raw = [t.detach().cpu().contiguous().view(-1).view(torch.uint8) for t in (tensor, b[name])]
+        assert torch.equal(*raw), name
+
+
+@contextlib.contextmanager
+def global_random_state_untouched() -> Iterator[None]:
+    """Fail if the block moves the process-wide state of random, NumPy or torch."""
+    before = _global_random_state()
+    yield
+    assert _global_random_state() == before, "the process-wide random state was moved"
+
+
+def _global_random_state() -> tuple[object, ...]:
+    import random
+
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the state that must not move
+    return random.getstate(), kind, keys.tobytes(), *rest, torch.get_rng_state().numpy().tobytes()
+
+
+def command(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run `python -m ARGUMENTS...` of this checkout in a process of its own, in folder `cwd`."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a child process: this one's, with the checkout importable."""
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
