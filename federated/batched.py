@@ -54,7 +54,7 @@ class _Plan:
         positions = torch.zeros(len(rows), width, dtype=torch.int64)
         for row, chosen in enumerate(rows):
             positions[row, : len(chosen)] = chosen
-        mask = (torch.arange(width) < sizes[:, None]).to(torch.float32)
+        mask = torch.arange(width) < sizes[:, None]
         return len(rows), positions, mask, sizes
 
 
@@ -76,8 +76,8 @@ def train_stacked(
     model = clients.model.train()
     device = next(model.parameters()).device
     names = [name for name, _ in model.named_parameters()]
-    start = [weights[name].to(device, torch.float32) for name in names]
-    stack = [w.expand(len(cohort), *w.shape).contiguous() for w in start]  # [K, *shape]
+    start = [weights[name].to(p) for name, p in model.named_parameters()]
+    stack = [torch.stack([w] * len(cohort)) for w in start]  # [K, *shape], always a copy
     optimizer = _StackedOptimizer(clients.optimizer, stack)
     loss_sums = torch.zeros(len(cohort), dtype=torch.float64, device=device)
     seen = torch.zeros(len(cohort), dtype=torch.int64)

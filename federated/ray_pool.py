@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
+from heliotrope.cluster import Cluster
 from heliotrope.config import Run
 from heliotrope.data import Partition, Split
 from heliotrope.errors import WorkerError
 from heliotrope.metrics import ClassificationMetrics
-from heliotrope.resources import check_cpus, peak_rss_bytes, thread_share
+from heliotrope.resources import check_cpus, peak_rss_bytes
 from heliotrope.tasks import Task
 from heliotrope.tracking import log_to
 
@@ -50,14 +52,15 @@ class _Actor:
     ) -> None:
         run, task, threads, log = setting
         torch.set_num_threads(threads)
-        log_to(Path(log), f"worker {ray.get_runtime_context().get_actor_name() or ''}")
+        log_to(Path(log), f"worker process {os.getpid()}")
         with warnings.catch_warnings():  # the shared arrays are read-only, and only read
             warnings.simplefilter("ignore", UserWarning)
             train = Split(torch.from_numpy(inputs), torch.from_numpy(targets))
         self._worker = CohortWorker(assemble(run, task, train, Partition(indices, offsets)))
 
-    def ready(self) -> None:
-        """Answer once the actor is set up."""
+    def ready(self) -> int:
+        """Return the process id, once the actor is set up."""
+        return os.getpid()
 
     def measure(self, weights: Arrays, order: Instruction, cohort: Sequence[int]) -> str:
         return self._worker.measure(_tensors(weights), order, cohort)
@@ -91,13 +94,13 @@ class RayPool:
         task: Task,
         train: Split,
         population: Population,
-        cluster_cpus: int,
+        cluster: Cluster,
         log: Path,
         on_failure: Callable[[int, str], None],
     ) -> None:
         workers = run.federated.workers
-        check_cpus("federated.workers", workers, 1, cluster_cpus)
-        threads = thread_share(cluster_cpus, workers)
+        check_cpus("federated.workers", workers, 1, cluster.cpus)
+        threads = cluster.cpu_share(workers)
         self._population = population
         self._on_failure = on_failure
         data = [
@@ -110,7 +113,8 @@ class RayPool:
         setting = (run, task, threads, str(log))
         self._start: Callable[[], Any] = lambda: kind.remote(setting, *data)
         self._actors: list[Any] = [self._start() for _ in range(workers)]
-        ray.get([actor.ready.remote() for actor in self._actors])
+        self.processes: list[int] = ray.get([actor.ready.remote() for actor in self._actors])
+        _log.info("%d workers of %d threads: processes %s", workers, threads, self.processes)
 
     def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> str:
         choice = ray.get(self._actors[0].measure.remote(_numpy(weights), order, cohort))
@@ -181,6 +185,7 @@ class RayPool:
                 "If memory ran out, lower federated.workers or federated.batch_size."
             ) from error
         self._actors[worker] = self._start()
+        self.processes[worker] = ray.get(self._actors[worker].ready.remote())
 
     def peak_rss_bytes(self) -> int:
         peaks = ray.get([actor.peak_rss_bytes.remote() for actor in self._actors])

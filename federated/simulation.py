@@ -104,7 +104,7 @@ def _pool(
 
     with session(ray) as cluster:
         pool = RayPool(
-            run, clients.task, clients.train, clients.population, cluster.cpus, log, on_failure
+            run, clients.task, clients.train, clients.population, cluster, log, on_failure
         )
         try:
             yield pool
@@ -119,7 +119,7 @@ def _begin(
 
     def loudly(line: str) -> None:
         _log.error(line)
-        display.say(f"[red]{line}[/red]")
+        display.say(line, style="red")
 
     found = checkpoint.latest(home.checkpoints, loudly) if run.resume else None
     if found is not None:

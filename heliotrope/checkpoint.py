@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from heliotrope.errors import CheckpointError, ConfigError
 
-__all__ = ["Checkpoint", "latest", "load", "load_weights", "save"]
+__all__ = ["Checkpoint", "latest", "load", "load_weights", "path_of", "save"]
 
 _SCHEMA = 1
 _KEEP = 3
@@ -45,6 +45,11 @@ class Checkpoint:
     model: Mapping[str, Tensor]
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
+
+
+def path_of(root: Path, progress: int) -> Path:
+    """Return the directory of the checkpoint at `progress`."""
+    return root / f"{progress:08d}"
 
 
 def save(root: Path, checkpoint: Checkpoint) -> Path:
@@ -63,10 +68,9 @@ def save(root: Path, checkpoint: Checkpoint) -> Path:
 
 
 def _save(root: Path, checkpoint: Checkpoint) -> Path:
-    final = root / f"{checkpoint.progress:08d}"
+    final = path_of(root, checkpoint.progress)
     temporary = root / f".{final.name}.tmp{os.getpid()}"
-    for abandoned in root.glob(".*.tmp*"):  # by a process that was killed here
-        shutil.rmtree(abandoned, ignore_errors=True)
+    _sweep(root)
     temporary.mkdir(parents=True)
     payloads = {
         "model.safetensors": save_tensors(_storable(checkpoint.model)),
@@ -77,8 +81,9 @@ def _save(root: Path, checkpoint: Checkpoint) -> Path:
         name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         for name, data in payloads.items()
     }
+    order = {"model": list(checkpoint.model), "arrays": list(checkpoint.arrays)}
     payloads["manifest.json"] = _signed(
-        {"schema": _SCHEMA, "progress": checkpoint.progress, "files": files}
+        {"schema": _SCHEMA, "progress": checkpoint.progress, "files": files, "order": order}
     )
     for name, data in payloads.items():
         _write_durably(temporary / name, data)
@@ -120,8 +125,8 @@ def load(path: Path) -> Checkpoint:
             payloads[name] = data
         return Checkpoint(
             progress=manifest["progress"],
-            model=load_tensors(payloads["model.safetensors"]),
-            arrays=load_tensors(payloads["state.safetensors"]),
+            model=_ordered(payloads["model.safetensors"], manifest["order"]["model"]),
+            arrays=_ordered(payloads["state.safetensors"], manifest["order"]["arrays"]),
             state=json.loads(payloads["state.json"]),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -159,8 +164,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) 
         there = list(weights[name].shape) if name in weights else "absent"
         raise ConfigError(
             f"{source} is a checkpoint of another model: {name} is {there} there and {here} in "
-            f"the model of this configuration ({len(wrong)} arrays differ). Set model.* as in "
-            "the run that wrote it, or use another hydra.run.dir."
+            f"the model of this configuration ({len(wrong)} arrays differ). Set model.* and "
+            "data as in the run that wrote it, or use another hydra.run.dir."
         )
     model.load_state_dict(dict(weights))
 
@@ -177,6 +182,19 @@ def _signed(manifest: Mapping[str, Any]) -> bytes:
     """Return the manifest as JSON that ends in its own SHA-256."""
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     return json.dumps({**manifest, "sha256": digest}, indent=1).encode()
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a process that was killed while saving left behind."""
+    replaced = [path for path in root.glob(f"*{_REPLACED}") if path.with_suffix("").exists()]
+    for path in (*root.glob(".*.tmp*"), *replaced):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _ordered(data: bytes, names: list[str]) -> dict[str, Tensor]:
+    """Read tensors in the order they were given; safetensors keeps an order of its own."""
+    tensors = load_tensors(data)
+    return {name: tensors[name] for name in names}
 
 
 def _directories(root: Path) -> list[Path]:

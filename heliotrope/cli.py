@@ -12,7 +12,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NoReturn
@@ -28,6 +29,7 @@ from heliotrope import config
 from heliotrope.config import Mode, Run
 from heliotrope.config_errors import explain
 from heliotrope.errors import ConfigError, HeliotropeError, closest
+from heliotrope.tracking import begin_job
 
 __all__ = ["main", "run_mode"]
 
@@ -50,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(_USAGE, end="")
         return 0 if arguments else 2
     command, *rest = arguments
+    if command in ("evaluate", "compare") and {"-h", "--help"} & set(rest):
+        print(_USAGE, end="")
+        return 0
     if command in ("distributed", "federated"):
         sys.argv = [f"heliotrope {command}", *rest]
         return int(_mode_module(command).main())
@@ -82,6 +87,7 @@ def run_mode(mode: Mode, job: Callable[[Run, Path], None]) -> int:
     """
     config.register()
     OmegaConf.register_new_resolver("mode", lambda: mode, replace=True)
+    OmegaConf.register_new_resolver("choices", lambda: _choices(mode), replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, to be explained below
 
     codes: list[int] = []
@@ -90,35 +96,79 @@ def run_mode(mode: Mode, job: Callable[[Run, Path], None]) -> int:
     def task(cfg: DictConfig) -> None:
         hydra_cfg = HydraConfig.get()
         directory = Path(hydra_cfg.runtime.output_dir)
-        overrides = list(hydra_cfg.overrides.task)
-        if hydra_cfg.mode == RunMode.MULTIRUN:
+        overrides = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
+        assert isinstance(overrides, list)
+        sweeping = hydra_cfg.mode == RunMode.MULTIRUN
+        if sweeping:
             print(f"[{hydra_cfg.job.num}] {' '.join(overrides)}", flush=True)
+            if hydra_cfg.job.num > 0:
+                begin_job()
 
         def one_job() -> None:
             _refuse_other_mode(mode, overrides)
-            job(config.load(cfg, mode), directory)
+            if sweeping:
+                _refuse_run_dir(hydra_cfg.overrides.hydra)
+            try:
+                job(config.load(cfg, mode), directory)
+            except KeyboardInterrupt:
+                if (directory / "config.yaml").exists():
+                    print(f"continue it: resume=true hydra.run.dir={directory}", file=sys.stderr)
+                raise
 
         # Explained here, not by Hydra; the rest of a sweep goes on after a job that failed.
         codes.append(_guarded(one_job, interruptible=False))
-        directories.append(directory)
+        if not codes[-1]:
+            directories.append(directory)
 
     decorated = hydra.main(
         version_base="1.3", config_path=str(config.conf_dir()), config_name="config"
     )(task)
-    outside = _guarded(decorated)
+
+    def compose_and_run() -> None:
+        try:
+            decorated()
+        except ValueError as error:  # Hydra's, of a group set to null
+            raise ConfigError(explain(error)) from error
+
+    outside = _guarded(compose_and_run)
     if len(directories) > 1:
-        print(f"compare them: heliotrope compare {directories[0].parent}/*/")
+        listed = map(str, directories) if any(codes) else [f"{directories[0].parent}/*/"]
+        print(f"compare them: python -m heliotrope compare {' '.join(listed)}")
     return outside or next((code for code in codes if code), 0)
 
 
+def _choices(mode: Mode) -> str:
+    """Return the config groups of a mode and their choices, a line each, for --help."""
+    root = config.conf_dir()
+    groups: dict[str, list[str]] = {}
+    for path in sorted(root.glob("*/**/*.yaml")):
+        group = path.parent.relative_to(root)
+        if group.parts[0] != _other(mode):
+            groups.setdefault(str(group), []).append(path.stem)
+    return "\n".join(f"  {group}={'|'.join(names)}" for group, names in sorted(groups.items()))
+
+
+def _other(mode: Mode) -> Mode:
+    return "federated" if mode == "distributed" else "distributed"
+
+
 def _refuse_other_mode(mode: Mode, overrides: list[str]) -> None:
-    other = "federated" if mode == "distributed" else "distributed"
+    other = _other(mode)
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0]
         if re.split(r"[./@]", key)[0] == other:
             raise ConfigError(
                 f"{override} has no effect in {mode} mode. Leave it out, or run "
                 f"python -m {other} with it."
+            )
+
+
+def _refuse_run_dir(overrides: Iterable[str]) -> None:
+    for override in overrides:
+        if override.startswith("hydra.run.dir="):
+            raise ConfigError(
+                f"{override} has no effect in a sweep, whose jobs have a directory each. "
+                "Set hydra.sweep.dir instead."
             )
 
 
@@ -134,6 +184,9 @@ def _guarded(action: Callable[[], object], *, interruptible: bool = True) -> int
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return ConfigError.exit_code
+    except Exception:  # noqa: BLE001 - not foreseen: tell all, and let a sweep go on
+        traceback.print_exc()
+        return HeliotropeError.exit_code
     except KeyboardInterrupt:
         if not interruptible:
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +63,7 @@ def session(ray: ModuleType) -> Iterator[Cluster]:
     Ray that this process has initialised already is used and left as it is. Otherwise this
     process connects to the cluster that `RAY_ADDRESS` or `ray start` on this machine names,
     and disconnects after the block; without one, it starts Ray here and stops it after the
-    block, also when the block is interrupted. `log_to_driver` and the like are Ray's.
+    block, also when the block is interrupted.
 
     Raises `ResourceError` if `RAY_ADDRESS` names a cluster that does not answer.
     """
@@ -78,14 +79,23 @@ def session(ray: ModuleType) -> Iterator[Cluster]:
 
 
 def _connect(ray: ModuleType) -> None:
+    address = os.environ.get("RAY_ADDRESS", "")
+    if ":" in address and "://" not in address:
+        _check_answers(address)
     try:
         ray.init(num_cpus=available_cpus(), **_QUIET)
     except ValueError:  # a cluster is running; how many CPUs it has is not ours to say
         ray.init(log_to_driver=False, logging_level="ERROR")
-    except ConnectionError as error:
-        address = os.environ.get("RAY_ADDRESS")
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where nothing listens: `ray.init` would wait for it for ever."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
         raise ResourceError(
-            f"RAY_ADDRESS={address} does not answer: {error}. Start that cluster, or unset "
+            f"RAY_ADDRESS={address} does not answer ({error}). Start that cluster, or unset "
             "RAY_ADDRESS to run on this machine alone."
         ) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from heliotrope import checkpoint, config
-from heliotrope.config import DataConfig, Run
+from heliotrope.config import Run, TargetConfig
+from heliotrope.config_checks import check_shared
 from heliotrope.data import load as load_data
 from heliotrope.errors import ConfigError, closest
 from heliotrope.evaluation import evaluate, named
@@ -60,11 +62,17 @@ def evaluate_run(
     """
     home = RunDirectory(directory)
     if not home.config.exists():
-        raise ConfigError(f"run={directory} is no run directory: it has no config.yaml.")
+        raise ConfigError(
+            f"run={directory} is no run directory: it has no config.yaml. "
+            "Name the directory that a run wrote."
+        )
     run = _overridden(config.from_resolved(home.config), overrides)
-    if name is not None and not (home.checkpoints / name).is_dir():
-        found = sorted(path.name for path in home.checkpoints.glob("[0-9]*"))
-        raise ConfigError(f"checkpoint={name} is not in {home.checkpoints}: {', '.join(found)}.")
+    found = sorted(path.name for path in home.checkpoints.glob("[0-9]*"))
+    if name is not None and name not in found:
+        raise ConfigError(
+            f"checkpoint={name} is not in {home.checkpoints}. "
+            f"There are: {', '.join(found) or 'none yet'}."
+        )
     console = Console(stderr=True)
     saved = (
         checkpoint.load(home.checkpoints / name)
@@ -98,10 +106,11 @@ def _overridden(run: Run, overrides: Sequence[str]) -> Run:
             path = config.conf_dir() / "data" / f"{value}.yaml"
             values = cast(DictConfig, OmegaConf.load(path))
             values.pop("defaults")
-            chosen.data = OmegaConf.merge(OmegaConf.structured(DataConfig), values)
+            chosen.data = OmegaConf.merge(OmegaConf.structured(choices[value]), values)
     dotted = [override for override in overrides if not override.startswith("data=")]
     result = OmegaConf.to_object(OmegaConf.merge(chosen, OmegaConf.from_dotlist(list(dotted))))
     assert isinstance(result, Run)
+    check_shared(replace(result, target=TargetConfig()))  # the target was the training's
     return result
 
 

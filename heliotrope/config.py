@@ -1,4 +1,4 @@
-"""The typed schema of an experiment, the checks across its fields, and `load`.
+"""The typed schema of an experiment, and `load`.
 
 Values live in `conf/` (YAML); types and allowed names live here. A config is converted once,
 at the entrypoint, into a plain `Run`; nothing below sees a `DictConfig`.
@@ -12,8 +12,10 @@ from typing import Any, Literal, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from heliotrope.errors import ConfigError, closest
+from heliotrope.errors import ConfigError
 
 __all__ = [
     "AdamConfig",
@@ -30,7 +32,6 @@ __all__ = [
     "SgdConfig",
     "StrategyConfig",
     "TargetConfig",
-    "check",
     "conf_dir",
     "from_resolved",
     "from_yaml",
@@ -334,19 +335,38 @@ def load(cfg: DictConfig, mode: Mode) -> Run:
 
     Raises `ConfigError` naming the key, its value and the remedy.
     """
+    from heliotrope.config_checks import check  # here: it needs the classes above
+
     run = cast(Run, OmegaConf.to_object(cfg))
     check(run, mode)
     return run
 
 
 def from_resolved(path: Path) -> Run:
-    """Read back the resolved `config.yaml` of a run directory, typed, without Hydra."""
-    return from_yaml(path.read_text(), str(path))
+    """Read back the resolved `config.yaml` of a run directory, typed, without Hydra.
+
+    Raises `ConfigError` naming `path` if it cannot be read or is no such config.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    return from_yaml(text, str(path))
 
 
 def from_yaml(text: str, source: str = "config") -> Run:
     """Return the `Run` that a resolved YAML text holds; errors name `source`."""
-    values = cast(DictConfig, OmegaConf.create(text))
+    try:
+        return _typed(OmegaConf.create(text), source)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(
+            f"{source} is not the config of a run of this version: {str(error).splitlines()[0]}."
+        ) from error
+
+
+def _typed(values: object, source: str) -> Run:
+    if not isinstance(values, DictConfig):
+        raise ConfigError(f"{source} is not the config of a run: it holds no keys and values.")
     typed = OmegaConf.structured(Run)
     typed.distributed = OmegaConf.structured(DistributedConfig)
     typed.federated = OmegaConf.structured(FederatedConfig)
@@ -357,127 +377,3 @@ def from_yaml(text: str, source: str = "config") -> Run:
             raise ConfigError(f"{source}: {key}.name={name} is not known to this version.")
         OmegaConf.update(typed, key, OmegaConf.structured(choices[name]), merge=False)
     return cast(Run, OmegaConf.to_object(OmegaConf.merge(typed, values)))
-
-
-# --- checks -------------------------------------------------------------------------------
-
-
-def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(
-            f"{key}={value} is not one of {', '.join(allowed)}.{closest(value, allowed)}"
-        )
-
-
-def _at_least(key: str, value: float | None, least: float) -> None:
-    if value is not None and not value >= least:
-        raise ConfigError(f"{key}={value} must be at least {least:g}.")
-
-
-def _within(key: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    if not (low < value if open_low else low <= value) or not value <= high:
-        left = "(" if open_low else "["
-        raise ConfigError(f"{key}={value} must lie in {left}{low:g}, {high:g}].")
-
-
-def _above(key: str, value: float | None, bound: float) -> None:
-    if value is not None and not value > bound:
-        raise ConfigError(f"{key}={value} must be greater than {bound:g}.")
-
-
-def check(run: Run, mode: Mode) -> None:
-    """Check what types cannot: allowed names, ranges and relations between fields."""
-    _check_shared(run)
-    if mode == "distributed":
-        _check_distributed(run.distributed)
-    else:
-        _check_federated(run.federated)
-
-
-def _check_shared(run: Run) -> None:
-    _at_least("seed", run.seed, 0)
-    _choice("device", run.device, ("auto", "cpu", "cuda"))
-    _at_least("evaluation_batch_size", run.evaluation_batch_size, 1)
-    _above("optimizer.lr", run.optimizer.lr, 0)
-    _at_least("optimizer.weight_decay", run.optimizer.weight_decay, 0)
-    if isinstance(run.optimizer, SgdConfig):
-        _within("optimizer.momentum", run.optimizer.momentum, 0, 1)
-        if run.optimizer.nesterov and run.optimizer.momentum == 0:
-            raise ConfigError(
-                "optimizer.nesterov=true needs momentum. Set optimizer.momentum, e.g. 0.9."
-            )
-    if not 0 <= run.data.validation_fraction < 1:
-        raise ConfigError(
-            f"data.validation_fraction={run.data.validation_fraction} must lie in [0, 1)."
-        )
-    if (run.target.metric is None) != (run.target.value is None):
-        missing = "target.value" if run.target.value is None else "target.metric"
-        raise ConfigError(f"A target needs both target.metric and target.value. Set {missing}.")
-    if run.target.metric is not None:
-        _choice("target.metric", run.target.metric, _target_metrics(run))
-
-
-def _target_metrics(run: Run) -> tuple[str, ...]:
-    splits = ("test", "validation") if run.data.validation_fraction else ("test",)
-    return tuple(f"{split}/{name}" for split in splits for name in ("accuracy", "loss", "macro_f1"))
-
-
-def _check_distributed(cfg: DistributedConfig) -> None:
-    _choice("distributed.launcher", cfg.launcher, ("inline", "torchrun", "ray"))
-    for name in ("workers", "epochs", "batch_size", "evaluate_every", "checkpoint_every"):
-        _at_least(f"distributed.{name}", getattr(cfg, name), 1)
-    _at_least("distributed.cpus_per_worker", cfg.cpus_per_worker, 1)
-    _at_least("distributed.max_failures", cfg.max_failures, 0)
-    if cfg.launcher == "inline" and cfg.workers != 1:
-        raise ConfigError(
-            f"distributed.workers={cfg.workers} has no effect with distributed.launcher=inline, "
-            "which is one process. Set distributed.workers=1 or distributed.launcher=ray."
-        )
-    if cfg.batch_size < cfg.workers:
-        raise ConfigError(
-            f"distributed.batch_size={cfg.batch_size} is global and smaller than "
-            f"distributed.workers={cfg.workers}. Raise the batch size or use fewer workers."
-        )
-
-
-def _check_federated(cfg: FederatedConfig) -> None:
-    _choice("federated.pool", cfg.pool, ("inprocess", "ray"))
-    _choice("federated.client_training", cfg.client_training, ("auto", "sequential", "batched"))
-    _choice("federated.reduce", cfg.reduce, ("auto", "worker", "none"))
-    for name in (
-        "rounds",
-        "clients_per_round",
-        "local_epochs",
-        "batch_size",
-        "workers",
-        "evaluate_every",
-        "checkpoint_every",
-    ):
-        _at_least(f"federated.{name}", getattr(cfg, name), 1)
-    _within("federated.quorum", cfg.quorum, 0, 1, open_low=True)
-    if not 0 <= cfg.holdout_fraction < 1:
-        raise ConfigError(f"federated.holdout_fraction={cfg.holdout_fraction} must lie in [0, 1).")
-    if cfg.pool == "inprocess" and cfg.workers != 1:
-        raise ConfigError(
-            f"federated.workers={cfg.workers} has no effect with federated.pool=inprocess. "
-            "Set federated.pool=ray or federated.workers=1."
-        )
-    _check_partition(cfg)
-
-
-def _check_partition(cfg: FederatedConfig) -> None:
-    part = cfg.partition
-    key = "federated.partition"
-    if part.clients is None and not isinstance(part, NaturalConfig):
-        raise ConfigError(f"{key}.clients is not set. Set it to the number of clients.")
-    _at_least(f"{key}.clients", part.clients, 1)
-    if isinstance(part, DirichletConfig | QuantityConfig):
-        _above(f"{key}.alpha", part.alpha, 0)
-        _at_least(f"{key}.min_size", part.min_size, 1)
-    if isinstance(part, ShardsConfig):
-        _at_least(f"{key}.shards_per_client", part.shards_per_client, 1)
-    if part.clients is not None and cfg.clients_per_round > part.clients:
-        raise ConfigError(
-            f"federated.clients_per_round={cfg.clients_per_round} is more than the "
-            f"{part.clients} clients of {key}.clients. Lower the one or raise the other."
-        )

@@ -12,7 +12,18 @@ from hydra.errors import MissingConfigException
 from heliotrope.config import SCHEMAS, DistributedConfig, FederatedConfig, Run
 from heliotrope.errors import closest
 
-__all__ = ["explain"]
+__all__ = ["explain", "unknown_key"]
+
+# What OmegaConf says of a value -> what to do about it.
+_REMEDIES = {
+    "converted to Integer": "Set a whole number.",
+    "converted to Float": "Set a number.",
+    "not a valid bool": "Set true or false.",
+    "is not Optional": "Set a value.",
+    "not a ListConfig": "Set a list, such as [128, 64].",
+    "not a dict": "Set one of the keys below it.",
+    "missing mandatory value": "Set it.",
+}
 
 
 def explain(error: Exception) -> str:
@@ -20,17 +31,29 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _missing_choice(error)
     text = "\n".join(str(part) for part in _chain(error))
+    match = re.search(r"Error parsing override '(.*)'\n(.*)", text)
+    if match:
+        return (
+            f"{match[1]} cannot be read as an override: {match[2]}. Write key=value, such as "
+            "seed=1, and quote a value with special characters: 'name=\"a=b\"'."
+        )
+    match = re.search(r"Multiple values for (\S+)\.", text)
+    if match:
+        return f"{match[1]}{_given(match[1])}: there is a {match[1]} already. Leave out the +."
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
-        return _unknown(match[1])
+        return unknown_key(match[1])
+    if "Config group override must be" in text:
+        group = next((arg for arg in sys.argv[1:] if arg.endswith("=null")), "A null group")
+        return f"{group} leaves nothing to build. Choose by name; --help lists the choices."
+    full = re.search(r"full_key: (\S+)", text)
     match = re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", text)
     if match:
-        full = re.search(r"full_key: (\S+)", text)
-        return _unknown(full[1] if full else match[1])
-    match = re.search(r"full_key: (\S+)", text)
-    if match:
+        return unknown_key(full[1] if full else match[1])
+    if full:
         reason = next(line for line in _reason_lines(error) if line)
-        return f"{match[1]}{_given(match[1])}: {reason}."
+        remedy = next((say for part, say in _REMEDIES.items() if part in reason), "")
+        return f"{full[1]}{_given(full[1])}: {reason}. {remedy}".rstrip()
     return _first_paragraph(str(error))
 
 
@@ -51,7 +74,7 @@ def _first_paragraph(text: str) -> str:
 
 def _given(key: str) -> str:
     """Return `=value` as the command line gave it, for an error that only knows the key."""
-    for argument in sys.argv[1:]:
+    for argument in reversed(sys.argv[1:]):
         name, equals, value = argument.lstrip("+").partition("=")
         if equals and name == key:
             return f"={value}"
@@ -67,14 +90,23 @@ def _missing_choice(error: MissingConfigException) -> str:
     )
 
 
-def _unknown(key: str) -> str:
+def unknown_key(key: str, value: object = None) -> str:
+    """Return what to say of a key that the composed config does not have."""
     keys = _known_keys()
-    if key in keys:
+    given = _given(key) or (f"={value}" if value is not None else "")
+    parent, _, name = key.rpartition(".")
+    group = parent.replace(".", "/")
+    having = [
+        choice
+        for choice, schema in SCHEMAS.get(group, {}).items()
+        if name in (item.name for item in fields(schema))
+    ]
+    if having:
         return (
-            f"{key}{_given(key)}: the chosen {key.rpartition('.')[0]} has no such key. "
-            f"It belongs to another choice of that group."
+            f"{key}{given}: the chosen {group} has no such key. Leave it out, or choose "
+            f"{' or '.join(f'{group}={choice}' for choice in having)}."
         )
-    return f"{key}{_given(key)}: there is no such key.{closest(key, keys)}"
+    return f"{key}{given}: there is no such key.{closest(key, keys)}"
 
 
 def _known_keys() -> list[str]:

@@ -36,13 +36,13 @@ class Display:
     def __enter__(self) -> Display:
         if self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn(f"{self._unit}s"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[latest]}"),
+                TextColumn("{task.fields[latest]}", markup=False),
                 console=self._console,
             )
             self._bar.start()
@@ -67,7 +67,7 @@ class Display:
                 for key in ("round", "epoch", "rank", "worker", "client")
                 if event.get(key) is not None
             )
-            self.say(f"[red]failed[/red] {where}: {event['reason']}")
+            self.say(f"failed {where}: {event['reason']}", style="red")
         if kind not in ("train", "evaluate", "clients"):
             return
         self._latest |= {
@@ -86,10 +86,15 @@ class Display:
             shown = "  ".join(self._latest[key] for key in train + mine)
             self.say(f"{self._title}  {done}  {event['seconds']:.1f} s  {shown}")
 
+    def at(self, done: float) -> None:
+        """Move the bar to `done` epochs or rounds, the present one counted as a fraction."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+
     def _shown(self) -> list[str]:
         wanted = ("train/loss", "validation/accuracy", "test/accuracy", "clients/accuracy")
         return [self._latest[key] for key in wanted if key in self._latest]
 
-    def say(self, line: str) -> None:
-        """Print one line, above the bar if there is one."""
-        self._console.print(line, highlight=False)
+    def say(self, line: str, style: str | None = None) -> None:
+        """Print one line as it is, brackets included, above the bar if there is one."""
+        self._console.print(line, style=style, markup=False, highlight=False)

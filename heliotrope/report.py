@@ -31,19 +31,19 @@ def comparison_table(runs: Sequence[RunRecord]) -> Table:
     """
     _at_least_one(runs)
     name = shared_name(runs) if len(runs) > 1 else None
-    title = None if name is None else Text(name)
+    title = None if name is None else _plain(name)
     table = Table(
         title=title, title_justify="left", show_edge=False, pad_edge=False, header_style="bold"
     )
     table.add_column("", style="dim", no_wrap=True)
     for label in labels(runs):
-        table.add_column(Text(label), overflow="fold")
+        table.add_column(_plain(label), overflow="fold")
     for row in rows(runs):
         cells = [
-            Text(cell, style="bold" if index in row.best else "")
+            _plain(cell, style="bold" if index in row.best else "")
             for index, cell in enumerate(row.cells)
         ]
-        table.add_row(Text(row.label), *cells)
+        table.add_row(_plain(row.label), *cells)
     return table
 
 
@@ -68,6 +68,11 @@ def write_report(runs: Sequence[RunRecord], output: Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return output
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """Return text in which neither console markup nor terminal escapes have an effect."""
+    return Text("".join(c if c.isprintable() else "?" for c in text), style=style)
 
 
 def _at_least_one(runs: Sequence[RunRecord]) -> None:

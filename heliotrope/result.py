@@ -36,6 +36,20 @@ class Target:
                     "examples_seen": counts.examples_seen,
                     "seconds": round(clock.seconds, 3),
                 }
+        return self.stop
+
+    def saved(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"metric": self.cfg.metric, "value": self.cfg.value, "hit": self.hit}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `saved` gave, unless the target has been changed since."""
+        if (saved["metric"], saved["value"]) == (self.cfg.metric, self.cfg.value):
+            self.hit = saved["hit"]
+
+    @property
+    def stop(self) -> bool:
+        """Whether the target has been reached and the run is to end there."""
         return self.hit is not None and self.cfg.stop
 
     def summary(self) -> dict[str, Any] | None:

@@ -16,13 +16,17 @@ from omegaconf import OmegaConf
 
 from heliotrope.config import Mode, Run, conf_dir, from_resolved
 from heliotrope.errors import RunDirectoryError
+from heliotrope.tracking import strict
 
 __all__ = ["RunDirectory", "git_commit", "versions"]
 
 # What may change between a run and its resumption without making it another run.
 _MAY_CHANGE = {
     "resume",
+    "device",
     "evaluation_batch_size",
+    "data.dir",  # the same data, in another place
+    "data.download",
     "distributed.epochs",
     "distributed.launcher",
     "distributed.workers",
@@ -61,13 +65,18 @@ class RunDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        if self.config.exists():
-            if not run.resume:
-                raise RunDirectoryError(
-                    f"hydra.run.dir={self.path} is already in use: it holds a run. "
-                    "Set resume=true to continue it, or choose another directory."
-                )
-            self._check_same(run, mode)
+        try:
+            if self.config.exists():
+                if not run.resume:
+                    raise RunDirectoryError(
+                        f"hydra.run.dir={self.path} is already in use: it holds a run. "
+                        "Set resume=true to continue it, or choose another directory."
+                    )
+                self._check_same(run, mode)
+        except BaseException:
+            self.release()
+            raise
+        self.result.unlink(missing_ok=True)  # not complete any more, until it is again
         temporary = self.config.with_suffix(".tmp")
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)))
         temporary.replace(self.config)
@@ -85,6 +94,7 @@ class RunDirectory:
         except OSError:
             self._lock.seek(0)
             holder = self._lock.read().strip()
+            self.release()
             raise RunDirectoryError(
                 f"hydra.run.dir={self.path} is already in use by process {holder}. "
                 "Wait for it, stop it, or choose another directory."
@@ -94,15 +104,12 @@ class RunDirectory:
         self._lock.flush()
 
     def _check_same(self, run: Run, mode: Mode) -> None:
-        if self.metrics.exists():
-            with self.metrics.open() as file:
-                first = file.readline()
-            there = json.loads(first)["mode"] if first.strip() else mode
-            if there != mode:
-                raise RunDirectoryError(
-                    f"hydra.run.dir={self.path} holds a {there} run and cannot be resumed as "
-                    f"{mode}. Use python -m {there}, or another directory."
-                )
+        there = self._mode() or mode
+        if there != mode:
+            raise RunDirectoryError(
+                f"hydra.run.dir={self.path} holds a {there} run and cannot be resumed as "
+                f"{mode}. Use python -m {there}, or another directory."
+            )
         before, now = flat(asdict(from_resolved(self.config))), flat(asdict(run))
         other = "federated" if mode == "distributed" else "distributed"
         for key in sorted(before.keys() | now.keys()):
@@ -115,11 +122,22 @@ class RunDirectory:
                     "choose another directory."
                 )
 
+    def _mode(self) -> str | None:
+        """Return the mode that the first event names; None if the run died before it."""
+        try:
+            with self.metrics.open() as file:
+                return str(json.loads(file.readline())["mode"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write result.json, atomically; its presence says that the run is complete."""
+        """Write result.json, atomically; its presence says that the run is complete.
+
+        NaN, such as the loss of a run that diverged, is written as null.
+        """
         temporary = self.result.with_suffix(".tmp")
         with temporary.open("w") as file:
-            json.dump(result, file, indent=2, allow_nan=False)
+            json.dump(strict(result), file, indent=2, allow_nan=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())

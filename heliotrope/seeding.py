@@ -38,10 +38,15 @@ def torch_generator(run_seed: int, *path: int | str) -> torch.Generator:
 
 @contextmanager
 def isolated_rng(value: int) -> Iterator[None]:
-    """Seed torch's process-wide generators with `value` inside the block, restore them after.
+    """Seed torch's process-wide CPU generator with `value` inside the block, restore it after.
 
     For library code that can draw from nowhere else (the initialisers of `torch.nn` layers).
+    Those of the GPUs are left alone: to look at them would start CUDA.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(value)
+    generator = torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(value)
+    try:
         yield
+    finally:
+        generator.set_state(before)

@@ -20,11 +20,22 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Clock", "Event", "Progress", "Tracker", "log_to", "process_age", "stop_logging"]
+__all__ = [
+    "Clock",
+    "Event",
+    "Progress",
+    "Tracker",
+    "begin_job",
+    "log_to",
+    "process_age",
+    "stop_logging",
+    "strict",
+]
 
 Event = Mapping[str, Any]
 
@@ -45,12 +56,20 @@ class Clock:
 
     seconds_before: float = 0.0
     train_seconds: float = 0.0
-    _started: float = field(default_factory=lambda: time.monotonic() - process_age())
+    _started: float = field(default_factory=lambda: time.monotonic() - _job_age())
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of all attempts, from process start, without the time between."""
+        """Wall-clock seconds of all attempts, without the time between.
+
+        From process start; in a sweep, from the job's own start.
+        """
         return self.seconds_before + time.monotonic() - self._started
+
+    @classmethod
+    def since(cls, unix_time: float) -> Clock:
+        """Return a clock that began at `unix_time`, perhaps in another process."""
+        return cls(_started=time.monotonic() - (time.time() - unix_time))
 
 
 class Tracker:
@@ -63,7 +82,7 @@ class Tracker:
     def emit(self, event: str, **fields: Any) -> None:
         """Write one event. NaN is written as null: the file is strict JSON."""
         record = {"event": event, "time": round(time.time(), 3), **fields}
-        self._file.write(json.dumps(_strict(record), allow_nan=False).encode() + b"\n")
+        self._file.write(json.dumps(strict(record), allow_nan=False).encode() + b"\n")
         self._file.flush()
         for listener in self._listeners:
             listener(record)
@@ -86,6 +105,7 @@ class Tracker:
 
     def rewind(self, offset: int) -> None:
         """Drop the events after `offset`: a resumed run writes them again."""
+        offset = min(offset, self._file.tell())  # the file may have been lost: no hole of zeros
         self._file.truncate(offset)
         self._file.seek(offset)
 
@@ -95,14 +115,14 @@ class Tracker:
         self._file.close()
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """Replace non-finite floats by None, at any depth."""
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
     if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
+        return {key: strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
+        return [strict(item) for item in value]
     return value
 
 
@@ -124,6 +144,16 @@ def stop_logging(handler: logging.Handler) -> None:
     handler.close()
 
 
+def begin_job() -> None:
+    """Let the next run's clock start now: this process has done other jobs of a sweep before."""
+    _JOB_STARTED.set(time.monotonic())
+
+
+def _job_age() -> float:
+    started = _JOB_STARTED.get()
+    return process_age() if started is None else time.monotonic() - started
+
+
 def process_age() -> float:
     """Return the seconds since this process was started, interpreter and imports included."""
     try:
@@ -135,3 +165,4 @@ def process_age() -> float:
 
 
 _IMPORTED = time.monotonic()
+_JOB_STARTED: ContextVar[float | None] = ContextVar("job_started", default=None)

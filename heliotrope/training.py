@@ -23,13 +23,15 @@ class Batch:
     `divisor` turns the sum of losses into the quantity whose gradient is taken: the number of
     examples for a plain mean; global batch size / world size for a data-parallel worker,
     since DDP averages gradients over ranks, which need not hold equally many examples.
-    `seed` fixes the dropout masks of the step.
+    `seed` fixes the dropout masks of the step; `first` is the place of these examples in the
+    batch they are a part of, whose masks are drawn as one.
     """
 
     inputs: Tensor
     targets: Tensor
     divisor: float
     seed: int
+    first: int = 0
 
 
 @dataclass
@@ -89,7 +91,7 @@ def train_batches(
     loss_sum = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
     totals = TrainTotals()
     for batch in batches:
-        reseed(model, batch.seed)
+        reseed(model, batch.seed, batch.first)
         optimizer.zero_grad(set_to_none=True)
         batch_loss = task.losses(model(batch.inputs), batch.targets).sum()
         objective = batch_loss / batch.divisor

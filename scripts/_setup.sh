@@ -17,8 +17,9 @@ die() {
 
 # The Python to build .venv with: $PYTHON, or the first suitable one on PATH.
 find_python() {
-  local python suitable=
-  for python in ${PYTHON:+"$PYTHON"} ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+  local python suitable='' candidates=(python3 python3.13 python3.12 python3.11)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+  for python in "${candidates[@]}"; do
     "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null ||
       continue
     suitable=$python
@@ -27,8 +28,8 @@ find_python() {
       return
     fi
   done
-  [ -z "$suitable" ] ||
-    die "$suitable cannot make virtual environments. Run: apt-get install python3-venv"
+  [ -z "$suitable" ] || die "$suitable cannot make virtual environments." \
+    "Run: apt-get install python$("$suitable" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
   [ -z "${PYTHON:-}" ] || die "PYTHON=$PYTHON is not a Python 3.11, 3.12 or 3.13."
   die "no Python 3.11, 3.12 or 3.13 found. Run: apt-get install python3 python3-venv" \
     "(or name one: PYTHON=/path/to/python3 $0)"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +17,7 @@ import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from heliotrope import config
@@ -38,11 +41,18 @@ def choices(group: str) -> list[str]:
 
 def compose(mode: Mode, *overrides: str) -> Run:
     """Return the checked `Run` that `python -m MODE OVERRIDES...` would start."""
+    return config.load(composed(*overrides), mode)
+
+
+@functools.cache
+def composed(*overrides: str) -> DictConfig:
+    """Return what Hydra makes of the real conf/ and `overrides`; not to be changed."""
     config.register()
-    OmegaConf.register_new_resolver("mode", lambda: mode, replace=True)
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(config.conf_dir()), version_base="1.3"):
-        return config.load(hydra_compose("config", overrides=list(overrides)), mode)
+        cfg = hydra_compose("config", overrides=list(overrides))
+    OmegaConf.set_readonly(cfg, True)
+    return cfg
 
 
 def fresh_seed() -> int:
@@ -98,8 +108,6 @@ def global_random_state_untouched() -> Iterator[None]:
 
 
 def _global_random_state() -> tuple[object, ...]:
-    import random
-
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the state that must not move
     return random.getstate(), kind, keys.tobytes(), *rest, torch.get_rng_state().numpy().tobytes()
 
@@ -119,6 +127,4 @@ def command(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.Comp
 
 def environment() -> dict[str, str]:
     """Return the environment of a child process: this one's, with the checkout importable."""
-    import os
-
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

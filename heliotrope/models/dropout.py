@@ -7,6 +7,8 @@ of element `i` of a batch is a hash of (key, i): the same in any process, order 
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 
@@ -25,9 +27,9 @@ def _shift(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _uniform(key: Tensor, count: int) -> Tensor:
-    """Return `count` floats in [0, 1), float32, hashed from an int64 scalar `key`."""
-    z = key + torch.arange(1, count + 1, device=key.device) * _GAMMA
+def _uniform(key: Tensor, start: int, count: int) -> Tensor:
+    """Return floats in [0, 1), float32, hashed from an int64 scalar `key` and each place."""
+    z = key + torch.arange(start + 1, start + count + 1, device=key.device) * _GAMMA
     z = (z ^ _shift(z, 30)) * _MIX_1
     z = (z ^ _shift(z, 27)) * _MIX_2
     return _shift(z ^ _shift(z, 31), 40).to(torch.float32) * 2.0**-24
@@ -38,7 +40,8 @@ class SeededDropout(nn.Module):
 
     The buffer `key` (int64 scalar, not saved) must be set before each step: see `reseed`.
     Elements are counted along the flattened input, examples first, so padding at the end of
-    a batch does not change the mask of the real examples.
+    a batch does not change the mask of the real examples. `first` is the place of the first
+    example in a batch that several workers share: each draws its part of the batch's one mask.
     """
 
     key: Tensor
@@ -46,12 +49,14 @@ class SeededDropout(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
+        self.first = 0
         self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return inputs
-        kept = _uniform(self.key, inputs.numel()).view(inputs.shape) >= self.p
+        start = self.first * prod(inputs.shape[1:])
+        kept = _uniform(self.key, start, inputs.numel()).view(inputs.shape) >= self.p
         return inputs * kept / (1.0 - self.p)
 
     def extra_repr(self) -> str:
@@ -59,16 +64,20 @@ class SeededDropout(nn.Module):
 
 
 def dropout_keys(model: nn.Module, step_seed: int) -> dict[str, int]:
-    """Return the key of every dropout layer for one step, by the name of its buffer."""
-    return {
-        f"{name}.key": seed(step_seed, name)
-        for name, module in model.named_modules()
-        if isinstance(module, SeededDropout)
-    }
+    """Return the key of every dropout layer for one step, by the name of its buffer.
+
+    Layers are told apart by their order, so that a wrapper around the model changes nothing.
+    """
+    names = [name for name, layer in model.named_modules() if isinstance(layer, SeededDropout)]
+    return {f"{name}.key": seed(step_seed, index) for index, name in enumerate(names)}
 
 
-def reseed(model: nn.Module, step_seed: int) -> None:
-    """Set the key of every dropout layer of `model` for the next step."""
-    buffers = dict(model.named_buffers())
-    for name, key in dropout_keys(model, step_seed).items():
-        buffers[name].fill_(key)
+def reseed(model: nn.Module, step_seed: int, first: int = 0) -> None:
+    """Set the key of every dropout layer of `model` for the next step.
+
+    `first` is the place of the step's first example in a batch shared among workers.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, SeededDropout)]
+    for index, layer in enumerate(layers):
+        layer.key.fill_(seed(step_seed, index))
+        layer.first = first

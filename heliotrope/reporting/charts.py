@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from heliotrope.reporting.record import Point
+from heliotrope.reporting.record import Point, drawable
 from heliotrope.reporting.units import MINUS
 
 if TYPE_CHECKING:
@@ -96,11 +96,11 @@ class Studio:
         """Draw learning curves."""
         figure, axes = _canvas()
         drawn = [c for c in chart.curves if c]
-        log = _far_apart([curve[-1][0] for curve in drawn])
-        extent = max((curve[-1][0] for curve in drawn), default=0)
-        divide = _label_x(axes, chart.axis, extent, log)
+        extents = [max(x for x, _ in curve) for curve in drawn]
+        log = _far_apart(extents)
+        divide = _label_x(axes, chart.axis, max(extents, default=0), log)
         for index, curve in enumerate(chart.curves):
-            points = [p for p in curve or () if math.isfinite(p[1]) and (p[0] > 0 or not log)]
+            points = [p for p in curve or () if drawable(p[1]) and (p[0] > 0 or not log)]
             points = thinned(points)
             axes.plot(
                 [x / divide for x, _ in points],
@@ -228,7 +228,8 @@ def _label_x(axes: Axes, axis: str, extent: float, log: bool) -> float:
     """Label the x axis in a unit that suits `extent`; return what to divide the values by."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    divide, unit = next((d, u) for least, d, u in AXES[axis][1] if extent >= least)
+    units = AXES[axis][1]
+    _, divide, unit = next((u for u in units if extent >= u[0]), units[-1])
     if log:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(_tick))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from heliotrope.reporting.charts import Drawing, Spread, Studio
-from heliotrope.reporting.record import RunRecord, number
+from heliotrope.reporting.record import RunRecord, drawable, number
 from heliotrope.reporting.summary import better
 from heliotrope.reporting.units import UNKNOWN, metric_text
 
@@ -66,9 +65,10 @@ def _spread(
     index: int,
     studio: Studio,
 ) -> Drawing:
-    rounds = [number(event.get("round")) or i + 1.0 for i, event in enumerate(events)]
+    told = [number(event.get("round")) for event in events]
+    rounds = [i + 1.0 if at is None or not drawable(at) else at for i, at in enumerate(told)]
     means = [number(event.get(f"clients/{measure}")) for event in events]
-    mean = [(x, y) for x, y in zip(rounds, means, strict=True) if y is not None]
+    mean = [(x, y) for x, y in zip(rounds, means, strict=True) if y is not None and drawable(y)]
     values = [_values(event, measure) for event in events]
     alt = (
         f"Client {measure} of {label} over rounds: worst to best from "
@@ -89,7 +89,7 @@ def _client_facts(event: Mapping[str, Any], ranked: Sequence[float], measure: st
 
 
 def _worst(event: Mapping[str, Any], measure: str, rising: bool, most: int = 5) -> list[list[str]]:
-    rows = [row for row in _client_rows(event) if _finite(row.get(measure))]
+    rows = [row for row in _client_rows(event) if _drawable(row.get(measure))]
     rows.sort(key=lambda row: float(row[measure]), reverse=not rising)
     return [
         [
@@ -108,13 +108,13 @@ def _measure(events: Sequence[Sequence[Mapping[str, Any]]]) -> str | None:
         for event in some
         for row in _client_rows(event)
         for key, value in row.items()
-        if _finite(value) and key not in ("client", "examples")
+        if _drawable(value) and key not in ("client", "examples")
     }
     return next((key for key in ("accuracy", "loss") if key in keys), min(keys, default=None))
 
 
 def _values(event: Mapping[str, Any], measure: str) -> list[float]:
-    return [float(row[measure]) for row in _client_rows(event) if _finite(row.get(measure))]
+    return [float(row[measure]) for row in _client_rows(event) if _drawable(row.get(measure))]
 
 
 def _client_rows(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -122,5 +122,5 @@ def _client_rows(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
 
 
-def _finite(value: object) -> bool:
-    return (n := number(value)) is not None and math.isfinite(n)
+def _drawable(value: object) -> bool:
+    return (n := number(value)) is not None and drawable(n)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heliotrope.reporting.charts import AXES, Chart, Drawing, Studio
-from heliotrope.reporting.record import Point, RunRecord, number
+from heliotrope.reporting.record import Point, RunRecord, drawable, number
 from heliotrope.reporting.summary import metric_label, order_metrics, target
 from heliotrope.reporting.units import bytes_text, count_text, metric_text, seconds_text
 
@@ -64,7 +64,7 @@ def _curve_row(
     studio: Studio,
 ) -> CurveRow:
     row = CurveRow(f"Against {AXES[axis][0]}")
-    silent = [axis == "bytes" and not run.bytes_exchanged for run in runs]
+    silent = [axis == "bytes" and run.bytes_exchanged == 0 for run in runs]
     for label, none in zip(labels, silent, strict=True):
         if none:
             row.notes.append(f"{label} exchanged no bytes, so it has no curve here.")
@@ -76,6 +76,7 @@ def _curve_row(
         if not any(lines):
             continue
         goals = {t.value for run in runs if (t := target(run)) and t.metric == metric}
+        goals = {value for value in goals if drawable(value)}
         said = [_in_words(*pair, axis) for pair in zip(labels, lines, strict=True) if pair[1]]
         caption = metric_label(metric)
         alt = f"{caption} against {AXES[axis][0]}. {' '.join(said)}"
@@ -98,7 +99,7 @@ def _not_finite(
     for run, label in zip(runs, labels, strict=True):
         for name in names:
             line = run.curve(name, "examples_seen")
-            lost = sum(not math.isfinite(y) for _, y in line)
+            lost = sum(not drawable(y) for _, y in line)
             if lost:
                 notes.append(
                     f"{label}: {lost} of {len(line)} values of {metric_label(name)} are not "

@@ -15,7 +15,7 @@ from typing import Any
 
 from heliotrope.errors import RunDirectoryError
 
-__all__ = ["Event", "Point", "RunRecord", "number", "read_run"]
+__all__ = ["Event", "Point", "RunRecord", "drawable", "number", "read_run"]
 
 Event = Mapping[str, Any]
 Point = tuple[float, float]
@@ -119,7 +119,8 @@ class RunRecord:
         found = [event for event in self.events if metric in event]
         found = [event for event in found if event.get("event") != "final"] or found
         pairs = ((_progress(event, axis), _metrics(event).get(metric)) for event in found)
-        return [(x, y) for x, y in pairs if x is not None and y is not None]
+        known = [(x, y) for x, y in pairs if x is not None and y is not None]
+        return [(x, y) for x, y in known if x >= 0 and drawable(x)]
 
     def _said(self, in_result: str, in_start: str) -> Any:
         value = (self.result or {}).get(in_result)
@@ -149,6 +150,11 @@ def read_run(directory: Path) -> RunRecord:
         result=_read_result(directory / "result.json", notes),
         notes=notes,
     )
+
+
+def drawable(value: float) -> bool:
+    """Tell whether a chart can show the number: it is finite, and no axis overflows."""
+    return abs(value) < 1e30
 
 
 def number(value: object) -> float | None:

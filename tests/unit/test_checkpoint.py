@@ -21,6 +21,11 @@ from tests.support import assert_same_tensors, fresh_seed
 FILES = ("model.safetensors", "state.safetensors", "state.json", "manifest.json")
 
 
+@pytest.fixture(autouse=True)
+def _no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 def example(progress: int, size: int = 4) -> Checkpoint:
     generator = torch.Generator().manual_seed(progress)
     return Checkpoint(
@@ -205,14 +210,14 @@ def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
     for progress in (1, 2):
         (checkpoint.save(tmp_path, example(progress)) / "state.json").unlink()
     with pytest.raises(CheckpointError, match=rf"All 2 checkpoints under {tmp_path}"):
-        checkpoint.latest(tmp_path, lambda line: None)
+        checkpoint.latest(tmp_path, lambda _: None)
 
 
 def test_what_is_saved_after_a_fallback_outlives_the_damaged_newer_ones(tmp_path: Path) -> None:
     for progress in (70, 80, 90):
         (checkpoint.save(tmp_path, example(progress)) / "model.safetensors").write_bytes(b"")
     checkpoint.save(tmp_path, example(51))
-    found = checkpoint.latest(tmp_path, lambda line: None)
+    found = checkpoint.latest(tmp_path, lambda _: None)
     assert found is not None
     assert found.progress == 51
 
@@ -286,7 +291,7 @@ def test_all_bytes_are_on_disk_before_the_name_is(
     real_fsync, real_rename = os.fsync, os.rename
 
     def fsync(descriptor: int) -> None:
-        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         real_fsync(descriptor)
 
     def rename(source: Path, target: Path) -> None:

@@ -1,0 +1,78 @@
+"""The process group: joining it, sums over it, and the model that averages gradients over it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from heliotrope.tasks import Task
+
+from .attempt import Place
+
+__all__ = ["data_parallel", "device_of", "joined", "sum_over_ranks"]
+
+
+def device_of(name: str, place: Place) -> torch.device:
+    """Return the device of one worker; with `cuda`, each has a GPU of its own."""
+    return torch.device(name, place.local_rank) if name == "cuda" else torch.device(name)
+
+
+@contextmanager
+def joined(place: Place, device: torch.device, store: dist.Store | None = None) -> Iterator[None]:
+    """Be a member of the process group inside the block; alone, there is none.
+
+    The ranks meet in `store`, or where torchrun's environment variables say. After an error
+    the group is left as it is: leaving it in order can wait for ever for a dead peer.
+    """
+    if place.world_size == 1:
+        yield
+        return
+    dist.init_process_group(
+        backend="nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.world_size,
+    )
+    yield
+    dist.destroy_process_group()
+
+
+def sum_over_ranks(values: Tensor, place: Place, device: torch.device) -> Tensor:
+    """Return the element-wise sum of every rank's `values`, the same on all ranks."""
+    if place.world_size == 1:
+        return values
+    shared = values.to(device, copy=True)
+    dist.all_reduce(shared)
+    return shared.to(values.device)
+
+
+def data_parallel(model: nn.Module, task: Task, place: Place) -> nn.Module:
+    """Wrap `model` so that `backward` leaves the mean gradient over the ranks; alone, as it is.
+
+    Buffers are not copied from rank 0 at each step: they are derived from seeds, or part of
+    the weights that all ranks start from.
+
+    DDP groups gradients anew after its first step, and the order of the sums of three or more
+    ranks depends on the groups. One pass without an update settles them, so that a resumed run
+    adds in the same order as one that was never interrupted.
+    """
+    if place.world_size == 1:
+        return model
+    # torch 2.13 renamed the argument.
+    arguments = inspect.signature(DistributedDataParallel).parameters
+    new = "forward_sync_buffers" in arguments
+    buffers = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, **buffers)
+    device = next(model.parameters()).device
+    wrapped.eval()
+    nothing = torch.zeros((1, *task.input_shape), device=device)
+    wrapped(nothing).sum().backward()
+    wrapped.zero_grad(set_to_none=True)
+    wrapped.train()
+    return wrapped

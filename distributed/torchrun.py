@@ -1,0 +1,150 @@
+"""The `torchrun` launcher: torch's elastic agent, run in this process, starts one process a rank.
+
+It is what the `torchrun` command runs, without the seconds that a second interpreter takes to
+import torch, and with this process's own handling of failures and signals.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from heliotrope import errors
+from heliotrope.config import Run
+from heliotrope.data import Dataset
+from heliotrope.display import Display
+from heliotrope.resources import available_cpus
+from heliotrope.rundir import RunDirectory
+
+from .attempt import Attempt, Share, Trained, WorkerFailure
+from .launchers import Launcher
+from .live import shown
+from .rank import POSITION, root_cause
+from .share import share_of
+
+__all__ = ["torchrun_launcher"]
+
+_log = logging.getLogger(__name__)
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+@contextmanager
+def torchrun_launcher(run: Run) -> Iterator[Launcher]:
+    """Processes on this machine; for several machines, start `torchrun` on each of them."""
+    cpus, workers = available_cpus(), run.distributed.workers
+    yield _Torchrun(share_of(run, cpus, cpus // workers, torch.cuda.device_count()))
+
+
+class _Torchrun:
+    def __init__(self, share: Share) -> None:
+        self.share = share
+
+    def launch(self, attempt: Attempt, dataset: Dataset, display: Display) -> Trained:  # noqa: ARG002 - each worker loads it
+        home = RunDirectory(attempt.directory)
+        with (
+            tempfile.TemporaryDirectory(prefix="heliotrope-") as scratch,
+            shown(home.metrics, home.path / POSITION, display),
+        ):
+            answer = Path(scratch) / "trained.json"
+            _run_agent(attempt, answer, scratch)
+            return Trained.from_json(answer.read_text())
+
+
+def _run_agent(attempt: Attempt, answer: Path, scratch: str) -> None:
+    """Start the workers and return when all have ended well."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=attempt.run.distributed.workers,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,  # restarts from a checkpoint are ours
+        monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(log_dir=scratch),
+    )
+    order = {
+        "directory": str(attempt.directory),
+        "checkpoint": attempt.checkpoint,
+        "started": attempt.started,
+        "threads": attempt.share.threads,
+        "device": attempt.share.device,
+        "answer": str(answer),
+    }
+    with _handlers_kept(), _environment(attempt.share.threads):
+        try:
+            elastic_launch(config, sys.executable)(
+                "-m", f"{__package__}.worker_main", json.dumps(order)
+            )
+        except ChildFailedError as error:
+            _raise_failure(error)
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from error
+            raise SystemExit(128 + error.sigval) from error
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Put this process's signal handlers back: the agent leaves its own behind."""
+    ours = {number: signal.getsignal(number) for number in _HANDLED}
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _environment(threads: int) -> Iterator[None]:
+    """Set what the workers inherit: their thread count, and where this very package is."""
+    root = Path(__file__).resolve().parents[(__package__ or "").count(".") + 1]
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    added = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _raise_failure(error: ChildFailedError) -> NoReturn:
+    """Raise the error of the rank that failed first; the agent ended the others."""
+    failures = [
+        WorkerFailure(rank, _reason(failure))
+        for rank, failure in error.failures.items()
+        if failure.exitcode != -signal.SIGTERM
+    ] or [WorkerFailure(rank, "killed by SIGTERM") for rank in error.failures]
+    first = root_cause(failures)
+    kind, _, message = first.reason.partition(": ")
+    if kind in errors.__all__:
+        raise getattr(errors, kind)(message) from first
+    raise first from error
+
+
+def _reason(failure: ProcessFailure) -> str:
+    if failure.exitcode < 0:
+        return f"killed by {failure.signal_name()}"
+    if isinstance(failure.message, dict):
+        return str(failure.message["message"])
+    return f"exited with code {failure.exitcode}"

@@ -1,0 +1,197 @@
+"""What the types of a config cannot say: allowed names, ranges, relations between fields."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from heliotrope.config import (
+    SCHEMAS,
+    AdamConfig,
+    DirichletConfig,
+    DistributedConfig,
+    FederatedConfig,
+    Mode,
+    NaturalConfig,
+    QuantityConfig,
+    Run,
+    SgdConfig,
+    ShardsConfig,
+    StrategyConfig,
+)
+from heliotrope.config_errors import unknown_key
+from heliotrope.errors import ConfigError, closest
+
+__all__ = ["check", "check_shared"]
+
+
+def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(
+            f"{key}={value} is not one of {', '.join(allowed)}.{closest(value, allowed)}"
+        )
+
+
+def _at_least(key: str, value: float | None, least: float) -> None:
+    if value is not None and not value >= least:
+        raise ConfigError(f"{key}={value} must be at least {least:g}.")
+
+
+def _within(key: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    if not (low < value if open_low else low <= value) or not value <= high:
+        left = "(" if open_low else "["
+        raise ConfigError(f"{key}={value} must lie in {left}{low:g}, {high:g}].")
+
+
+def _above(key: str, value: float | None, bound: float) -> None:
+    if value is not None and not value > bound:
+        raise ConfigError(f"{key}={value} must be greater than {bound:g}.")
+
+
+def _share(key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{key}={value} must lie in [0, 1).")
+
+
+def check(run: Run, mode: Mode) -> None:
+    """Check what types cannot: allowed names, ranges and relations between fields.
+
+    Raises `ConfigError`. Only what `mode` uses is checked.
+    """
+    _check_keys(run, "")
+    for group, choices in SCHEMAS.items():
+        _check_name(run, group, choices)
+    check_shared(run)
+    if mode == "distributed":
+        _check_distributed(run.distributed)
+    else:
+        _check_federated(run.federated)
+
+
+def _check_keys(node: Any, path: str) -> None:
+    """Refuse keys that no schema has (`+model.hiden=3` gets past Hydra), NaN and infinity."""
+    known = [item.name for item in fields(node)]
+    for name, value in vars(node).items():
+        key = f"{path}{name}"
+        if name not in known:
+            raise ConfigError(unknown_key(key, value))
+        if is_dataclass(value):
+            _check_keys(value, f"{key}.")
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{key}={value} is not a finite number. Set one.")
+
+
+def _check_name(run: Run, group: str, choices: dict[str, type[Any]]) -> None:
+    """Refuse `model.name=cnn` instead of `model=cnn`: a name beside another's keys."""
+    chosen: Any = run
+    for part in group.split("/"):
+        chosen = getattr(chosen, part)
+    key, name = f"{group.replace('/', '.')}.name", chosen.name
+    _choice(key, name, tuple(choices))
+    if choices[name] is not type(chosen):
+        raise ConfigError(f"{key}={name} does not bring the keys of {name}. Set {group}={name}.")
+
+
+def check_shared(run: Run) -> None:
+    """Check what both modes and an evaluation use."""
+    _at_least("seed", run.seed, 0)
+    _choice("device", run.device, ("auto", "cpu", "cuda"))
+    _at_least("evaluation_batch_size", run.evaluation_batch_size, 1)
+    _above("optimizer.lr", run.optimizer.lr, 0)
+    _at_least("optimizer.weight_decay", run.optimizer.weight_decay, 0)
+    if isinstance(run.optimizer, SgdConfig):
+        _within("optimizer.momentum", run.optimizer.momentum, 0, 1)
+        if run.optimizer.nesterov and run.optimizer.momentum == 0:
+            raise ConfigError(
+                "optimizer.nesterov=true needs momentum. Set optimizer.momentum, e.g. 0.9."
+            )
+    if isinstance(run.optimizer, AdamConfig):
+        betas = run.optimizer.betas
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ConfigError(f"optimizer.betas={list(betas)} must be two numbers in [0, 1).")
+        _above("optimizer.eps", run.optimizer.eps, 0)
+    _share("data.validation_fraction", run.data.validation_fraction)
+    if (run.target.metric is None) != (run.target.value is None):
+        missing = "target.value" if run.target.value is None else "target.metric"
+        raise ConfigError(f"A target needs both target.metric and target.value. Set {missing}.")
+    if run.target.metric is not None:
+        _choice("target.metric", run.target.metric, _target_metrics(run))
+
+
+def _target_metrics(run: Run) -> tuple[str, ...]:
+    splits = ("test", "validation") if run.data.validation_fraction else ("test",)
+    return tuple(f"{split}/{name}" for split in splits for name in ("accuracy", "loss", "macro_f1"))
+
+
+def _check_distributed(cfg: DistributedConfig) -> None:
+    _choice("distributed.launcher", cfg.launcher, ("inline", "torchrun", "ray"))
+    for name in ("workers", "epochs", "batch_size", "evaluate_every", "checkpoint_every"):
+        _at_least(f"distributed.{name}", getattr(cfg, name), 1)
+    _at_least("distributed.cpus_per_worker", cfg.cpus_per_worker, 1)
+    _at_least("distributed.max_failures", cfg.max_failures, 0)
+    if cfg.launcher == "inline" and cfg.workers != 1:
+        raise ConfigError(
+            f"distributed.workers={cfg.workers} has no effect with distributed.launcher=inline, "
+            "which is one process. Set distributed.workers=1 or distributed.launcher=ray."
+        )
+    if cfg.batch_size < cfg.workers:
+        raise ConfigError(
+            f"distributed.batch_size={cfg.batch_size} is global and smaller than "
+            f"distributed.workers={cfg.workers}. Raise the batch size or use fewer workers."
+        )
+
+
+def _check_federated(cfg: FederatedConfig) -> None:
+    _choice("federated.pool", cfg.pool, ("inprocess", "ray"))
+    _choice("federated.client_training", cfg.client_training, ("auto", "sequential", "batched"))
+    _choice("federated.reduce", cfg.reduce, ("auto", "worker", "none"))
+    for name in (
+        "rounds",
+        "clients_per_round",
+        "local_epochs",
+        "batch_size",
+        "workers",
+        "evaluate_every",
+        "checkpoint_every",
+    ):
+        _at_least(f"federated.{name}", getattr(cfg, name), 1)
+    _within("federated.quorum", cfg.quorum, 0, 1, open_low=True)
+    _share("federated.holdout_fraction", cfg.holdout_fraction)
+    if cfg.pool == "inprocess" and cfg.workers != 1:
+        raise ConfigError(
+            f"federated.workers={cfg.workers} has no effect with federated.pool=inprocess. "
+            "Set federated.pool=ray or federated.workers=1."
+        )
+    _check_partition(cfg)
+    _check_strategy(cfg.strategy)
+
+
+def _check_partition(cfg: FederatedConfig) -> None:
+    part = cfg.partition
+    key = "federated.partition"
+    if part.clients is None and not isinstance(part, NaturalConfig):
+        raise ConfigError(f"{key}.clients is not set. Set it to the number of clients.")
+    _at_least(f"{key}.clients", part.clients, 1)
+    if isinstance(part, DirichletConfig | QuantityConfig):
+        _above(f"{key}.alpha", part.alpha, 0)
+        _at_least(f"{key}.min_size", part.min_size, 1)
+    if isinstance(part, ShardsConfig):
+        _at_least(f"{key}.shards_per_client", part.shards_per_client, 1)
+    if part.clients is not None and cfg.clients_per_round > part.clients:
+        raise ConfigError(
+            f"federated.clients_per_round={cfg.clients_per_round} is more than the "
+            f"{part.clients} clients of {key}.clients. Lower the one or raise the other."
+        )
+
+
+def _check_strategy(cfg: StrategyConfig) -> None:
+    """Check ranges; what depends on the cohort's size is checked where the strategy is built."""
+    key = "federated.strategy"
+    for name in ("eta", "tau", "server_learning_rate"):
+        _above(f"{key}.{name}", getattr(cfg, name, None), 0)
+    for name in ("proximal_mu", "q", "num_malicious_nodes"):
+        _at_least(f"{key}.{name}", getattr(cfg, name, None), 0)
+    for name in ("beta_1", "beta_2", "server_momentum"):
+        _share(f"{key}.{name}", getattr(cfg, name, 0.0))

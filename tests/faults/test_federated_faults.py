@@ -1,0 +1,215 @@
+"""Clients that fail, updates that are no numbers, workers and runs that are stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import federated.cohort as cohort_module
+from federated.client import Clients, Instruction, Update, Weights, train_client
+from federated.simulation import run_job
+from heliotrope import checkpoint
+from heliotrope.errors import QuorumError
+from tests.support import ROOT, compose
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+_SMALL = (
+    "model.hidden=[8]",
+    "federated.rounds=3",
+    "federated.clients_per_round=5",
+    "federated.partition.clients=5",
+    "federated.client_training=sequential",
+)
+
+
+def _events(directory: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+@pytest.fixture
+def spoiled(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
+    """Clients to spoil: what they do instead of training."""
+    spoils: dict[int, str] = {}
+
+    def train(
+        clients: Clients,
+        weights: Weights,
+        order: Instruction,
+        client: int,
+        max_steps: int | None = None,
+    ) -> Update:
+        if spoils.get(client) == "raise":
+            raise RuntimeError("disk on fire")
+        update = train_client(clients, weights, order, client, max_steps)
+        if spoils.get(client) == "nan":
+            arrays = dict(update.arrays)
+            arrays["1.weight"] = arrays["1.weight"].clone()
+            arrays["1.weight"][0, 0] = torch.nan
+            return replace(update, arrays=arrays)
+        return update
+
+    monkeypatch.setattr(cohort_module, "train_client", train)
+    return spoils
+
+
+@pytest.mark.parametrize("reduce", ["worker", "none"])
+@pytest.mark.parametrize("what", ["raise", "nan"])
+def test_a_bad_client_is_named_and_left_out(
+    what: str, reduce: str, spoiled: dict[int, str], tmp_path: Path
+) -> None:
+    spoiled[3] = what
+    run = compose("federated", *_SMALL, f"federated.reduce={reduce}", "federated.quorum=0.8")
+
+    run_job(run, tmp_path)
+
+    failures = _events(tmp_path, "failure")
+    assert [(event["round"], event["client"]) for event in failures] == [(1, 3), (2, 3), (3, 3)]
+    assert ("disk on fire" if what == "raise" else "1.weight") in failures[0]["reason"]
+    final = checkpoint.latest(tmp_path / "checkpoints", pytest.fail)
+    assert final is not None
+    assert all(bool(torch.isfinite(value).all()) for value in final.model.values())
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["bytes_down"] > result["bytes_up"]
+
+
+def test_a_round_below_its_quorum_ends_the_run_and_leaves_it_resumable(
+    spoiled: dict[int, str], tmp_path: Path
+) -> None:
+    run_job(compose("federated", *_SMALL), tmp_path / "whole")
+    spoiled[3] = "nan"
+    with pytest.raises(QuorumError, match=r"round 1: 4 of 5 clients .* client 3") as caught:
+        run_job(compose("federated", *_SMALL), tmp_path / "cut")
+    assert caught.value.exit_code == 1
+    assert not (tmp_path / "cut" / "result.json").exists()
+
+    spoiled.clear()
+    run_job(compose("federated", *_SMALL, "resume=true"), tmp_path / "cut")
+    left, right = (
+        checkpoint.latest(tmp_path / name / "checkpoints", pytest.fail) for name in ("whole", "cut")
+    )
+    assert left is not None
+    assert right is not None
+    assert all(torch.equal(value, right.model[name]) for name, value in left.model.items())
+
+
+def test_batched_training_leaves_out_only_the_diverging_client(tmp_path: Path) -> None:
+    run = compose(
+        "federated",
+        *_SMALL,
+        "federated.client_training=batched",
+        "federated.partition.alpha=100",
+        "federated.quorum=0.2",
+        "optimizer.lr=0.5",
+    )
+    from federated.cohort import CohortWorker
+    from federated.setup import assemble, divide
+    from heliotrope.data import load
+    from heliotrope.tasks import task_of
+
+    dataset = load(run.data, run.seed)
+    inputs = dataset.train.inputs.clone()
+    parts = divide(run, dataset)
+    inputs[torch.from_numpy(parts[2].copy())] = torch.inf  # client 2 has a broken sensor
+    train = replace(dataset.train, inputs=inputs)
+    worker = CohortWorker(assemble(run, task_of(dataset), train, parts))
+    weights = dict(worker.clients.model.state_dict())
+
+    reply = worker.train(weights, Instruction(1), [0, 1, 2, 3, 4], "batched", reduce=True)
+
+    assert [failure.client for failure in reply.failures] == [2]
+    assert reply.updates[0].clients == (0, 1, 3, 4)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_stops_at_once_and_can_go_on(
+    sent: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "federated", *_SMALL, f"hydra.run.dir={tmp_path}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(
+        [*command, "federated.rounds=100000"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "checkpoints").glob("0*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.send_signal(sent)
+    _, error = job.communicate(timeout=20)
+    assert job.returncode == code
+    assert "Traceback" not in error
+    assert not (tmp_path / "result.json").exists()
+
+    reached = max(int(path.name) for path in (tmp_path / "checkpoints").glob("0*"))
+    done = subprocess.run(
+        [*command, f"federated.rounds={reached + 2}", "resume=true"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["rounds"] == reached + 2
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_worker_is_replaced_and_its_clients_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _kill_workers_at(monkeypatch, {2: 1})
+    settings = (*_SMALL, "federated.pool=ray", "federated.workers=2")
+
+    run_job(compose("federated", *settings), tmp_path / "cut")
+    monkeypatch.undo()
+    run_job(compose("federated", *settings), tmp_path / "whole")
+
+    (failure,) = _events(tmp_path / "cut", "failure")
+    assert failure["worker"] == 1
+    assert "died" in failure["reason"]
+    left, right = (
+        checkpoint.latest(tmp_path / name / "checkpoints", pytest.fail) for name in ("whole", "cut")
+    )
+    assert left is not None
+    assert right is not None
+    assert all(torch.equal(value, right.model[name]) for name, value in left.model.items())
+
+
+def _kill_workers_at(monkeypatch: pytest.MonkeyPatch, victims: dict[int, int]) -> None:
+    """Kill the process of worker `victims[round]` as soon as that round's work was handed out."""
+    import ray
+
+    from federated.ray_pool import RayPool
+
+    wait = ray.wait
+    train = RayPool.train
+    current: dict[str, Any] = {}
+
+    def train_noting_the_round(pool: RayPool, weights: Weights, order: Instruction, *rest: Any):
+        current.update(round=order.server_round, pool=pool)
+        return train(pool, weights, order, *rest)
+
+    def wait_after_the_kill(*arguments: Any, **options: Any) -> Any:
+        victim = victims.pop(current.get("round"), None)
+        if victim is not None:
+            os.kill(current["pool"].processes[victim], signal.SIGKILL)
+        return wait(*arguments, **options)
+
+    monkeypatch.setattr(RayPool, "train", train_noting_the_round)
+    monkeypatch.setattr(ray, "wait", wait_after_the_kill)

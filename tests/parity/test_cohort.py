@@ -1,0 +1,206 @@
+"""Parity 5: sequential = batched = a plain loop; in-process = Ray; reduced = unreduced."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from torch import Tensor
+
+from federated.client import Clients, Instruction, Update
+from federated.cohort import CohortWorker
+from federated.pool import InProcessPool, Pool
+from federated.ray_pool import RayPool
+from federated.setup import assemble, divide
+from heliotrope.cluster import session
+from heliotrope.config import AdamConfig, Run
+from heliotrope.data import Dataset, load
+from heliotrope.models.dropout import reseed
+from heliotrope.tasks import task_of
+from tests.support import compose, fresh_seed
+
+_OPTIMIZERS = [
+    "optimizer=sgd optimizer.lr=0.1",
+    "optimizer=sgd optimizer.lr=0.05 optimizer.momentum=0.9 optimizer.weight_decay=0.01",
+    "optimizer=sgd optimizer.lr=0.05 optimizer.momentum=0.8 optimizer.nesterov=true",
+    "optimizer=adam optimizer.lr=0.01",
+    "optimizer=adam optimizer.lr=0.01 optimizer.weight_decay=0.1 optimizer.betas=[0.8,0.9]",
+    "optimizer=adamw optimizer.lr=0.01 optimizer.weight_decay=0.1",
+]
+_MODELS = [
+    "model=mlp model.hidden=[12]",
+    "model=mlp model.hidden=[12,8] model.dropout=0.4 model.activation=tanh",
+    "model=cnn model.channels=[4] model.kernel_size=3 model.hidden=[8] model.dropout=0.3",
+]
+_PARTITIONS = [
+    "federated/partition=dirichlet federated.partition.alpha=0.2",
+    "federated/partition=quantity federated.partition.alpha=0.3",
+    "federated/partition=iid",
+]
+
+
+def _compose(*settings: str) -> Run:
+    return compose("federated", *(word for setting in settings for word in setting.split()))
+
+
+def _ready(run: Run) -> tuple[Clients, Dataset]:
+    dataset = load(run.data, run.seed)
+    return assemble(run, task_of(dataset), dataset.train, divide(run, dataset)), dataset
+
+
+def _ready_in_double(run: Run) -> Clients:
+    """Float64 tells a wrong formula from rounding, which Adam can blow up to a whole step."""
+    clients, dataset = _ready(run)
+    clients.model.double()
+    return replace(clients, train=replace(dataset.train, inputs=dataset.train.inputs.double()))
+
+
+def _weights(clients: Clients) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in clients.model.state_dict().items()}
+
+
+def _plain(clients: Clients, order: Instruction, client: int) -> dict[str, Tensor]:
+    """Train one client as a reader of the papers would write it."""
+    model = copy.deepcopy(clients.model).train()
+    start = [p.detach().clone() for p in model.parameters()]
+    cfg = clients.optimizer
+    common = {"lr": cfg.lr, "weight_decay": cfg.weight_decay}
+    optimizer: torch.optim.Optimizer
+    if isinstance(cfg, AdamConfig):
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.name]
+        optimizer = kind(model.parameters(), betas=cfg.betas, eps=cfg.eps, **common)
+    else:
+        optimizer = torch.optim.SGD(
+            model.parameters(), momentum=cfg.momentum, nesterov=cfg.nesterov, **common
+        )
+    for step, rows in enumerate(clients.batches(order.server_round, client)):
+        reseed(model, clients.step_seed(order.server_round, client, step))
+        logits = model(clients.train.inputs[rows])
+        loss = torch.nn.functional.cross_entropy(logits, clients.train.targets[rows])
+        for p, w in zip(model.parameters(), start, strict=True):
+            loss = loss + order.proximal_mu / 2 * ((p - w) ** 2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+def _agree(update: Update, expected: Mapping[str, Tensor], rounding: float = 1e-6) -> None:
+    for name, value in expected.items():
+        torch.testing.assert_close(update.arrays[name], value, rtol=rounding, atol=rounding)
+
+
+def _check_all_kinds(run: Run, mu: float, cohort: Sequence[int]) -> None:
+    clients = _ready_in_double(run)
+    weights = _weights(clients)
+    order = Instruction(server_round=3, proximal_mu=mu)
+    expected = {client: _plain(clients, order, client) for client in cohort}
+    worker = CohortWorker(clients)
+    sizes = {client: clients.population.train_size(client) for client in cohort}
+    total = sum(sizes.values())
+    mean = {
+        name: sum(expected[c][name].double() * sizes[c] for c in cohort) / total
+        for name in weights
+    }
+    losses = []
+    for kind in ("sequential", "batched"):
+        reply = worker.train(weights, order, cohort, kind, reduce=False)
+        assert not reply.failures
+        assert [update.clients for update in reply.updates] == [(c,) for c in cohort]
+        for update in reply.updates:
+            (client,) = update.clients
+            _agree(update, expected[client])
+            assert update.examples == sizes[client]
+            assert update.seen == sizes[client] * run.federated.local_epochs
+        losses.append(sum(update.loss_sum for update in reply.updates))
+
+        (reduced,) = worker.train(weights, order, cohort, kind, reduce=True).updates
+        assert reduced.clients == tuple(cohort)
+        assert reduced.examples == total
+        _agree(reduced, mean)
+        losses.append(reduced.loss_sum)
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", _OPTIMIZERS)
+def test_every_optimizer_trains_stacked_as_alone(optimizer: str) -> None:
+    run = _compose(optimizer, _MODELS[1], _PARTITIONS[0], "federated.local_epochs=2 seed=5")
+    _check_all_kinds(run, mu=0.1, cohort=[0, 2, 3, 7, 9])
+
+
+@pytest.mark.parametrize("trial", range(5))
+def test_random_configurations_agree_with_a_plain_loop(trial: int) -> None:
+    seed = fresh_seed()
+    draw = random.Random(seed)
+    clients = draw.randint(3, 60)
+    run = _compose(
+        draw.choice(_OPTIMIZERS),
+        draw.choice(_MODELS),
+        draw.choice(_PARTITIONS),
+        f"federated.partition.clients={clients} federated.clients_per_round=1",
+        f"federated.local_epochs={draw.randint(1, 3)} seed={draw.randint(0, 10**6)}",
+        f"federated.batch_size={draw.choice(['null', '1', '5', '8', '64'])}",
+        f"federated.holdout_fraction={draw.choice([0.0, 0.2])}",
+    )
+    if run.federated.batch_size == 1:
+        run.federated.local_epochs = 1
+    cohort = sorted(draw.sample(range(clients), draw.randint(1, min(clients, 8))))
+    _check_all_kinds(run, draw.choice([0.0, 0.5]), cohort)
+
+
+def _pools(run: Run, workers: int, log: Path) -> Pool:
+    clients, dataset = _ready(run)
+    run.federated.workers = workers
+
+    def on_failure(worker: int, reason: str) -> None:
+        pytest.fail(f"worker {worker}: {reason}")
+
+    with session(ray) as cluster:
+        return RayPool(
+            run, clients.task, dataset.train, clients.population, cluster, log, on_failure
+        )
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_workers_give_what_this_process_gives(workers: int, tmp_path: Path) -> None:
+    run = _compose(_OPTIMIZERS[1], _MODELS[1], _PARTITIONS[0], "federated.holdout_fraction=0.2")
+    clients, _ = _ready(run)
+    weights, order, cohort = _weights(clients), Instruction(2, 0.1), [1, 3, 4, 5, 8]
+    here = InProcessPool(clients)
+    there = _pools(run, workers, tmp_path / "run.log")
+    try:
+        for kind in ("sequential", "batched"):
+            (expected,) = here.train(weights, order, cohort, kind, reduce=False)
+            replies = there.train(weights, order, cohort, kind, reduce=False)
+            assert len(replies) == workers
+            updates = {u.clients: u for reply in replies for u in reply.updates}
+            assert sorted(updates) == [(client,) for client in cohort]
+            for update in expected.updates:
+                _agree(updates[update.clients], update.arrays, rounding=1e-5)
+
+            (whole,) = here.train(weights, order, cohort, kind, reduce=True)
+            parts = [
+                u
+                for reply in there.train(weights, order, cohort, kind, reduce=True)
+                for u in reply.updates
+            ]
+            assert len(parts) == workers
+            total = sum(part.examples for part in parts)
+            for name, value in whole.updates[0].arrays.items():
+                mean = sum(part.arrays[name] * (part.examples / total) for part in parts)
+                torch.testing.assert_close(mean, value, rtol=1e-4, atol=2e-6)
+        everyone = clients.population.evaluating()
+        for mine, theirs in zip(
+            here.evaluate(weights, everyone), there.evaluate(weights, everyone), strict=True
+        ):
+            assert mine[0] == theirs[0]
+            assert (mine[1].confusion == theirs[1].confusion).all()
+    finally:
+        there.close()
