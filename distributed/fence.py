@@ -1,30 +1,31 @@
 """Keeps the workers of two attempts at one run apart: a straggler must not write any more.
 
-Each worker holds a shared lock in the run's directory for as long as its process lives; the
-kernel takes it back however the process ends.
+Each worker holds a shared lock in the run's directory while it trains; the kernel takes it
+back however its process ends.
 """
 
 from __future__ import annotations
 
 import fcntl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from heliotrope.errors import RunDirectoryError
 
-__all__ = ["hold", "wait_until_clear"]
+__all__ = ["held", "wait_until_clear"]
 
 _NAME = ".workers"
 _PATIENCE = 20.0  # seconds; a killed worker is gone within milliseconds
 
-_held: list[object] = []  # open files, until this process ends
 
-
-def hold(directory: Path) -> None:
-    """Mark this process as a worker of the run in `directory`."""
-    file = (directory / _NAME).open("a")
-    fcntl.flock(file, fcntl.LOCK_SH)
-    _held.append(file)
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Mark this process as a worker of the run in `directory`, inside the block."""
+    with (directory / _NAME).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
 
 
 def wait_until_clear(directory: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from heliotrope.tasks import Task
@@ -24,7 +26,7 @@ def device_of(name: str, place: Place) -> torch.device:
 
 
 @contextmanager
-def joined(place: Place, device: torch.device, store: dist.Store | None = None) -> Iterator[None]:
+def joined(place: Place, device: torch.device, store: Store | None = None) -> Iterator[None]:
     """Be a member of the process group inside the block; alone, there is none.
 
     The ranks meet in `store`, or where torchrun's environment variables say. After an error
@@ -67,12 +69,12 @@ def data_parallel(model: nn.Module, task: Task, place: Place) -> nn.Module:
     # torch 2.13 renamed the argument.
     arguments = inspect.signature(DistributedDataParallel).parameters
     new = "forward_sync_buffers" in arguments
-    buffers = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    buffers: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, **buffers)
     device = next(model.parameters()).device
-    wrapped.eval()
+    model.eval()
     nothing = torch.zeros((1, *task.input_shape), device=device)
     wrapped(nothing).sum().backward()
     wrapped.zero_grad(set_to_none=True)
-    wrapped.train()
+    model.train()
     return wrapped

@@ -6,28 +6,18 @@ when it is chosen: `inline` and `torchrun` work where Ray is not installed.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
-
-import torch
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
 
 from heliotrope.config import Run
-from heliotrope.data import Dataset
 from heliotrope.display import Display
-from heliotrope.errors import HeliotropeError
-from heliotrope.resources import available_cpus
-from heliotrope.rundir import RunDirectory
-from heliotrope.tracking import Tracker
 
-from .attempt import Attempt, Place, Share, Trained, WorkerFailure
-from .share import share_of
-from .worker import Worker
+from .attempt import Attempt, Share, Trained
+
+if TYPE_CHECKING:
+    from heliotrope.data import Dataset
 
 __all__ = ["Launcher", "opened"]
-
-_log = logging.getLogger(__name__)
 
 
 class Launcher(Protocol):
@@ -37,7 +27,9 @@ class Launcher(Protocol):
     died, a `HeliotropeError` if another attempt would end the same; no worker outlives it.
     """
 
-    share: Share
+    @property
+    def share(self) -> Share:
+        """What each worker has."""
 
     def launch(self, attempt: Attempt, dataset: Dataset, display: Display) -> Trained:
         """Run the workers of one attempt to their end."""
@@ -55,28 +47,6 @@ def opened(run: Run) -> AbstractContextManager[Launcher]:
 
             return torchrun_launcher(run)
         case _:
+            from .inline import inline_launcher
+
             return inline_launcher(run)
-
-
-@contextmanager
-def inline_launcher(run: Run) -> Iterator[Launcher]:
-    """The one worker in this process: for one GPU, and for a debugger."""
-    cpus = available_cpus()
-    yield _Inline(share_of(run, cpus, cpus, torch.cuda.device_count()))
-
-
-class _Inline:
-    def __init__(self, share: Share) -> None:
-        self.share = share
-
-    def launch(self, attempt: Attempt, dataset: Dataset, display: Display) -> Trained:
-        tracker = Tracker(RunDirectory(attempt.directory).metrics, (display,))
-        try:
-            return Worker(attempt, Place(), dataset, tracker, display.at).train()
-        except HeliotropeError:
-            raise
-        except Exception as error:
-            _log.exception("rank 0 failed")
-            raise WorkerFailure(0, f"{type(error).__name__}: {error}") from error
-        finally:
-            tracker.close()

@@ -13,11 +13,13 @@ from typing import TypeVar
 
 from heliotrope.display import Display
 
-__all__ = ["in_file", "reported", "shown"]
+__all__ = ["POSITION", "in_file", "reported", "shown"]
 
 _Item = TypeVar("_Item")
 
 _EVERY = 0.2  # seconds between two reports, and between two looks at them
+
+POSITION = ".position"  # in the run's directory while workers run: epochs done, as a fraction
 
 
 def reported(

@@ -1,8 +1,7 @@
 """The `ray` launcher: one actor a rank in a placement group, on a laptop as on a cluster.
 
 Plain actors instead of Ray Train: they reach the first step in a quarter of the time, and a
-step never waits for the two-second poll of Ray Train's `report`. The training data goes into
-each node's shared memory once, and is read there in place.
+step never waits for the two-second poll of Ray Train's `report`.
 """
 
 from __future__ import annotations
@@ -10,31 +9,29 @@ from __future__ import annotations
 import logging
 import math
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
-import torch.distributed as dist
-from numpy.typing import NDArray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from heliotrope.cluster import Cluster, session
 from heliotrope.config import Run
-from heliotrope.data import Dataset, Split
 from heliotrope.display import Display
 from heliotrope.errors import HeliotropeError, ResourceError
 from heliotrope.rundir import RunDirectory
 
 from .attempt import Attempt, Place, Share, Trained, WorkerFailure
+from .failures import lost_a_peer
 from .launchers import Launcher
-from .live import shown
-from .rank import POSITION, lost_a_peer, run_rank
+from .live import POSITION, shown
 from .share import share_of
+
+if TYPE_CHECKING:
+    from heliotrope.data import Dataset
 
 __all__ = ["ray_launcher"]
 
@@ -43,36 +40,13 @@ _log = logging.getLogger(__name__)
 _ROOM_SECONDS = 30.0  # how long to wait for CPUs that others hold
 _CAUSE_SECONDS = 5.0  # how long the cause may take to show, after a rank that only lost its peer
 
-_Arrays = dict[str, tuple[NDArray[Any], NDArray[Any]]]
-
-
-class _Rank:
-    """A worker process on the cluster."""
-
-    def meeting_point(self) -> tuple[str, int]:
-        """Open the store in which the ranks meet; return its host and port."""
-        host = ray.util.get_node_ip_address()
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        return host, self._store.port
-
-    def train(
-        self, attempt: Attempt, place: Place, data: tuple[str, tuple[str, ...], _Arrays], at: Any
-    ) -> str:
-        """Train as rank `place.rank`; return `Trained` as JSON."""
-        try:
-            store = self._store if place.rank == 0 else dist.TCPStore(*at, is_master=False)
-            return run_rank(attempt, place, _dataset(*data), store).to_json()
-        except Exception:
-            _log.exception("failed")
-            raise
-
 
 @contextmanager
 def ray_launcher(run: Run) -> Iterator[Launcher]:
     """Actors on the running cluster, or on a Ray of our own here; see `heliotrope.cluster`."""
     workers = run.distributed.workers
     with session(ray) as cluster:
-        share = share_of(run, cluster.cpus, cluster.cpu_share(workers), cluster.gpus)
+        share = share_of(run, workers, cluster.cpus, cluster.cpu_share(workers), cluster.gpus)
         with _room(cluster, workers, share) as group:
             launcher = _Ray(workers, share, group)
             try:
@@ -88,7 +62,7 @@ def _room(cluster: Cluster, workers: int, share: Share) -> Iterator[PlacementGro
     group = placement_group([bundle] * workers, strategy="PACK")
     try:
         if not group.wait(_ROOM_SECONDS):
-            free = ray.available_resources()
+            free = ray.available_resources()  # type: ignore[no-untyped-call]
             raise ResourceError(
                 f"distributed.workers={workers} needs {bundle} each, but of the cluster's "
                 f"{cluster.cpus} CPUs and {cluster.gpus} GPUs only {free.get('CPU', 0):g} and "
@@ -108,11 +82,13 @@ class _Ray:
         self._ranks = self._start()  # they import torch while the driver loads the data
 
     def _start(self) -> list[Any]:
+        from .ray_rank import RayRank
+
         kind: Any = ray.remote(
             num_cpus=self.share.threads,
             num_gpus=int(self.share.device == "cuda"),
             max_restarts=0,
-        )(_Rank)
+        )(RayRank)
         places = [
             PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank)
             for rank in range(self._workers)
@@ -120,8 +96,10 @@ class _Ray:
         return [kind.options(scheduling_strategy=place).remote() for place in places]
 
     def launch(self, attempt: Attempt, dataset: Dataset, display: Display) -> Trained:
+        from .ray_rank import shared
+
         home = RunDirectory(attempt.directory)
-        self._data = self._data or ray.put(_shared(dataset))
+        self._data = self._data or ray.put(shared(dataset))
         self._ranks = self._ranks or self._start()
         at = self._ranks[0].meeting_point.remote()
         answers = [
@@ -170,20 +148,3 @@ def _failure(rank: int, error: RayError) -> WorkerFailure:
     _log.error("rank %d: %s", rank, error)
     ran_out = isinstance(error, OutOfMemoryError)
     return WorkerFailure(rank, "its process ran out of memory" if ran_out else "its process died")
-
-
-def _shared(dataset: Dataset) -> tuple[str, tuple[str, ...], _Arrays]:
-    """Return the dataset as arrays, which Ray shares without a copy; natural keys stay here."""
-    splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
-    arrays = {name: (s.inputs.numpy(), s.targets.numpy()) for name, s in splits.items()}
-    return dataset.name, dataset.class_names, arrays
-
-
-def _dataset(name: str, class_names: tuple[str, ...], arrays: _Arrays) -> Dataset:
-    with warnings.catch_warnings():  # the shared arrays are read-only, and only read
-        warnings.simplefilter("ignore", UserWarning)
-        splits = {
-            split: Split(torch.from_numpy(inputs), torch.from_numpy(targets))
-            for split, (inputs, targets) in arrays.items()
-        }
-    return Dataset(name=name, class_names=class_names, **splits)

@@ -15,13 +15,13 @@ __all__ = ["share_of"]
 _log = logging.getLogger(__name__)
 
 
-def share_of(run: Run, cpus: int, largest: int, gpus: int) -> Share:
-    """Return what each worker gets of `cpus` CPUs and `gpus` GPUs.
+def share_of(run: Run, workers: int, cpus: int, largest: int, gpus: int) -> Share:
+    """Return what each of `workers` gets of `cpus` CPUs and `gpus` GPUs.
 
     `largest` is the most CPUs that one worker can have, so that all find room. Raises
     `ResourceError` naming the key and how many there are.
     """
-    workers, wanted = run.distributed.workers, run.distributed.cpus_per_worker
+    wanted = run.distributed.cpus_per_worker
     check_cpus("distributed.workers", workers, 1, cpus)
     if wanted is not None and wanted > largest:
         raise ResourceError(
@@ -29,11 +29,10 @@ def share_of(run: Run, cpus: int, largest: int, gpus: int) -> Share:
             f"{workers} worker(s) can have: there are {cpus} CPUs in all. Lower it, or lower "
             "distributed.workers."
         )
-    return Share(threads=wanted or largest, device=_device(run, gpus))
+    return Share(threads=wanted or largest, device=_device(run, workers, gpus))
 
 
-def _device(run: Run, gpus: int) -> str:
-    workers = run.distributed.workers
+def _device(run: Run, workers: int, gpus: int) -> str:
     if run.device == "cuda" and gpus < workers:
         raise ResourceError(
             f"distributed.workers={workers} with device=cuda needs a GPU for each worker, but "

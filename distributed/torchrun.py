@@ -32,9 +32,9 @@ from heliotrope.resources import available_cpus
 from heliotrope.rundir import RunDirectory
 
 from .attempt import Attempt, Share, Trained, WorkerFailure
+from .failures import root_cause
 from .launchers import Launcher
-from .live import shown
-from .rank import POSITION, root_cause
+from .live import POSITION, shown
 from .share import share_of
 
 __all__ = ["torchrun_launcher"]
@@ -45,9 +45,9 @@ _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 @contextmanager
 def torchrun_launcher(run: Run) -> Iterator[Launcher]:
-    """Processes on this machine; for several machines, start `torchrun` on each of them."""
+    """Start processes on this machine; for several machines, see `under_torchrun`."""
     cpus, workers = available_cpus(), run.distributed.workers
-    yield _Torchrun(share_of(run, cpus, cpus // workers, torch.cuda.device_count()))
+    yield _Torchrun(share_of(run, workers, cpus, cpus // workers, torch.cuda.device_count()))
 
 
 class _Torchrun:

@@ -19,7 +19,6 @@ from dataclasses import asdict
 
 import torch
 
-
 from heliotrope import checkpoint, optimizer_state
 from heliotrope.checkpoint import Checkpoint
 from heliotrope.data import Dataset, Split
@@ -121,9 +120,7 @@ class Worker:
     def _batches(self) -> Iterator[Batch]:
         examples, size = len(self._train), self._cfg.batch_size
         order = permutation(self._run.seed, self._epoch, examples).to(self._device)
-        plan = batches(
-            self._train, order, size, self._place, self._run.seed, self._counts.steps
-        )
+        plan = batches(self._train, order, size, self._place, self._run.seed, self._counts.steps)
         if self._startup_seconds is None:
             self._startup_seconds = time.time() - self._began
         return reported(plan, -(-examples // size), self._epoch - 1, self._report)

@@ -20,21 +20,11 @@ from heliotrope.config import from_resolved
 from heliotrope.data import load
 from heliotrope.rundir import RunDirectory
 
-from .attempt import Attempt, Place, Share
-from .rank import run_rank
-
-__all__ = ["place_from_environment"]
+from .attempt import Attempt, Share
+from .rank import run_process
+from .under_torchrun import place_from_environment
 
 _log = logging.getLogger(__name__)
-
-
-def place_from_environment() -> Place:
-    """Return the place that torchrun gave this process."""
-    return Place(
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        local_rank=int(os.environ["LOCAL_RANK"]),
-    )
 
 
 def _main(order: dict[str, str]) -> None:
@@ -48,7 +38,7 @@ def _main(order: dict[str, str]) -> None:
         share=Share(int(order["threads"]), order["device"]),
     )
     place = place_from_environment()
-    trained = run_rank(attempt, place, load(run.data, run.seed))
+    trained = run_process(attempt, place, load(run.data, run.seed))
     if place.rank == 0:
         Path(order["answer"]).write_text(trained.to_json())
 
@@ -70,7 +60,7 @@ if __name__ == "__main__":
     errors.initialize()
     try:
         _main(json.loads(sys.argv[1]))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the launcher raises it
         _log.exception("failed")
         errors.record_exception(error)
         os._exit(1)  # leaving the process group in order could wait for a dead peer

@@ -172,8 +172,6 @@ class QuantityConfig(PartitionConfig):
 class NaturalConfig(PartitionConfig):
     """One client for each value of the data's own grouping key, such as a hospital."""
 
-    key: str | None = None
-
 
 @dataclass
 class StrategyConfig:

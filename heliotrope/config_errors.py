@@ -43,6 +43,11 @@ def explain(error: Exception) -> str:
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
         return unknown_key(match[1])
+    match = re.search(r"Interpolation key '([^']+)' not found", text)
+    if match:
+        reference = f"${{{match[1]}}}"
+        typed = next((arg for arg in sys.argv[1:] if reference in arg), reference)
+        return f"{typed}: there is no key {match[1]}.{closest(match[1], _known_keys())}"
     if "Config group override must be" in text:
         group = next((arg for arg in sys.argv[1:] if arg.endswith("=null")), "A null group")
         return f"{group} leaves nothing to build. Choose by name; --help lists the choices."

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
-
-import torch
+from typing import TYPE_CHECKING
 
 from heliotrope.errors import ResourceError
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["available_cpus", "check_cpus", "peak_rss_bytes", "pick_device", "thread_share"]
 
@@ -37,6 +39,8 @@ def check_cpus(key: str, workers: int, cpus_each: int, cpus: int) -> None:
 
 def pick_device(name: str) -> torch.device:
     """Return the device that `device=name` means here; `ResourceError` if there is none."""
+    import torch  # here: counting CPUs need not wait for it
+
     if name == "cuda" and not torch.cuda.is_available():
         raise ResourceError("device=cuda, but torch sees no GPU here. Set device=auto or cpu.")
     if name == "auto":

@@ -9,10 +9,12 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -21,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from heliotrope import config
+from heliotrope.cli import run_mode
 from heliotrope.config import Mode, Run
 from heliotrope.data import Dataset, Split
 from heliotrope.tasks import Classification
@@ -128,3 +131,24 @@ def command(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.Comp
 def environment() -> dict[str, str]:
     """Return the environment of a child process: this one's, with the checkout importable."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@dataclass
+class Started:
+    """Stands in for a mode's job: notes what it was started with, then does `action`."""
+
+    action: Callable[[Run, Path], None] = lambda _run, _directory: None
+    runs: list[Run] = field(default_factory=list)
+    directories: list[Path] = field(default_factory=list)
+
+    def __call__(self, run: Run, directory: Path) -> None:
+        self.runs.append(run)
+        self.directories.append(directory)
+        self.action(run, directory)
+
+
+def type_command(monkeypatch: pytest.MonkeyPatch, mode: Mode, *arguments: str, job: Started) -> int:
+    """Do in this process what `python -m MODE ARGUMENTS...` does, with `job` for the training."""
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", [f"python -m {mode}", *arguments])
+    return run_mode(mode, job)

@@ -197,9 +197,8 @@ def _dirichlet(
 def _natural(cfg: NaturalConfig, keys: npt.NDArray[Any] | None) -> tuple[_Ints, int]:
     """One client for each value of the key, in the order of the sorted values."""
     if keys is None:
-        wanted = f" ({_KEY}.key={cfg.key})" if cfg.key is not None else ""
         raise PartitionError(
-            f"federated/partition=natural{wanted} makes a client of each group in the data, and "
+            "federated/partition=natural makes a client of each group in the data, and "
             "this dataset has no groups; the image datasets (digits, mnist, fashion_mnist) have "
             "none. Choose federated/partition=iid, dirichlet, shards or quantity, or a dataset "
             "with groups."

@@ -115,6 +115,8 @@ class Studio:
             )
         for goal in chart.goals:
             axes.axhline(goal, color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
+        if drawn and not log and max(extents) > 0:  # what a run cost is read from zero
+            axes.set_xlim(-0.02 * max(extents) / divide, 1.03 * max(extents) / divide)
         return self._svg(figure)
 
     def spread(self, spread: Spread, index: int) -> str:

@@ -30,7 +30,7 @@ SELECTABLE = [
     for choice in choices(group)
 ]
 # The least that some choices need beside their name.
-NEEDS = {("federated/partition", "natural"): ("federated.partition.key=hospital",)}
+NEEDS: dict[tuple[str, str], tuple[str, ...]] = {}
 
 
 @pytest.mark.parametrize("mode", MODES)

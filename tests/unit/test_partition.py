@@ -47,8 +47,8 @@ def quantity(clients: int, alpha: float = 0.5, min_size: int = 1) -> QuantityCon
     return QuantityConfig(name="quantity", clients=clients, alpha=alpha, min_size=min_size)
 
 
-def natural(clients: int | None = None, key: str | None = None) -> NaturalConfig:
-    return NaturalConfig(name="natural", clients=clients, key=key)
+def natural(clients: int | None = None) -> NaturalConfig:
+    return NaturalConfig(name="natural", clients=clients)
 
 
 def check_is_a_partition(part: Partition, examples: int) -> None:
@@ -239,7 +239,6 @@ REFUSED = {
     ),
     "infinite alpha": (dirichlet(3, alpha=float("inf")), ["partition.alpha=inf", "=iid"]),
     "no groups": (natural(), ["federated/partition=natural", "digits", "iid, dirichlet, shards"]),
-    "no groups, named key": (natural(key="hospital"), ["federated.partition.key=hospital"]),
     "unknown": (
         PartitionConfig(name="idd", clients=3),
         ["federated.partition.name=idd", "iid, dirichlet"],

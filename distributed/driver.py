@@ -1,0 +1,194 @@
+"""The driver: attempts at a run until one succeeds, then its results."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from heliotrope import checkpoint
+from heliotrope.config import Run
+from heliotrope.data import Dataset, load
+from heliotrope.display import Display
+from heliotrope.errors import RunFailedError, WorkerError
+from heliotrope.finish import finish
+from heliotrope.models import build, parameter_count
+from heliotrope.resources import peak_rss_bytes
+from heliotrope.result import Outcome
+from heliotrope.rundir import RunDirectory
+from heliotrope.tasks import Task, task_of
+from heliotrope.tracking import Clock, Tracker, log_to, stop_logging
+
+from . import fence
+from .attempt import Attempt, Trained, WorkerFailure
+from .launchers import Launcher
+
+__all__ = ["Parts", "at_home", "begin", "drive", "prepare", "write_results"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration means on this machine, found to fit before any work."""
+
+    dataset: Dataset
+    task: Task
+    model: nn.Module
+
+
+def prepare(run: Run) -> Parts:
+    """Load the data and build the model once, so that what is wrong with them shows here."""
+    dataset = load(run.data, run.seed)
+    task = task_of(dataset)
+    return Parts(dataset, task, build(run.model, task, run.seed))
+
+
+def drive(run: Run, directory: Path, parts: Parts, launcher: Launcher) -> None:
+    """Attempt the run until it is trained or has failed too often, and write its results."""
+    with at_home(run, directory, "driver") as (home, display):
+        started = time.time() - Clock().seconds
+        failures, resume = 0, run.resume
+        while True:
+            saved = begin(run, home, parts.model, display, resume)
+            attempt = Attempt(run, home.path, saved, started, launcher.share)
+            try:
+                trained = launcher.launch(attempt, parts.dataset, display)
+                break
+            except WorkerFailure as failure:
+                failures += 1
+                _tell(failure, home, display)
+                if failures > run.distributed.max_failures:
+                    raise _given_up(failure, failures, run, home) from failure
+            except RunFailedError as error:
+                _note(home, (), reason=str(error))
+                raise
+            display.say("starting the workers again from the last checkpoint", style="yellow")
+            started, resume = time.time(), True
+        write_results(run, home, parts, attempt, trained, display)
+
+
+@contextmanager
+def at_home(run: Run, directory: Path, who: str) -> Iterator[tuple[RunDirectory, Display]]:
+    """Claim the run's directory, log and display there; say how to go on if interrupted."""
+    home = RunDirectory(directory)
+    home.claim(run, "distributed")
+    handler = log_to(home.log, who)
+    try:
+        with Display(f"distributed {run.name}", "epoch", run.distributed.epochs) as display:
+            try:
+                yield home, display
+            except (KeyboardInterrupt, SystemExit):
+                _log.warning("interrupted")
+                display.say(f"continue with the same command and {_resume_keys(home)}")
+                raise
+    finally:
+        stop_logging(handler)
+        home.release()
+
+
+def begin(
+    run: Run, home: RunDirectory, model: nn.Module, display: Display, resume: bool
+) -> int | None:
+    """Bring the directory to where an attempt begins; return the checkpoint's progress, if any.
+
+    Events after the checkpoint are dropped, for they will happen again; failures are kept.
+    """
+    fence.wait_until_clear(home.path)
+
+    def loudly(line: str) -> None:
+        _log.error(line)
+        display.say(line, style="red")
+
+    saved = checkpoint.latest(home.checkpoints, loudly) if resume else None
+    offset = 0 if saved is None else int(saved.state["metrics_offset"])
+    failures = _failures_after(home.metrics, offset)
+    tracker = Tracker(home.metrics)
+    tracker.rewind(offset)
+    if saved is None:
+        tracker.emit("start", mode="distributed", name=run.name, seed=run.seed)
+    for event in failures:
+        tracker.emit(**event)
+    tracker.close()
+    if saved is None:
+        return None
+    checkpoint.load_weights(
+        model, saved.model, checkpoint.path_of(home.checkpoints, saved.progress)
+    )
+    display.say(f"resuming after epoch {saved.state['epoch']}")
+    return saved.progress
+
+
+def _failures_after(metrics: Path, offset: int) -> list[dict[str, Any]]:
+    if not metrics.exists():
+        return []
+    events = []
+    for line in metrics.read_bytes()[offset:].splitlines():
+        try:
+            events.append(json.loads(line))
+        except ValueError:  # half a line, by a process that was killed
+            continue
+    return [event for event in events if event["event"] == "failure"]
+
+
+def _tell(failure: WorkerFailure, home: RunDirectory, display: Display) -> None:
+    _log.error("rank %d failed: %s", failure.rank, failure.reason)
+    _note(home, (display,), rank=failure.rank, reason=failure.reason)
+
+
+def _note(home: RunDirectory, listeners: tuple[Any, ...], **fields: Any) -> None:
+    tracker = Tracker(home.metrics, listeners)
+    tracker.emit("failure", **fields)
+    tracker.close()
+
+
+def _given_up(failure: WorkerFailure, failures: int, run: Run, home: RunDirectory) -> WorkerError:
+    allowed = run.distributed.max_failures
+    return WorkerError(
+        f"rank {failure.rank} failed: {failure.reason}. "
+        f"{failures} failure(s), distributed.max_failures={allowed}. {home.log} has what the "
+        f"workers said; continue from the last checkpoint with {_resume_keys(home)}."
+    )
+
+
+def _resume_keys(home: RunDirectory) -> str:
+    return f"resume=true hydra.run.dir={home.path}"
+
+
+def write_results(
+    run: Run,
+    home: RunDirectory,
+    parts: Parts,
+    attempt: Attempt,
+    trained: Trained,
+    display: Display,
+) -> None:
+    """Write the last events, the report and result.json from what rank 0 said."""
+    clock = Clock.since(attempt.started)
+    clock.seconds_before = trained.seconds_before
+    clock.train_seconds = trained.train_seconds
+    launcher = run.distributed.launcher
+    driver = peak_rss_bytes() if launcher != "inline" else 0  # inline, it is the worker
+    outcome = Outcome(
+        metrics={},
+        unit={"epochs": trained.epochs},
+        counts=trained.counts,
+        clock=clock,
+        startup_seconds=trained.startup_seconds,
+        parameters=parameter_count(parts.model),
+        peak_rss_bytes=trained.peak_rss_bytes + driver,
+        target=None if trained.target is None else dict(trained.target),
+        packages=("ray",) if launcher == "ray" else (),
+    )
+    tracker = Tracker(home.metrics)
+    try:
+        finish(run, "distributed", home, tracker, trained.final, parts.task, outcome, display)
+    finally:
+        tracker.close()

@@ -1,0 +1,22 @@
+"""Of the ranks that failed together, the one that the others followed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from .attempt import WorkerFailure
+
+__all__ = ["lost_a_peer", "root_cause"]
+
+_PEER_IS_GONE = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe", re.IGNORECASE)
+
+
+def lost_a_peer(failure: WorkerFailure) -> bool:
+    """Return whether a rank failed only because another one did, and was gone."""
+    return _PEER_IS_GONE.search(failure.reason) is not None
+
+
+def root_cause(failures: Sequence[WorkerFailure]) -> WorkerFailure:
+    """Return the failure that the others followed from."""
+    return next((f for f in failures if not lost_a_peer(f)), failures[0])

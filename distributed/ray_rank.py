@@ -1,0 +1,64 @@
+"""A worker on Ray, and the training data in each node's shared memory, read there in place."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import ray
+import torch
+from numpy.typing import NDArray
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from heliotrope.data import Dataset, Split
+
+from .attempt import Attempt, Place
+from .rank import run_process
+
+__all__ = ["RayRank", "Shared", "shared"]
+
+_log = logging.getLogger(__name__)
+
+# Name, class names, and of each split the inputs and targets.
+Shared = tuple[str, tuple[str, ...], dict[str, tuple[NDArray[Any], NDArray[Any]]]]
+
+
+class RayRank:
+    """A worker process on the cluster."""
+
+    def __init__(self) -> None:
+        self._store: TCPStore | None = None
+
+    def meeting_point(self) -> tuple[str, int]:
+        """Open the store in which the ranks meet; return its host and port."""
+        host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        return host, self._store.port
+
+    def train(self, attempt: Attempt, place: Place, data: Shared, at: tuple[str, int]) -> str:
+        """Train as rank `place.rank`; return `Trained` as JSON."""
+        try:
+            store = self._store or TCPStore(*at, is_master=False)
+            return run_process(attempt, place, _dataset(data), store).to_json()
+        except Exception:
+            _log.exception("failed")
+            raise
+
+
+def shared(dataset: Dataset) -> Shared:
+    """Return the dataset as arrays, which Ray shares without a copy; natural keys stay behind."""
+    splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    arrays = {name: (s.inputs.numpy(), s.targets.numpy()) for name, s in splits.items()}
+    return dataset.name, dataset.class_names, arrays
+
+
+def _dataset(data: Shared) -> Dataset:
+    name, class_names, arrays = data
+    with warnings.catch_warnings():  # the shared arrays are read-only, and only read
+        warnings.simplefilter("ignore", UserWarning)
+        splits = {
+            split: Split(torch.from_numpy(inputs), torch.from_numpy(targets))
+            for split, (inputs, targets) in arrays.items()
+        }
+    return Dataset(name=name, class_names=class_names, **splits)

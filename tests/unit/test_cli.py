@@ -1,0 +1,354 @@
+"""Commands, exit codes and sweeps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from heliotrope import cli
+from heliotrope.config import Mode, Run
+from heliotrope.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    HeliotropeError,
+    PartitionError,
+    QuorumError,
+    ResourceError,
+    RunDirectoryError,
+    RunFailedError,
+    WorkerError,
+)
+from heliotrope.tracking import Clock
+from tests.support import MODES, ROOT, Started, command, experiments, type_command
+
+Type = Callable[..., int]
+
+
+@pytest.fixture
+def type_(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Type:
+    """Type a command in an empty folder: `type_(mode, *arguments, job=job) -> exit code`."""
+    monkeypatch.chdir(tmp_path)
+
+    def typed(mode: Mode, *arguments: str, job: Started) -> int:
+        return type_command(monkeypatch, mode, *arguments, job=job)
+
+    return typed
+
+
+# --- one run ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_gets_its_config_and_a_directory_of_its_own(
+    mode: Mode, type_: Type, tmp_path: Path
+) -> None:
+    job = Started()
+    assert type_(mode, "experiment=quickstart", "seed=5", job=job) == 0
+    (run,), (directory,) = job.runs, job.directories
+    assert (run.name, run.seed) == ("quickstart", 5)
+    assert directory.is_absolute()
+    assert directory.parent == tmp_path / "runs" / "quickstart" / mode
+
+
+def test_the_directory_can_be_chosen(type_: Type, tmp_path: Path) -> None:
+    job = Started()
+    assert type_("federated", "hydra.run.dir=here/it is", job=job) == 0
+    assert job.directories == [tmp_path / "here/it is"]
+
+
+def test_hydra_adds_nothing_to_the_directory(type_: Type) -> None:
+    job = Started()
+    assert type_("federated", job=job) == 0
+    assert list(job.directories[0].iterdir()) == []
+
+
+def test_overrides_may_refer_to_other_keys(type_: Type) -> None:
+    job = Started()
+    assert type_("federated", "seed=4", "name=run-${seed}", job=job) == 0
+    assert job.runs[0].name == "run-4"
+
+
+def raising(error: BaseException) -> Started:
+    def fail(_run: Run, _directory: Path) -> None:
+        raise error
+
+    return Started(fail)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (ConfigError, 2),
+        (DataError, 2),
+        (PartitionError, 2),
+        (ResourceError, 2),
+        (RunDirectoryError, 2),
+        (RunFailedError, 1),
+        (CheckpointError, 1),
+        (WorkerError, 1),
+        (QuorumError, 1),
+    ],
+)
+def test_expected_errors_end_in_their_code_and_one_line(
+    kind: type[HeliotropeError], code: int, type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert type_("federated", job=raising(kind("what, where, what next"))) == code
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: what, where, what next\n")
+
+
+def test_an_unforeseen_error_is_a_failure_with_its_traceback(
+    type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert type_("federated", job=raising(ZeroDivisionError("not foreseen"))) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.rstrip().endswith("ZeroDivisionError: not foreseen")
+
+
+def test_ctrl_c_ends_in_130_and_says_how_to_continue(
+    type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_run: Run, directory: Path) -> None:
+        (directory / "config.yaml").touch()
+        raise KeyboardInterrupt
+
+    job = Started(interrupted)
+    assert type_("federated", job=job) == 130
+    err = capsys.readouterr().err
+    assert f"resume=true hydra.run.dir={job.directories[0]}" in err
+    assert err.rstrip().endswith("interrupted")
+
+
+def test_ctrl_c_before_there_is_a_run_promises_nothing(
+    type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert type_("federated", job=raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_sigterm_unwinds_the_run_and_is_handled_as_before_afterwards(type_: Type) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    unwound = []
+
+    def terminated(_run: Run, _directory: Path) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            unwound.append(True)
+
+    with pytest.raises(SystemExit) as caught:
+        type_("federated", job=Started(terminated))
+    assert caught.value.code == 143
+    assert unwound == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# --- sweeps -------------------------------------------------------------------------------
+
+
+def test_a_sweep_runs_every_combination_in_its_own_directory(
+    type_: Type, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    job = Started()
+    sweep = ("-m", "hydra.sweep.dir=sweep", "seed=1,2", "federated/partition=iid,dirichlet")
+    assert type_("federated", *sweep, job=job) == 0
+    assert [(run.seed, run.federated.partition.name) for run in job.runs] == [
+        (1, "iid"),
+        (1, "dirichlet"),
+        (2, "iid"),
+        (2, "dirichlet"),
+    ]
+    assert job.directories == [tmp_path / "sweep" / str(number) for number in range(4)]
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "[2] seed=2 federated/partition=iid" in out
+    assert f"compare {tmp_path}/sweep/*/" in out
+
+
+def test_a_sweep_goes_on_after_a_failing_job_and_ends_in_its_code(
+    type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def second_fails(run: Run, _directory: Path) -> None:
+        if run.seed == 2:
+            raise WorkerError("worker 1 died")
+
+    job = Started(second_fails)
+    assert type_("federated", "-m", "seed=1,2,3", job=job) == 1
+    assert [run.seed for run in job.runs] == [1, 2, 3]
+    out, err = capsys.readouterr()
+    assert err == "error: worker 1 died\n"
+    compared = out.splitlines()[-1].split("compare ")[1].split()
+    assert compared == [str(job.directories[0]), str(job.directories[2])]
+
+
+def test_a_sweep_goes_on_after_an_unforeseen_error(
+    type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def first_breaks(run: Run, _directory: Path) -> None:
+        if run.seed == 1:
+            raise ZeroDivisionError
+
+    job = Started(first_breaks)
+    assert type_("federated", "-m", "seed=1,2", job=job) == 1
+    assert [run.seed for run in job.runs] == [1, 2]
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_sweep_goes_on_after_a_value_out_of_range(
+    type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Started()
+    assert type_("federated", "-m", "optimizer.lr=-1,0.1", job=job) == 2
+    assert [run.optimizer.lr for run in job.runs] == [0.1]
+    assert "optimizer.lr=-1" in capsys.readouterr().err
+
+
+def test_a_sweep_with_a_typo_starts_nothing(
+    type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Started()
+    assert type_("federated", "-m", "seed=1,2", "model=mlp,cn", job=job) == 2
+    assert job.runs == []
+    assert "model=cn is not one of" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_the_whole_sweep(type_: Type) -> None:
+    job = raising(KeyboardInterrupt())
+    assert type_("federated", "-m", "seed=1,2,3", job=job) == 130
+    assert [run.seed for run in job.runs] == [1]
+
+
+def test_one_directory_for_all_jobs_of_a_sweep_is_refused(
+    type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Started()
+    assert type_("federated", "-m", "seed=1,2", "hydra.run.dir=one", job=job) == 2
+    assert job.runs == []
+    assert "hydra.sweep.dir" in capsys.readouterr().err
+
+
+def test_each_job_of_a_sweep_has_its_own_clock(type_: Type) -> None:
+    seconds: list[float] = []
+    job = Started(lambda _run, _directory: seconds.append(Clock().seconds))
+    assert type_("federated", "-m", "seed=1,2", job=job) == 0
+    first, second = seconds
+    assert second < first, "the second job's time includes the first's, and the interpreter's"
+
+
+# --- help ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_help_shows_how_to_start_and_every_choice(
+    mode: Mode, type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Started()
+    assert type_(mode, "--help", "optimizer=adam", job=job) == 0
+    assert job.runs == []
+    out = capsys.readouterr().out
+    assert f"python -m {mode} experiment=quickstart" in out
+    assert "experiment=" + "|".join(experiments()) in out
+    assert "_schema" not in out
+    other = "federated" if mode == "distributed" else "distributed"
+    assert f"  {other}=" not in out, "a choice without effect in this mode is offered"
+    assert "betas" in out, "the keys shown are not those of the choices made"
+
+
+def test_cfg_job_prints_the_composed_config_as_yaml(
+    type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Started()
+    assert type_("federated", "--cfg", "job", "experiment=fashion_cnn", "seed=3", job=job) == 0
+    assert job.runs == []
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["model"]["name"] == "cnn"
+    assert shown["seed"] == 3
+
+
+# --- the `heliotrope` command -------------------------------------------------------------
+
+
+def test_without_a_command_the_usage_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-h"], ["--help"], ["evaluate", "--help"], ["compare", "-h"]]
+)
+def test_help_of_the_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    for name in ("distributed", "federated", "evaluate", "compare"):
+        assert name in out
+
+
+def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["federate", "seed=1"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "'federate'" in err
+    assert "Did you mean 'federated'?" in err
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_is_started_by_name(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = Started()
+    entry = types.SimpleNamespace(main=lambda: cli.run_mode(mode, job))
+    monkeypatch.setattr(cli, "_mode_module", {mode: entry}.__getitem__)
+    monkeypatch.setattr(sys, "argv", ["heliotrope"])
+    assert cli.main([mode, "seed=9"]) == 0
+    assert job.runs[0].seed == 9
+
+
+# --- real processes -----------------------------------------------------------------------
+
+
+def test_a_typo_in_a_real_process(tmp_path: Path) -> None:
+    done = command("federated", "federated.roundz=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "error: federated.roundz=3: there is no such key. Did you mean 'federated.rounds'?\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_subcommand_in_a_real_process(tmp_path: Path) -> None:
+    done = command("heliotrope", "evaluate", "rum=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert "Did you mean 'run'?" in done.stderr
+
+
+def test_a_wrong_key_does_not_wait_for_torch(tmp_path: Path) -> None:
+    script = tmp_path / "probe.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from distributed.__main__ import main\n"
+        "sys.argv = ['x', 'seed=x']\n"
+        "assert main() == 2\n"
+        "slow = {'torch', 'ray', 'flwr', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "assert not slow, slow\n"
+    )
+    import subprocess
+
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
