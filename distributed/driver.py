@@ -59,6 +59,8 @@ def drive(run: Run, directory: Path, parts: Parts, launcher: Launcher) -> None:
         while True:
             saved = begin(run, home, parts.model, display, resume)
             attempt = Attempt(run, home.path, saved, started, launcher.share)
+            cfg = run.distributed
+            _log.info("%d worker(s) by %s, %s each", cfg.workers, cfg.launcher, launcher.share)
             try:
                 trained = launcher.launch(attempt, parts.dataset, display)
                 break
@@ -77,18 +79,13 @@ def drive(run: Run, directory: Path, parts: Parts, launcher: Launcher) -> None:
 
 @contextmanager
 def at_home(run: Run, directory: Path, who: str) -> Iterator[tuple[RunDirectory, Display]]:
-    """Claim the run's directory, log and display there; say how to go on if interrupted."""
+    """Claim the run's directory, and log and display there, inside the block."""
     home = RunDirectory(directory)
     home.claim(run, "distributed")
     handler = log_to(home.log, who)
     try:
         with Display(f"distributed {run.name}", "epoch", run.distributed.epochs) as display:
-            try:
-                yield home, display
-            except (KeyboardInterrupt, SystemExit):
-                _log.warning("interrupted")
-                display.say(f"continue with the same command and {_resume_keys(home)}")
-                raise
+            yield home, display
     finally:
         stop_logging(handler)
         home.release()
@@ -154,12 +151,8 @@ def _given_up(failure: WorkerFailure, failures: int, run: Run, home: RunDirector
     return WorkerError(
         f"rank {failure.rank} failed: {failure.reason}. "
         f"{failures} failure(s), distributed.max_failures={allowed}. {home.log} has what the "
-        f"workers said; continue from the last checkpoint with {_resume_keys(home)}."
+        f"workers said; continue from the last checkpoint with resume=true hydra.run.dir={home.path}."
     )
-
-
-def _resume_keys(home: RunDirectory) -> str:
-    return f"resume=true hydra.run.dir={home.path}"
 
 
 def write_results(

@@ -10,11 +10,12 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -28,6 +29,7 @@ from .attempt import Attempt, Place, Share, Trained, WorkerFailure
 from .failures import lost_a_peer
 from .launchers import Launcher
 from .live import POSITION, shown
+from .ray_rank import RayRank, shared
 from .share import share_of
 
 if TYPE_CHECKING:
@@ -79,11 +81,9 @@ class _Ray:
         self._workers = workers
         self._group = group
         self._data: Any = None
-        self._ranks = self._start()  # they import torch while the driver loads the data
+        self._ranks = self._start()  # they import torch while the driver does
 
     def _start(self) -> list[Any]:
-        from .ray_rank import RayRank
-
         kind: Any = ray.remote(
             num_cpus=self.share.threads,
             num_gpus=int(self.share.device == "cuda"),
@@ -96,8 +96,6 @@ class _Ray:
         return [kind.options(scheduling_strategy=place).remote() for place in places]
 
     def launch(self, attempt: Attempt, dataset: Dataset, display: Display) -> Trained:
-        from .ray_rank import shared
-
         home = RunDirectory(attempt.directory)
         self._data = self._data or ray.put(shared(dataset))
         self._ranks = self._ranks or self._start()
@@ -121,25 +119,27 @@ class _Ray:
 
 
 def _all(answers: Sequence[Any]) -> list[str]:
-    """Return every rank's answer; raise the failure that the others followed from."""
-    ranks = {answer: rank for rank, answer in enumerate(answers)}
-    waiting, failures, deadline = list(answers), [], math.inf
+    """Return every rank's answer; raise the failure that the others followed from.
+
+    Waits in Python: inside `ray.wait`, Ray turns SIGTERM into an exit of its own.
+    """
+    ranks: dict[Future[str], int] = {answer.future(): rank for rank, answer in enumerate(answers)}
+    waiting, failures, deadline = set(ranks), [], math.inf
     while waiting and time.monotonic() < deadline:
-        done, waiting = ray.wait(waiting, timeout=0.5)
+        done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
         for answer in done:
-            try:
-                ray.get(answer)
-            except RayError as error:
+            error = answer.exception()
+            if error is not None:
                 failures.append(_failure(ranks[answer], error))
                 deadline = min(deadline, time.monotonic() + _CAUSE_SECONDS)
                 if not lost_a_peer(failures[-1]):
                     raise failures[-1] from error
     if failures:
         raise failures[0]
-    return list(ray.get(list(answers)))
+    return [answer.result() for answer in ranks]
 
 
-def _failure(rank: int, error: RayError) -> WorkerFailure:
+def _failure(rank: int, error: BaseException) -> WorkerFailure:
     """Return what happened to a rank; raise it where another attempt would end the same."""
     if isinstance(error, RayTaskError):
         if isinstance(error.cause, HeliotropeError):

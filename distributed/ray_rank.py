@@ -1,20 +1,22 @@
-"""A worker on Ray, and the training data in each node's shared memory, read there in place."""
+"""A worker on Ray, and the training data in each node's shared memory, read there in place.
+
+The driver imports this module before torch is there, to start the workers early.
+"""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 from numpy.typing import NDArray
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-from heliotrope.data import Dataset, Split
 
 from .attempt import Attempt, Place
-from .rank import run_process
+
+if TYPE_CHECKING:
+    from heliotrope.data import Dataset
 
 __all__ = ["RayRank", "Shared", "shared"]
 
@@ -28,16 +30,28 @@ class RayRank:
     """A worker process on the cluster."""
 
     def __init__(self) -> None:
-        self._store: TCPStore | None = None
+        """Import what takes seconds while the driver still loads the data.
+
+        DDP imports torch._dynamo when it is first used, though nothing is compiled.
+        """
+        import_module("torch._dynamo")
+        import_module(".rank", __package__)
+        self._store: Any = None
 
     def meeting_point(self) -> tuple[str, int]:
         """Open the store in which the ranks meet; return its host and port."""
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
         host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         return host, self._store.port
 
     def train(self, attempt: Attempt, place: Place, data: Shared, at: tuple[str, int]) -> str:
         """Train as rank `place.rank`; return `Trained` as JSON."""
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        from .rank import run_process
+
         try:
             store = self._store or TCPStore(*at, is_master=False)
             return run_process(attempt, place, _dataset(data), store).to_json()
@@ -54,6 +68,10 @@ def shared(dataset: Dataset) -> Shared:
 
 
 def _dataset(data: Shared) -> Dataset:
+    import torch
+
+    from heliotrope.data import Dataset, Split
+
     name, class_names, arrays = data
     with warnings.catch_warnings():  # the shared arrays are read-only, and only read
         warnings.simplefilter("ignore", UserWarning)

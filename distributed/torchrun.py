@@ -86,7 +86,7 @@ def _run_agent(attempt: Attempt, answer: Path, scratch: str) -> None:
         "device": attempt.share.device,
         "answer": str(answer),
     }
-    with _handlers_kept(), _environment(attempt.share.threads):
+    with _handlers_kept(), _agent_logged(), _environment(attempt.share.threads):
         try:
             elastic_launch(config, sys.executable)(
                 "-m", f"{__package__}.worker_main", json.dumps(order)
@@ -108,6 +108,17 @@ def _handlers_kept() -> Iterator[None]:
     finally:
         for number, handler in ours.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _agent_logged() -> Iterator[None]:
+    """Let the agent write to the run's log: on the terminal, our one error says it all."""
+    agent = logging.getLogger("torch.distributed.elastic")
+    agent.handlers, agent.propagate = logging.getLogger().handlers, False
+    try:
+        yield
+    finally:
+        agent.handlers, agent.propagate = [], True
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -81,6 +83,13 @@ class Worker:
         self._final: dict[str, ClassificationMetrics] = {}
         if attempt.checkpoint is not None:
             self._resume(attempt.checkpoint)
+        _log.info(
+            "ready: process %d on %s, %s, %d thread(s)",
+            os.getpid(),
+            socket.gethostname(),
+            self._device,
+            attempt.share.threads,
+        )
 
     def train(self) -> Trained:
         """Train the remaining epochs, or up to the target; every rank returns the same counts.
@@ -170,7 +179,8 @@ class Worker:
         unit = {"epoch": self._epoch}
         if self._tracker is not None:
             self._tracker.progress(event, self._counts, self._clock, unit, **values)
-            _log.info("epoch %d: %s", self._epoch, values)
+            said = "  ".join(f"{name} {value:.6g}" for name, value in values.items())
+            _log.info("epoch %d: %s", self._epoch, said)
 
     def _save(self) -> None:
         if self._tracker is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -55,6 +56,7 @@ def _die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at once; the driver has the last word
     _die_with(os.getppid())
     errors = get_error_handler()
     errors.initialize()

@@ -95,7 +95,7 @@ class Server:
         Raises `QuorumError` if too few clients of a round succeed, `RunFailedError` if the
         strategy gives no usable model. The last checkpoint then holds the last good round.
         """
-        stopped = self.target.hit is not None and self.target.cfg.stop
+        stopped = self.target.stop
         while self.state.server_round < self._cfg.rounds and not stopped:
             stopped = self._round(self.state.server_round + 1)
             old = time.monotonic() - self._saved_at > _SAVE_SECONDS
@@ -241,7 +241,7 @@ class Server:
                     "counts": asdict(self.state.counts),
                     "seconds": self.state.clock.seconds,
                     "train_seconds": self.state.clock.train_seconds,
-                    "target": self.target.hit,
+                    "target": self.target.saved(),
                     "metrics_offset": self._tracker.offset,
                 },
             ),
@@ -255,7 +255,7 @@ class Server:
         restore(self._strategy, saved.arrays, state["strategy"])
         self._grid.kind = state["client_training"]
         self._tracker.rewind(state["metrics_offset"])
-        self.target.hit = state["target"]
+        self.target.restore(state["target"])
         self.state.arrays = to_record(saved.model)
         self.state.server_round = saved.progress
         self.state.counts = Progress(**state["counts"])

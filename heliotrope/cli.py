@@ -110,7 +110,7 @@ def run_mode(mode: Mode, job: Callable[[Run, Path], None]) -> int:
                 _refuse_run_dir(hydra_cfg.overrides.hydra)
             try:
                 job(config.load(cfg, mode), directory)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):
                 if (directory / "config.yaml").exists():
                     print(f"continue it: resume=true hydra.run.dir={directory}", file=sys.stderr)
                 raise

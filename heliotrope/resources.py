@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heliotrope.errors import ResourceError
@@ -11,7 +13,14 @@ from heliotrope.errors import ResourceError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["available_cpus", "check_cpus", "peak_rss_bytes", "pick_device", "thread_share"]
+__all__ = [
+    "available_cpus",
+    "check_cpus",
+    "machine",
+    "peak_rss_bytes",
+    "pick_device",
+    "thread_share",
+]
 
 
 def available_cpus() -> int:
@@ -46,6 +55,25 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+def machine() -> dict[str, str | int]:
+    """Return what figures measured here should be read with: processor, CPUs, memory, system."""
+    return {
+        "processor": _processor(),
+        "cpus": available_cpus(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.platform(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def peak_rss_bytes() -> int:

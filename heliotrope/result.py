@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from heliotrope.config import Mode, Run, TargetConfig
+from heliotrope.resources import machine
 from heliotrope.rundir import git_commit, versions
 from heliotrope.tracking import Clock, Progress
 
@@ -103,6 +104,7 @@ def result_of(run: Run, mode: Mode, outcome: Outcome) -> dict[str, Any]:
         "peak_rss_bytes": outcome.peak_rss_bytes,
         "privacy": None,
         "parameters": outcome.parameters,
+        "machine": machine(),
         "versions": versions(*outcome.packages),
         "git_commit": git_commit(),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import index
 
 import numpy as np
 import torch
@@ -20,9 +21,12 @@ def seed(run_seed: int, *path: int | str) -> int:
     """Return a 63-bit seed for the stream named by `path` within the run.
 
     SHA-256 over the parts: streams are independent, and the same on every platform and
-    Python version. Different types of a part (`1` and `"1"`) name different streams.
+    Python version. `1` and `"1"` name different streams; `1` and NumPy's `int64(1)` the same.
     """
-    text = "/".join(f"{type(part).__name__}:{part}" for part in (run_seed, *path))
+    text = "/".join(
+        f"str:{part}" if isinstance(part, str) else f"int:{index(part)}"
+        for part in (run_seed, *path)
+    )
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -187,7 +188,7 @@ def test_a_sweep_goes_on_after_a_failing_job_and_ends_in_its_code(
     assert [run.seed for run in job.runs] == [1, 2, 3]
     out, err = capsys.readouterr()
     assert err == "error: worker 1 died\n"
-    compared = out.splitlines()[-1].split("compare ")[1].split()
+    compared = out.splitlines()[-1].split("heliotrope compare ")[1].split()
     assert compared == [str(job.directories[0]), str(job.directories[2])]
 
 
@@ -253,7 +254,9 @@ def test_help_shows_how_to_start_and_every_choice(
     mode: Mode, type_: Type, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = Started()
-    assert type_(mode, "--help", "optimizer=adam", job=job) == 0
+    with pytest.raises(SystemExit) as caught:
+        type_(mode, "--help", "optimizer=adam", job=job)
+    assert caught.value.code == 0
     assert job.runs == []
     out = capsys.readouterr().out
     assert f"python -m {mode} experiment=quickstart" in out
@@ -346,8 +349,6 @@ def test_a_wrong_key_does_not_wait_for_torch(tmp_path: Path) -> None:
         "slow = {'torch', 'ray', 'flwr', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
         "assert not slow, slow\n"
     )
-    import subprocess
-
     done = subprocess.run(
         [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False
     )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from heliotrope.config import Mode
 from heliotrope.errors import closest
 from tests.support import Started, type_command
 
@@ -54,7 +53,7 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("seed", ("seed", "key=value")),
     ("seed==3", ("seed==3", "key=value")),
     ("model=mlp,cnn", ("model=mlp,cnn", "--multirun")),
-    ("name=${nowhere}", ("name=${nowhere}", "nowhere")),
+    ("name=${nowhere}", ("name=${nowhere}", "no key nowhere")),
     # relations between keys
     (
         "federated.clients_per_round=11",
@@ -98,9 +97,8 @@ def test_federated_keys_are_refused_in_distributed_mode(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    mode: Mode = "distributed"
     job = Started()
-    assert type_command(monkeypatch, mode, "experiment=quickstart", override, job=job) == 2
+    assert type_command(monkeypatch, "distributed", override, job=job) == 2
     err = capsys.readouterr().err
     assert override in err
     assert "python -m federated" in err

@@ -1,0 +1,266 @@
+"""The inner loop is the loop a person would write in plain torch, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from heliotrope.config import AdamConfig, MlpConfig, OptimizerConfig, SgdConfig
+from heliotrope.models import build
+from heliotrope.tasks import Classification
+from heliotrope.training import (
+    Batch,
+    TrainTotals,
+    build_optimizer,
+    proximal_term,
+    train_batches,
+)
+from tests.support import (
+    assert_same_tensors,
+    fresh_seed,
+    global_random_state_untouched,
+    random_split,
+    small_task,
+    weights,
+)
+
+TASK = small_task(classes=4, shape=(6,))
+
+# Each with the torch optimizer that its keys promise.
+OPTIMIZERS: list[tuple[OptimizerConfig, Callable[..., torch.optim.Optimizer]]] = [
+    (SgdConfig("sgd", lr=0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
+    (
+        SgdConfig("sgd", lr=0.1, momentum=0.9, weight_decay=0.01),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    ),
+    (
+        SgdConfig("sgd", lr=0.1, momentum=0.8, nesterov=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8, nesterov=True),
+    ),
+    (
+        AdamConfig("adam", lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1),
+    ),
+    (
+        AdamConfig("adamw", lr=0.01, weight_decay=0.1),
+        lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1),
+    ),
+]
+
+
+def model_of(seed: int, dropout: float = 0.0) -> nn.Module:
+    return build(MlpConfig("mlp", hidden=[8, 7], dropout=dropout), TASK, seed)
+
+
+def batches_of(seed: int, sizes: tuple[int, ...] = (5, 5, 5, 2, 1)) -> list[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    splits = [random_split(size, TASK, generator) for size in sizes]
+    return [
+        Batch(split.inputs, split.targets, divisor=len(split), seed=seed + step)
+        for step, split in enumerate(splits)
+    ]
+
+
+@pytest.mark.parametrize(("cfg", "plain"), OPTIMIZERS, ids=[str(cfg) for cfg, _ in OPTIMIZERS])
+def test_training_is_the_plain_loop(
+    cfg: OptimizerConfig, plain: Callable[..., torch.optim.Optimizer]
+) -> None:
+    seed = fresh_seed()
+    ours, theirs = model_of(seed), model_of(seed)
+    batches = batches_of(seed)
+
+    optimizer = plain(theirs.parameters())
+    loss_sum = 0.0
+    for batch in batches:
+        optimizer.zero_grad()
+        losses = functional.cross_entropy(theirs(batch.inputs), batch.targets, reduction="none")
+        (losses.sum() / len(batch.targets)).backward()
+        optimizer.step()
+        loss_sum += losses.sum().item()
+
+    totals = train_batches(ours, build_optimizer(cfg, ours.parameters()), TASK, batches)
+    assert_same_tensors(weights(ours), weights(theirs))
+    assert (totals.steps, totals.examples) == (5, 18)
+    assert totals.loss_sum == pytest.approx(loss_sum, rel=1e-12)
+    assert totals.loss == pytest.approx(loss_sum / 18, rel=1e-12)
+
+
+def test_an_optimizer_goes_on_from_one_call_to_the_next() -> None:
+    seed = fresh_seed()
+    at_once, in_parts = model_of(seed), model_of(seed)
+    cfg = SgdConfig("sgd", lr=0.1, momentum=0.9)
+    batches = batches_of(seed)
+    train_batches(at_once, build_optimizer(cfg, at_once.parameters()), TASK, batches)
+    optimizer = build_optimizer(cfg, in_parts.parameters())
+    for start in (0, 2, 4):
+        train_batches(in_parts, optimizer, TASK, batches[start : start + 2])
+    assert_same_tensors(weights(at_once), weights(in_parts))
+
+
+def test_training_mode_is_set_and_no_batch_is_no_step() -> None:
+    model = model_of(0).eval()
+    before = weights(model)
+    optimizer = build_optimizer(SgdConfig("sgd", lr=1.0), model.parameters())
+    totals = train_batches(model, optimizer, TASK, [])
+    assert model.training
+    assert (totals.steps, totals.examples, totals.loss_sum) == (0, 0, 0.0)
+    assert math.isnan(totals.loss)
+    assert_same_tensors(weights(model), before)
+
+
+def test_batches_may_come_from_a_generator_one_at_a_time() -> None:
+    model = model_of(1)
+    optimizer = build_optimizer(SgdConfig("sgd", lr=0.5), model.parameters())
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def lazily() -> object:
+        for batch in batches_of(1):
+            seen.append(weights(model))
+            yield batch
+
+    train_batches(model, optimizer, TASK, lazily())
+    assert not torch.equal(seen[0]["1.weight"], seen[1]["1.weight"]), "a batch was fetched early"
+
+
+# --- divisor ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (7, 5), (11, 1), (4, 5, 3), (12, 0)])
+def test_averaged_over_ranks_the_gradient_is_that_of_the_global_batch(
+    sizes: tuple[int, ...],
+) -> None:
+    """DDP averages over ranks; with divisor = global batch / ranks, uneven ranks are exact."""
+    seed = fresh_seed()
+    split = random_split(12, TASK, torch.Generator().manual_seed(seed))
+
+    def gradient(inputs: torch.Tensor, targets: torch.Tensor, divisor: float) -> torch.Tensor:
+        model = model_of(seed)
+        optimizer = build_optimizer(SgdConfig("sgd", lr=1.0), model.parameters())
+        before = nn.utils.parameters_to_vector(model.parameters()).detach()
+        train_batches(model, optimizer, TASK, [Batch(inputs, targets, divisor, 0)])
+        return before - nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    whole = gradient(split.inputs, split.targets, 12)
+    ranks = [
+        gradient(inputs, targets, 12 / len(sizes))
+        for inputs, targets in zip(
+            split.inputs.split(sizes), split.targets.split(sizes), strict=True
+        )
+    ]
+    torch.testing.assert_close(torch.stack(ranks).mean(dim=0), whole, rtol=1e-4, atol=1e-6)
+
+
+# --- the proximal term --------------------------------------------------------------------
+
+
+def test_the_proximal_term_pulls_towards_where_it_began() -> None:
+    """Its gradient is mu (w - w0): the plain loop with that added by hand does the same."""
+    seed, mu, lr = fresh_seed(), 0.7, 0.2
+    ours, theirs = model_of(seed), model_of(seed)
+    anchors = [p.detach().clone() for p in theirs.parameters()]
+    batches = batches_of(seed)
+    for batch in batches:
+        theirs.zero_grad()
+        functional.cross_entropy(theirs(batch.inputs), batch.targets).backward()
+        with torch.no_grad():
+            for p, anchor in zip(theirs.parameters(), anchors, strict=True):
+                p -= lr * (p.grad + mu * (p - anchor))
+
+    plain = train_batches(
+        copy.deepcopy(ours),
+        build_optimizer(SgdConfig("sgd", lr=0.0), ours.parameters()),
+        TASK,
+        batches[:1],
+    )
+    optimizer = build_optimizer(SgdConfig("sgd", lr=lr), ours.parameters())
+    penalty = proximal_term(ours, mu)
+    first = train_batches(ours, optimizer, TASK, batches[:1], penalty)
+    train_batches(ours, optimizer, TASK, batches[1:], penalty)
+    assert first.loss == plain.loss
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_the_proximal_term_is_half_mu_times_the_squared_distance() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    term = proximal_term(model, 0.5)
+    assert term is not None
+    assert term().item() == 0.0
+    with torch.no_grad():
+        model.weight += torch.tensor([[3.0, 4.0]])
+    assert term().item() == pytest.approx(0.5 / 2 * 25.0)
+
+
+def test_the_penalty_is_not_in_the_reported_loss() -> None:
+    model = model_of(3)
+    batches = batches_of(3)[:1]
+    optimizer = build_optimizer(SgdConfig("sgd", lr=0.1), model.parameters())
+    wanted = train_batches(copy.deepcopy(model), optimizer, TASK, batches)
+    totals = train_batches(model, optimizer, TASK, batches, lambda: torch.tensor(1e6))
+    assert totals.loss == wanted.loss
+
+
+def test_without_mu_there_is_no_term() -> None:
+    assert proximal_term(model_of(0), 0.0) is None
+
+
+# --- randomness ---------------------------------------------------------------------------
+
+
+def test_dropout_follows_the_batch_seeds_and_nothing_else() -> None:
+    seed = fresh_seed()
+
+    def train(offset: int) -> dict[str, torch.Tensor]:
+        model = model_of(seed, dropout=0.5)
+        optimizer = build_optimizer(SgdConfig("sgd", lr=0.1), model.parameters())
+        batches = [
+            Batch(batch.inputs, batch.targets, batch.divisor, batch.seed + offset)
+            for batch in batches_of(seed)
+        ]
+        with global_random_state_untouched():
+            train_batches(model, optimizer, TASK, batches)
+        return weights(model)
+
+    first = train(0)
+    torch.manual_seed(fresh_seed())
+    assert_same_tensors(train(0), first)
+    assert not torch.equal(train(1)["1.weight"], first["1.weight"])
+
+
+def test_parts_of_a_batch_share_its_masks() -> None:
+    """Two workers' halves of a batch drop what one worker would drop in the whole."""
+    seed = fresh_seed()
+    split = random_split(8, TASK, torch.Generator().manual_seed(seed))
+
+    def step(rows: slice, divisor: float) -> torch.Tensor:
+        model = model_of(seed, dropout=0.4)
+        optimizer = build_optimizer(SgdConfig("sgd", lr=1.0), model.parameters())
+        batch = Batch(split.inputs[rows], split.targets[rows], divisor, seed, rows.start)
+        train_batches(model, optimizer, TASK, [batch])
+        return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    halves = (step(slice(0, 3), 4) + step(slice(3, 8), 4)) / 2
+    torch.testing.assert_close(halves, step(slice(0, 8), 8), rtol=1e-4, atol=1e-6)
+
+
+def test_losses_are_each_examples_own() -> None:
+    task = Classification("c", (3,), ("a", "b", "c"))
+    outputs = torch.randn(7, 3, generator=torch.Generator().manual_seed(fresh_seed()))
+    targets = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    wanted = [
+        -torch.log_softmax(row, 0)[label].item()
+        for row, label in zip(outputs, targets, strict=True)
+    ]
+    assert task.losses(outputs, targets).tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-7)
+
+
+def test_totals_of_nothing_have_no_loss() -> None:
+    assert math.isnan(TrainTotals().loss)
+    assert TrainTotals(loss_sum=3.0, examples=4).loss == 0.75
