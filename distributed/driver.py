@@ -147,11 +147,11 @@ def _note(home: RunDirectory, listeners: tuple[Any, ...], **fields: Any) -> None
 
 
 def _given_up(failure: WorkerFailure, failures: int, run: Run, home: RunDirectory) -> WorkerError:
-    allowed = run.distributed.max_failures
     return WorkerError(
-        f"rank {failure.rank} failed: {failure.reason}. "
-        f"{failures} failure(s), distributed.max_failures={allowed}. {home.log} has what the "
-        f"workers said; continue from the last checkpoint with resume=true hydra.run.dir={home.path}."
+        f"rank {failure.rank} failed: {failure.reason}. {failures} failure(s), "
+        f"distributed.max_failures={run.distributed.max_failures}. {home.log} has what the "
+        "workers said. Continue from the last checkpoint with resume=true "
+        f"hydra.run.dir={home.path}."
     )
 
 

@@ -145,6 +145,6 @@ def _failure(rank: int, error: BaseException) -> WorkerFailure:
         if isinstance(error.cause, HeliotropeError):
             raise error.cause from None
         return WorkerFailure(rank, f"{type(error.cause).__name__}: {error.cause}")
-    _log.error("rank %d: %s", rank, error)
+    _log.error("rank %d: %s", rank, " ".join(str(error).split()))
     ran_out = isinstance(error, OutOfMemoryError)
     return WorkerFailure(rank, "its process ran out of memory" if ran_out else "its process died")

@@ -31,8 +31,8 @@ def client_app(run: Run) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         weights, order = content_of(message)
-        update = train_client(_clients(text), weights, order, _client(context))
-        return train_reply(update, message)
+        stack = train_client(_clients(text), weights, order, _client(context))
+        return train_reply(stack.row(0), message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

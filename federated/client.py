@@ -23,10 +23,10 @@ __all__ = [
     "Clients",
     "Failure",
     "Instruction",
+    "Stack",
     "Update",
     "Weights",
     "evaluate_client",
-    "rejection",
     "train_client",
 ]
 
@@ -92,6 +92,41 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """The results of K clients: arrays [K, *shape], numbers [K], as in `Update`."""
+
+    clients: tuple[int, ...]
+    arrays: Weights
+    examples: tuple[int, ...]
+    loss_sums: tuple[float, ...]
+    seen: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    def row(self, row: int) -> Update:
+        """Return one client's result."""
+        return Update(
+            clients=(self.clients[row],),
+            arrays={name: value[row] for name, value in self.arrays.items()},
+            examples=self.examples[row],
+            loss_sum=self.loss_sums[row],
+            seen=self.seen[row],
+            steps=self.steps[row],
+        )
+
+    def rejections(self) -> dict[int, str]:
+        """Return the rows that must not be averaged, and why."""
+        reasons: dict[int, str] = {}
+        for name, value in self.arrays.items():
+            if not value.is_floating_point() or bool(torch.isfinite(value).all()):
+                continue
+            finite = torch.isfinite(value).flatten(1).all(dim=1)
+            for row in torch.nonzero(~finite).view(-1).tolist():
+                reason = f"update rejected: {name} holds NaN or infinite values"
+                reasons.setdefault(row, reason)
+        return reasons
+
+
+@dataclass(frozen=True)
 class Failure:
     """A client that gave no usable update, and why."""
 
@@ -105,8 +140,11 @@ def train_client(
     order: Instruction,
     client: int,
     max_steps: int | None = None,
-) -> Update:
-    """Train `client` from the global `weights`; at most `max_steps` local steps if given."""
+) -> Stack:
+    """Train `client` from the global `weights`; at most `max_steps` local steps if given.
+
+    Returns a stack of one.
+    """
     model = clients.model
     set_weights(model, weights)
 
@@ -127,22 +165,14 @@ def train_client(
         batches(),
         proximal_term(model, order.proximal_mu),
     )
-    return Update(
+    return Stack(
         clients=(client,),
-        arrays={name: value.detach().clone() for name, value in model.state_dict().items()},
-        examples=clients.population.train_size(client),
-        loss_sum=totals.loss_sum,
-        seen=totals.examples,
-        steps=totals.steps,
+        arrays={name: torch.stack([value]) for name, value in model.state_dict().items()},
+        examples=(clients.population.train_size(client),),
+        loss_sums=(totals.loss_sum,),
+        seen=(totals.examples,),
+        steps=(totals.steps,),
     )
-
-
-def rejection(update: Update) -> str | None:
-    """Return why an update must not be averaged, or None if it may."""
-    for name, value in update.arrays.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            return f"update rejected: {name} holds NaN or infinite values"
-    return None
 
 
 def evaluate_client(clients: Clients, weights: Weights, client: int) -> ClassificationMetrics:

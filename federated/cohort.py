@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,19 +14,20 @@ from torch import Tensor
 from heliotrope.errors import ConfigError
 from heliotrope.metrics import ClassificationMetrics
 
-from .batched import train_stacked, why_not_batched
+from .batched import FastTrainer, why_not_batched
+from .capture import NotCapturableError
 from .client import (
     Clients,
     Failure,
     Instruction,
+    Stack,
     Update,
     Weights,
     evaluate_client,
-    rejection,
     train_client,
 )
 
-__all__ = ["CohortWorker", "Reply", "check_batched", "place"]
+__all__ = ["CohortWorker", "Reply", "check_kind", "place"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,15 +58,23 @@ def place(costs: Sequence[int], cohort: Sequence[int], workers: int) -> list[lis
     return [sorted(part) for part in parts]
 
 
-def check_batched(clients: Clients) -> str | None:
-    """Return why batched training is impossible; `ConfigError` if it was asked for outright."""
-    reason = why_not_batched(clients.model)
-    if reason is not None and clients.federated.client_training == "batched":
+def check_kind(clients: Clients) -> None:
+    """Refuse, before any work, a kind of client training that this model does not allow."""
+    kind = clients.federated.client_training
+    reason = None
+    if kind == "batched":
+        reason = why_not_batched(clients.model)
+    elif kind == "compiled":
+        try:
+            weights = dict(clients.model.state_dict())
+            FastTrainer(clients).train_one(weights, Instruction(1), 0, max_steps=1)
+        except NotCapturableError as error:
+            reason = str(error)
+    if reason is not None:
         raise ConfigError(
-            f"federated.client_training=batched, but {reason}. "
+            f"federated.client_training={kind} is not possible: {reason}. "
             "Set federated.client_training=sequential or auto."
         )
-    return reason
 
 
 class CohortWorker:
@@ -73,32 +82,45 @@ class CohortWorker:
 
     def __init__(self, clients: Clients) -> None:
         self.clients = clients
+        self._fast = FastTrainer(clients)
 
     def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> str:
-        """Return "sequential" or "batched", whichever is faster for clients like these.
+        """Return "compiled" or "batched", whichever is faster for clients like these.
 
-        Batched must win by a tenth: the choice should not hang on noise.
+        Batched must win by a tenth: the choice should not hang on noise. "sequential" if the
+        model's step cannot be captured and stacking it is no gain.
         """
         sample = list(cohort)[:_SAMPLE_CLIENTS]
-
-        def sequential(steps: int) -> None:
-            for client in sample:
-                train_client(self.clients, weights, order, client, steps)
-
-        def batched(steps: int) -> None:
-            train_stacked(self.clients, weights, order, sample, steps)
-
-        seconds = {"sequential": _timed(sequential), "batched": _timed(batched)}
+        seconds: dict[str, float] = {}
+        try:
+            seconds["compiled"] = self._timed("compiled", weights, order, sample)
+        except NotCapturableError as error:
+            _log.info("client training is not compiled: %s", error)
+            seconds["sequential"] = self._timed("sequential", weights, order, sample)
+        if why_not_batched(self.clients.model) is None:
+            seconds["batched"] = self._timed("batched", weights, order, sample)
         choice = min(seconds, key=lambda kind: seconds[kind] * (1.1 if kind == "batched" else 1))
+        measured = ", ".join(f"{kind} {value * 1e3:.1f} ms" for kind, value in seconds.items())
         _log.info(
-            "client training: %s (sequential %.1f ms, batched %.1f ms for %d clients, %d steps)",
+            "client training: %s (%s for %d clients, at most %d steps each)",
             choice,
-            seconds["sequential"] * 1e3,
-            seconds["batched"] * 1e3,
+            measured,
             len(sample),
             _SAMPLE_STEPS,
         )
         return choice
+
+    def _timed(
+        self, kind: str, weights: Weights, order: Instruction, sample: Sequence[int]
+    ) -> float:
+        def work() -> None:
+            for _ in self._stacks(weights, order, sample, kind, [], _SAMPLE_STEPS):
+                pass
+
+        work()  # captures the steps, loads libraries
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
 
     def train(
         self, weights: Weights, order: Instruction, cohort: Sequence[int], kind: str, reduce: bool
@@ -108,39 +130,43 @@ class CohortWorker:
         A client that raises, or whose update is not finite, is reported and left out.
         """
         failures: list[Failure] = []
-        updates = self._vetted(self._trained(weights, order, cohort, kind, failures), failures)
-        kept = _mean(updates) if reduce else list(updates)
-        return Reply(kept, failures)
+        mean = _Mean()
+        updates: list[Update] = []
+        for stack in self._stacks(weights, order, cohort, kind, failures):
+            rejected = stack.rejections()
+            failures += [Failure(stack.clients[row], why) for row, why in rejected.items()]
+            kept = [row for row in range(len(stack.clients)) if row not in rejected]
+            if reduce:
+                mean.add(stack, kept)
+            else:
+                updates += [stack.row(row) for row in kept]
+        return Reply(mean.updates() if reduce else updates, failures)
 
-    def _trained(
+    def _stacks(
         self,
         weights: Weights,
         order: Instruction,
         cohort: Sequence[int],
         kind: str,
         failures: list[Failure],
-    ) -> Iterable[Update]:
+        max_steps: int | None = None,
+    ) -> Iterator[Stack]:
         if kind == "batched":
             for start in range(0, len(cohort), _STACK):
-                yield from train_stacked(
-                    self.clients, weights, order, cohort[start : start + _STACK]
-                )
+                part = cohort[start : start + _STACK]
+                yield self._fast.train_stacked(weights, order, part, max_steps)
             return
         for client in cohort:
             try:
-                yield train_client(self.clients, weights, order, client)
+                if kind == "compiled":
+                    yield self._fast.train_one(weights, order, client, max_steps)
+                else:
+                    yield train_client(self.clients, weights, order, client, max_steps)
+            except NotCapturableError:
+                raise
             except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure
                 _log.exception("client %d failed in round %d", client, order.server_round)
                 failures.append(Failure(client, f"{type(error).__name__}: {error}"))
-
-    @staticmethod
-    def _vetted(updates: Iterable[Update], failures: list[Failure]) -> Iterable[Update]:
-        for update in updates:
-            reason = rejection(update)
-            if reason is None:
-                yield update
-            else:
-                failures.append(Failure(update.clients[0], reason))
 
     def evaluate(
         self, weights: Weights, cohort: Sequence[int]
@@ -149,42 +175,43 @@ class CohortWorker:
         return [(client, evaluate_client(self.clients, weights, client)) for client in cohort]
 
 
-def _timed(work: Callable[[int], None]) -> float:
-    work(1)  # first calls compile kernels and load libraries
-    started = time.perf_counter()
-    work(_SAMPLE_STEPS)
-    return time.perf_counter() - started
+class _Mean:
+    """The mean of clients' weights, weighted by examples; memory of one model.
 
-
-def _mean(updates: Iterable[Update]) -> list[Update]:
-    """Return the mean weighted by examples as one update, or nothing if there is none.
-
-    Summed in float64 in client order, so the result does not depend on how many clients a
-    stack held.
+    Clients are added in client order, so the sum is the same again when a run is resumed.
     """
-    sums: dict[str, Tensor] = {}
-    members: list[Update] = []
-    dtypes: dict[str, torch.dtype] = {}
-    for update in updates:
-        for name, value in update.arrays.items():
-            weighted = value.to(torch.float64) * update.examples
-            sums[name] = sums[name].add_(weighted) if name in sums else weighted
-            dtypes[name] = value.dtype
-        members.append(_without_arrays(update))
-    if not members:
-        return []
-    examples = sum(member.examples for member in members)
-    return [
-        Update(
-            clients=tuple(client for member in members for client in member.clients),
-            arrays={name: (total / examples).to(dtypes[name]) for name, total in sums.items()},
-            examples=examples,
-            loss_sum=sum(member.loss_sum for member in members),
-            seen=sum(member.seen for member in members),
-            steps=sum(member.steps for member in members),
-        )
-    ]
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._members: list[Update] = []
+
+    def add(self, stack: Stack, rows: Sequence[int]) -> None:
+        """Add the clients in `rows` of a stack."""
+        for row in rows:
+            update = stack.row(row)
+            for name, value in update.arrays.items():
+                if name not in self._sums:
+                    self._sums[name] = torch.zeros_like(value, dtype=_accumulator(value.dtype))
+                self._sums[name].add_(value, alpha=update.examples)
+            self._members.append(replace(update, arrays={}))
+
+    def updates(self) -> list[Update]:
+        """Return the mean as one update, or nothing if no client was added."""
+        if not self._members:
+            return []
+        examples = sum(member.examples for member in self._members)
+        return [
+            Update(
+                clients=tuple(c for member in self._members for c in member.clients),
+                arrays={name: total / examples for name, total in self._sums.items()},
+                examples=examples,
+                loss_sum=sum(member.loss_sum for member in self._members),
+                seen=sum(member.seen for member in self._members),
+                steps=sum(member.steps for member in self._members),
+            )
+        ]
 
 
-def _without_arrays(update: Update) -> Update:
-    return Update(update.clients, {}, update.examples, update.loss_sum, update.seen, update.steps)
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Floating-point weights are summed as they are; integer buffers would overflow."""
+    return dtype if dtype.is_floating_point else torch.float64

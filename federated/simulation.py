@@ -23,7 +23,7 @@ from heliotrope.tasks import task_of
 from heliotrope.tracking import Tracker, log_to, stop_logging
 
 from .client import Clients
-from .cohort import check_batched
+from .cohort import check_kind
 from .grid import CohortGrid
 from .pool import InProcessPool, Pool
 from .server import Server
@@ -44,19 +44,15 @@ def run_job(run: Run, directory: Path) -> None:
     clients = assemble(run, task, dataset.train, divide(run, dataset))
     strategy = build_strategy(run)
     reduce = reduces(run.federated)
-    unbatchable = check_batched(clients)
-    kind = run.federated.client_training
+    check_kind(clients)
     home = RunDirectory(directory)
     home.claim(run, "federated")
     handler = log_to(home.log, "server")
     with Display(f"federated {run.name}", "round", run.federated.rounds) as display:
         tracker = Tracker(home.metrics, (display,))
         try:
-            if unbatchable is not None and kind == "auto":
-                kind = "sequential"
-                display.say(f"client training: sequential, because {unbatchable}")
             with _pool(run, clients, device, home.log, tracker) as pool:
-                grid = CohortGrid(pool, reduce, kind)
+                grid = CohortGrid(pool, reduce, run.federated.client_training)
                 server = Server(
                     run,
                     clients.model,

@@ -145,7 +145,8 @@ def _check_distributed(cfg: DistributedConfig) -> None:
 
 def _check_federated(cfg: FederatedConfig) -> None:
     _choice("federated.pool", cfg.pool, ("inprocess", "ray"))
-    _choice("federated.client_training", cfg.client_training, ("auto", "sequential", "batched"))
+    kinds = ("auto", "sequential", "compiled", "batched")
+    _choice("federated.client_training", cfg.client_training, kinds)
     _choice("federated.reduce", cfg.reduce, ("auto", "worker", "none"))
     for name in (
         "rounds",

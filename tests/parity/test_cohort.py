@@ -38,6 +38,7 @@ _MODELS = [
     "model=mlp model.hidden=[12,8] model.dropout=0.4 model.activation=tanh",
     "model=cnn model.channels=[4] model.kernel_size=3 model.hidden=[8] model.dropout=0.3",
 ]
+_KINDS = ("sequential", "compiled", "batched")
 _PARTITIONS = [
     "federated/partition=dirichlet federated.partition.alpha=0.2",
     "federated/partition=quantity federated.partition.alpha=0.3",
@@ -109,7 +110,7 @@ def _check_all_kinds(run: Run, mu: float, cohort: Sequence[int]) -> None:
         for name in weights
     }
     losses = []
-    for kind in ("sequential", "batched"):
+    for kind in _KINDS:
         reply = worker.train(weights, order, cohort, kind, reduce=False)
         assert not reply.failures
         assert [update.clients for update in reply.updates] == [(c,) for c in cohort]
@@ -125,7 +126,7 @@ def _check_all_kinds(run: Run, mu: float, cohort: Sequence[int]) -> None:
         assert reduced.examples == total
         _agree(reduced, mean)
         losses.append(reduced.loss_sum)
-    assert losses == pytest.approx([losses[0]] * 4, rel=1e-9)
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-9)
 
 
 @pytest.mark.parametrize("optimizer", _OPTIMIZERS)
@@ -176,7 +177,7 @@ def test_ray_workers_give_what_this_process_gives(workers: int, tmp_path: Path) 
     here = InProcessPool(clients)
     there = _pools(run, workers, tmp_path / "run.log")
     try:
-        for kind in ("sequential", "batched"):
+        for kind in _KINDS:
             (expected,) = here.train(weights, order, cohort, kind, reduce=False)
             replies = there.train(weights, order, cohort, kind, reduce=False)
             assert len(replies) == workers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from heliotrope.errors import ConfigError
 from heliotrope.evaluation import evaluate, named
 from heliotrope.models import build
 from heliotrope.rundir import RunDirectory
-from heliotrope.tasks import task_of
+from heliotrope.tasks import Classification, task_of
 from heliotrope.tracking import Clock, Progress, Tracker
 from tests.support import compose
 
@@ -30,19 +30,6 @@ def run() -> Run:
 @pytest.fixture(scope="module")
 def digits(run: Run) -> Dataset:
     return load(run.data, run.seed)
-
-
-@pytest.fixture(autouse=True)
-def _digits_are_read_once(
-    run: Run, digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """Reading them from scikit-learn each time is what takes the time here."""
-
-    def cached(cfg: object, seed: int) -> Dataset:
-        return digits if (cfg, seed) == (run.data, run.seed) else load(cfg, seed)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("heliotrope.commands.load_data", cached)
-    return
 
 
 def leave_a_run(directory: Path, run: Run, *progress: int) -> Path:
@@ -66,16 +53,8 @@ def leave_a_run(directory: Path, run: Run, *progress: int) -> Path:
 
 
 def weights_at(run: Run, progress: int) -> dict[str, torch.Tensor]:
-    return build(run.model, task_of(load_once(run)), progress).state_dict()
-
-
-def load_once(run: Run) -> Dataset:
-    if run.seed not in _LOADED:
-        _LOADED[run.seed] = load(run.data, run.seed)
-    return _LOADED[run.seed]
-
-
-_LOADED: dict[int, Dataset] = {}
+    digits = Classification("digits", (1, 8, 8), tuple("0123456789"))
+    return build(run.model, digits, progress).state_dict()
 
 
 def measured(run: Run, digits: Dataset, progress: int) -> dict[str, float]:
