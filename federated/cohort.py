@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import heapq
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from heliotrope.errors import ConfigError
 from heliotrope.metrics import ClassificationMetrics
 
-from .batched import FastTrainer, why_not_batched
+from .batched import FastTrainer
 from .capture import NotCapturableError
+from .choice import Choice, candidates, fastest
 from .client import (
     Clients,
     Failure,
@@ -27,7 +26,7 @@ from .client import (
     train_client,
 )
 
-__all__ = ["CohortWorker", "Reply", "check_kind", "place"]
+__all__ = ["CohortWorker", "Reply", "place"]
 
 _log = logging.getLogger(__name__)
 
@@ -58,81 +57,40 @@ def place(costs: Sequence[int], cohort: Sequence[int], workers: int) -> list[lis
     return [sorted(part) for part in parts]
 
 
-def check_kind(clients: Clients) -> None:
-    """Refuse, before any work, a kind of client training that this model does not allow."""
-    kind = clients.federated.client_training
-    reason = None
-    if kind == "batched":
-        reason = why_not_batched(clients.model)
-    elif kind == "compiled":
-        try:
-            weights = dict(clients.model.state_dict())
-            FastTrainer(clients).train_one(weights, Instruction(1), 0, max_steps=1)
-        except NotCapturableError as error:
-            reason = str(error)
-    if reason is not None:
-        raise ConfigError(
-            f"federated.client_training={kind} is not possible: {reason}. "
-            "Set federated.client_training=sequential or auto."
-        )
-
-
 class CohortWorker:
     """Trains and evaluates clients in this process; the same object behind every pool."""
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: Clients, threads: int) -> None:
         self.clients = clients
+        self._threads = threads
         self._fast = FastTrainer(clients)
 
-    def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> str:
-        """Return "compiled" or "batched", whichever is faster for clients like these.
-
-        Batched must win by a tenth: the choice should not hang on noise. "sequential" if the
-        model's step cannot be captured and stacking it is no gain.
-        """
+    def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> Choice:
+        """Return the fastest way to train clients like these, of those the config allows."""
         sample = list(cohort)[:_SAMPLE_CLIENTS]
-        seconds: dict[str, float] = {}
-        try:
-            seconds["compiled"] = self._timed("compiled", weights, order, sample)
-        except NotCapturableError as error:
-            _log.info("client training is not compiled: %s", error)
-            seconds["sequential"] = self._timed("sequential", weights, order, sample)
-        if why_not_batched(self.clients.model) is None:
-            seconds["batched"] = self._timed("batched", weights, order, sample)
-        choice = min(seconds, key=lambda kind: seconds[kind] * (1.1 if kind == "batched" else 1))
-        measured = ", ".join(f"{kind} {value * 1e3:.1f} ms" for kind, value in seconds.items())
-        _log.info(
-            "client training: %s (%s for %d clients, at most %d steps each)",
-            choice,
-            measured,
-            len(sample),
-            _SAMPLE_STEPS,
-        )
-        return choice
 
-    def _timed(
-        self, kind: str, weights: Weights, order: Instruction, sample: Sequence[int]
-    ) -> float:
-        def work() -> None:
-            for _ in self._stacks(weights, order, sample, kind, [], _SAMPLE_STEPS):
-                pass
+        def work(choice: Choice) -> Iterator[Stack]:
+            return self._stacks(weights, order, sample, choice, [], _SAMPLE_STEPS)
 
-        work()  # captures the steps, loads libraries
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
+        return fastest(candidates(self.clients.federated, self.clients, self._threads), work)
 
     def train(
-        self, weights: Weights, order: Instruction, cohort: Sequence[int], kind: str, reduce: bool
+        self,
+        weights: Weights,
+        order: Instruction,
+        cohort: Sequence[int],
+        choice: Choice,
+        reduce: bool,
     ) -> Reply:
         """Train `cohort`, in client order; with `reduce`, answer with one mean of all.
 
         A client that raises, or whose update is not finite, is reported and left out.
         """
+        torch.set_num_threads(choice.threads)
         failures: list[Failure] = []
         mean = _Mean()
         updates: list[Update] = []
-        for stack in self._stacks(weights, order, cohort, kind, failures):
+        for stack in self._stacks(weights, order, cohort, choice, failures):
             rejected = stack.rejections()
             failures += [Failure(stack.clients[row], why) for row, why in rejected.items()]
             kept = [row for row in range(len(stack.clients)) if row not in rejected]
@@ -147,18 +105,18 @@ class CohortWorker:
         weights: Weights,
         order: Instruction,
         cohort: Sequence[int],
-        kind: str,
+        choice: Choice,
         failures: list[Failure],
         max_steps: int | None = None,
     ) -> Iterator[Stack]:
-        if kind == "batched":
+        if choice.kind == "batched":
             for start in range(0, len(cohort), _STACK):
                 part = cohort[start : start + _STACK]
                 yield self._fast.train_stacked(weights, order, part, max_steps)
             return
         for client in cohort:
             try:
-                if kind == "compiled":
+                if choice.kind == "compiled":
                     yield self._fast.train_one(weights, order, client, max_steps)
                 else:
                     yield train_client(self.clients, weights, order, client, max_steps)
@@ -172,6 +130,7 @@ class CohortWorker:
         self, weights: Weights, cohort: Sequence[int]
     ) -> list[tuple[int, ClassificationMetrics]]:
         """Return each client's metrics on its held-out examples."""
+        torch.set_num_threads(self._threads)
         return [(client, evaluate_client(self.clients, weights, client)) for client in cohort]
 
 

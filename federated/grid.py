@@ -11,6 +11,7 @@ from flwr.supercore.run import Run as FlowerRun
 
 from heliotrope.metrics import ClassificationMetrics
 
+from .choice import Choice
 from .client import Failure, Update
 from .messages import (
     become_server,
@@ -33,13 +34,13 @@ class CohortGrid(Grid):
     client order; with `reduce`, one reply stands for all of a worker's clients.
     """
 
-    def __init__(self, pool: Pool, reduce: bool, kind: str) -> None:
+    def __init__(self, pool: Pool, reduce: bool) -> None:
         become_server()
         self._pool = pool
         self._reduce = reduce
         self._offered: Sequence[int] = ()
         self._replies: dict[str, Message] = {}
-        self.kind = kind  # "auto" until the first round has been measured
+        self.choice: Choice | None = None  # until the first round has been measured
         self.updates: list[Update] = []  # of the last round, without their arrays
         self.failures: list[Failure] = []
         self.evaluations: list[tuple[int, ClassificationMetrics]] = []
@@ -74,10 +75,10 @@ class CohortGrid(Grid):
         weights, order = content_of(messages[0])
         asked = {message.metadata.dst_node_id: message for message in messages}
         cohort = sorted(asked)
-        if self.kind == "auto":
-            self.kind = self._pool.measure(weights, order, cohort)
+        if self.choice is None:
+            self.choice = self._pool.measure(weights, order, cohort)
         replies: list[tuple[int, Message]] = []
-        for reply in self._pool.train(weights, order, cohort, self.kind, self._reduce):
+        for reply in self._pool.train(weights, order, cohort, self.choice, self._reduce):
             for update in reply.updates:
                 first = update.clients[0]
                 replies.append((first, train_reply(update, asked[first])))

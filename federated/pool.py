@@ -7,6 +7,7 @@ from typing import Protocol
 
 from heliotrope.metrics import ClassificationMetrics
 
+from .choice import Choice
 from .client import Clients, Instruction, Weights
 from .cohort import CohortWorker, Reply
 
@@ -16,11 +17,16 @@ __all__ = ["InProcessPool", "Pool"]
 class Pool(Protocol):
     """Persistent workers that hold the data and one model each."""
 
-    def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> str:
-        """Return the faster kind of client training: "sequential" or "batched"."""
+    def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> Choice:
+        """Return the fastest way to train clients like these."""
 
     def train(
-        self, weights: Weights, order: Instruction, cohort: Sequence[int], kind: str, reduce: bool
+        self,
+        weights: Weights,
+        order: Instruction,
+        cohort: Sequence[int],
+        choice: Choice,
+        reduce: bool,
     ) -> list[Reply]:
         """Train a cohort; one reply a worker."""
 
@@ -39,16 +45,21 @@ class Pool(Protocol):
 class InProcessPool:
     """One worker: this process. No copies, no start-up."""
 
-    def __init__(self, clients: Clients) -> None:
-        self._worker = CohortWorker(clients)
+    def __init__(self, clients: Clients, threads: int) -> None:
+        self._worker = CohortWorker(clients, threads)
 
-    def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> str:
+    def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> Choice:
         return self._worker.measure(weights, order, cohort)
 
     def train(
-        self, weights: Weights, order: Instruction, cohort: Sequence[int], kind: str, reduce: bool
+        self,
+        weights: Weights,
+        order: Instruction,
+        cohort: Sequence[int],
+        choice: Choice,
+        reduce: bool,
     ) -> list[Reply]:
-        return [self._worker.train(weights, order, cohort, kind, reduce)]
+        return [self._worker.train(weights, order, cohort, choice, reduce)]
 
     def evaluate(
         self, weights: Weights, cohort: Sequence[int]

@@ -24,6 +24,7 @@ from heliotrope.resources import check_cpus, peak_rss_bytes
 from heliotrope.tasks import Task
 from heliotrope.tracking import log_to
 
+from .choice import Choice
 from .client import Instruction, Update, Weights
 from .cohort import CohortWorker, Reply, place
 from .population import Population
@@ -56,19 +57,26 @@ class _Actor:
         with warnings.catch_warnings():  # the shared arrays are read-only, and only read
             warnings.simplefilter("ignore", UserWarning)
             train = Split(torch.from_numpy(inputs), torch.from_numpy(targets))
-        self._worker = CohortWorker(assemble(run, task, train, Partition(indices, offsets)))
+        self._worker = CohortWorker(
+            assemble(run, task, train, Partition(indices, offsets)), threads
+        )
 
     def ready(self) -> int:
         """Return the process id, once the actor is set up."""
         return os.getpid()
 
-    def measure(self, weights: Arrays, order: Instruction, cohort: Sequence[int]) -> str:
+    def measure(self, weights: Arrays, order: Instruction, cohort: Sequence[int]) -> Choice:
         return self._worker.measure(_tensors(weights), order, cohort)
 
     def train(
-        self, weights: Arrays, cohort: Sequence[int], order: Instruction, kind: str, reduce: bool
+        self,
+        weights: Arrays,
+        cohort: Sequence[int],
+        order: Instruction,
+        choice: Choice,
+        reduce: bool,
     ) -> tuple[Reply, list[Arrays]]:
-        reply = self._worker.train(_tensors(weights), order, cohort, kind, reduce)
+        reply = self._worker.train(_tensors(weights), order, cohort, choice, reduce)
         arrays = [_numpy(update.arrays) for update in reply.updates]
         return Reply([_bare(update) for update in reply.updates], reply.failures), arrays
 
@@ -99,8 +107,9 @@ class RayPool:
         on_failure: Callable[[int, str], None],
     ) -> None:
         workers = run.federated.workers
-        check_cpus("federated.workers", workers, 1, cluster.cpus)
-        threads = cluster.cpu_share(workers)
+        asked = run.federated.cpus_per_worker
+        check_cpus("federated.workers", workers, asked or 1, cluster.cpus)
+        threads = asked or cluster.cpu_share(workers)
         self._population = population
         self._on_failure = on_failure
         data = [
@@ -116,15 +125,20 @@ class RayPool:
         self.processes: list[int] = ray.get([actor.ready.remote() for actor in self._actors])
         _log.info("%d workers of %d threads: processes %s", workers, threads, self.processes)
 
-    def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> str:
+    def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> Choice:
         choice = ray.get(self._actors[0].measure.remote(_numpy(weights), order, cohort))
-        assert isinstance(choice, str)
+        assert isinstance(choice, Choice)
         return choice
 
     def train(
-        self, weights: Weights, order: Instruction, cohort: Sequence[int], kind: str, reduce: bool
+        self,
+        weights: Weights,
+        order: Instruction,
+        cohort: Sequence[int],
+        choice: Choice,
+        reduce: bool,
     ) -> list[Reply]:
-        answers = self._spread("train", weights, cohort, order, kind, reduce)
+        answers = self._spread("train", weights, cohort, order, choice, reduce)
         return [
             Reply(
                 [

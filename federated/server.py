@@ -30,6 +30,7 @@ from heliotrope.result import Target
 from heliotrope.tasks import Task
 from heliotrope.tracking import Clock, Progress, Tracker
 
+from .choice import Choice
 from .client import set_weights
 from .grid import CohortGrid
 from .messages import read_arrays, to_record
@@ -97,9 +98,11 @@ class Server:
         """
         stopped = self.target.stop
         while self.state.server_round < self._cfg.rounds and not stopped:
+            measured_now = self._grid.choice is None  # and must be kept: it decides the rounding
             stopped = self._round(self.state.server_round + 1)
             old = time.monotonic() - self._saved_at > _SAVE_SECONDS
-            if stopped or old or self.state.server_round % self._cfg.checkpoint_every == 0:
+            due = self.state.server_round % self._cfg.checkpoint_every == 0
+            if measured_now or stopped or old or due:
                 self.save()
         if not self.final:  # nothing was left to train, or the last round was not evaluated
             self._evaluate(self._arrays())
@@ -237,7 +240,7 @@ class Server:
                 arrays=arrays,
                 state={
                     "strategy": shapes,
-                    "client_training": self._grid.kind,
+                    "client_training": asdict(self._grid.choice) if self._grid.choice else None,
                     "counts": asdict(self.state.counts),
                     "seconds": self.state.clock.seconds,
                     "train_seconds": self.state.clock.train_seconds,
@@ -253,7 +256,8 @@ class Server:
         checkpoint.load_weights(self._model, saved.model, self._checkpoints)
         state = saved.state
         restore(self._strategy, saved.arrays, state["strategy"])
-        self._grid.kind = state["client_training"]
+        choice = state["client_training"]
+        self._grid.choice = None if choice is None else Choice(**choice)
         self._tracker.rewind(state["metrics_offset"])
         self.target.restore(state["target"])
         self.state.arrays = to_record(saved.model)

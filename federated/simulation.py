@@ -22,8 +22,8 @@ from heliotrope.rundir import RunDirectory
 from heliotrope.tasks import task_of
 from heliotrope.tracking import Tracker, log_to, stop_logging
 
+from .choice import check_kind
 from .client import Clients
-from .cohort import check_kind
 from .grid import CohortGrid
 from .pool import InProcessPool, Pool
 from .server import Server
@@ -52,7 +52,7 @@ def run_job(run: Run, directory: Path) -> None:
         tracker = Tracker(home.metrics, (display,))
         try:
             with _pool(run, clients, device, home.log, tracker) as pool:
-                grid = CohortGrid(pool, reduce, run.federated.client_training)
+                grid = CohortGrid(pool, reduce)
                 server = Server(
                     run,
                     clients.model,
@@ -90,7 +90,8 @@ def _pool(
     run: Run, clients: Clients, device: torch.device, log: Path, tracker: Tracker
 ) -> Iterator[Pool]:
     if run.federated.pool == "inprocess":
-        yield InProcessPool(clients.on(device))
+        threads = run.federated.cpus_per_worker or available_cpus()
+        yield InProcessPool(clients.on(device), threads)
         return
     import ray  # only here: importing and starting it takes seconds
 

@@ -251,6 +251,7 @@ class FederatedConfig:
     batch_size: int | None = 10
     pool: str = "inprocess"
     workers: int = 1
+    cpus_per_worker: int | None = None
     client_training: str = "auto"
     reduce: str = "auto"
     evaluate_every: int = 1

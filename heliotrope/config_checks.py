@@ -147,6 +147,7 @@ def _check_federated(cfg: FederatedConfig) -> None:
     _choice("federated.pool", cfg.pool, ("inprocess", "ray"))
     kinds = ("auto", "sequential", "compiled", "batched")
     _choice("federated.client_training", cfg.client_training, kinds)
+    _at_least("federated.cpus_per_worker", cfg.cpus_per_worker, 1)
     _choice("federated.reduce", cfg.reduce, ("auto", "worker", "none"))
     for name in (
         "rounds",

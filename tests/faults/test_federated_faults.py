@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import federated.cohort as cohort_module
-from federated.client import Clients, Instruction, Update, Weights, train_client
+from federated.client import Clients, Instruction, Stack, Weights, train_client
 from federated.simulation import run_job
 from heliotrope import checkpoint
 from heliotrope.errors import QuorumError
@@ -30,6 +30,7 @@ _SMALL = (
     "federated.clients_per_round=5",
     "federated.partition.clients=5",
     "federated.client_training=sequential",
+    "federated.cpus_per_worker=1",
 )
 
 
@@ -49,16 +50,16 @@ def spoiled(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
         order: Instruction,
         client: int,
         max_steps: int | None = None,
-    ) -> Update:
+    ) -> Stack:
         if spoils.get(client) == "raise":
             raise RuntimeError("disk on fire")
-        update = train_client(clients, weights, order, client, max_steps)
+        stack = train_client(clients, weights, order, client, max_steps)
         if spoils.get(client) == "nan":
-            arrays = dict(update.arrays)
+            arrays = dict(stack.arrays)
             arrays["1.weight"] = arrays["1.weight"].clone()
-            arrays["1.weight"][0, 0] = torch.nan
-            return replace(update, arrays=arrays)
-        return update
+            arrays["1.weight"][0, 0, 0] = torch.nan
+            return replace(stack, arrays=arrays)
+        return stack
 
     monkeypatch.setattr(cohort_module, "train_client", train)
     return spoils
@@ -113,6 +114,7 @@ def test_batched_training_leaves_out_only_the_diverging_client(tmp_path: Path) -
         "federated.quorum=0.2",
         "optimizer.lr=0.5",
     )
+    from federated.choice import Choice
     from federated.cohort import CohortWorker
     from federated.setup import assemble, divide
     from heliotrope.data import load
@@ -123,10 +125,12 @@ def test_batched_training_leaves_out_only_the_diverging_client(tmp_path: Path) -
     parts = divide(run, dataset)
     inputs[torch.from_numpy(parts[2].copy())] = torch.inf  # client 2 has a broken sensor
     train = replace(dataset.train, inputs=inputs)
-    worker = CohortWorker(assemble(run, task_of(dataset), train, parts))
+    worker = CohortWorker(assemble(run, task_of(dataset), train, parts), 1)
     weights = dict(worker.clients.model.state_dict())
 
-    reply = worker.train(weights, Instruction(1), [0, 1, 2, 3, 4], "batched", reduce=True)
+    reply = worker.train(
+        weights, Instruction(1), [0, 1, 2, 3, 4], Choice("batched", 1), reduce=True
+    )
 
     assert [failure.client for failure in reply.failures] == [2]
     assert reply.updates[0].clients == (0, 1, 3, 4)

@@ -13,6 +13,7 @@ import ray
 import torch
 from torch import Tensor
 
+from federated.choice import Choice
 from federated.client import Clients, Instruction, Update
 from federated.cohort import CohortWorker
 from federated.pool import InProcessPool, Pool
@@ -102,16 +103,15 @@ def _check_all_kinds(run: Run, mu: float, cohort: Sequence[int]) -> None:
     weights = _weights(clients)
     order = Instruction(server_round=3, proximal_mu=mu)
     expected = {client: _plain(clients, order, client) for client in cohort}
-    worker = CohortWorker(clients)
+    worker = CohortWorker(clients, 1)
     sizes = {client: clients.population.train_size(client) for client in cohort}
     total = sum(sizes.values())
     mean = {
-        name: sum(expected[c][name].double() * sizes[c] for c in cohort) / total
-        for name in weights
+        name: sum(expected[c][name].double() * sizes[c] for c in cohort) / total for name in weights
     }
     losses = []
     for kind in _KINDS:
-        reply = worker.train(weights, order, cohort, kind, reduce=False)
+        reply = worker.train(weights, order, cohort, Choice(kind, 1), reduce=False)
         assert not reply.failures
         assert [update.clients for update in reply.updates] == [(c,) for c in cohort]
         for update in reply.updates:
@@ -121,7 +121,7 @@ def _check_all_kinds(run: Run, mu: float, cohort: Sequence[int]) -> None:
             assert update.seen == sizes[client] * run.federated.local_epochs
         losses.append(sum(update.loss_sum for update in reply.updates))
 
-        (reduced,) = worker.train(weights, order, cohort, kind, reduce=True).updates
+        (reduced,) = worker.train(weights, order, cohort, Choice(kind, 1), reduce=True).updates
         assert reduced.clients == tuple(cohort)
         assert reduced.examples == total
         _agree(reduced, mean)
@@ -174,22 +174,22 @@ def test_ray_workers_give_what_this_process_gives(workers: int, tmp_path: Path) 
     run = _compose(_OPTIMIZERS[1], _MODELS[1], _PARTITIONS[0], "federated.holdout_fraction=0.2")
     clients, _ = _ready(run)
     weights, order, cohort = _weights(clients), Instruction(2, 0.1), [1, 3, 4, 5, 8]
-    here = InProcessPool(clients)
+    here = InProcessPool(clients, 1)
     there = _pools(run, workers, tmp_path / "run.log")
     try:
         for kind in _KINDS:
-            (expected,) = here.train(weights, order, cohort, kind, reduce=False)
-            replies = there.train(weights, order, cohort, kind, reduce=False)
+            (expected,) = here.train(weights, order, cohort, Choice(kind, 1), reduce=False)
+            replies = there.train(weights, order, cohort, Choice(kind, 1), reduce=False)
             assert len(replies) == workers
             updates = {u.clients: u for reply in replies for u in reply.updates}
             assert sorted(updates) == [(client,) for client in cohort]
             for update in expected.updates:
                 _agree(updates[update.clients], update.arrays, rounding=1e-5)
 
-            (whole,) = here.train(weights, order, cohort, kind, reduce=True)
+            (whole,) = here.train(weights, order, cohort, Choice(kind, 1), reduce=True)
             parts = [
                 u
-                for reply in there.train(weights, order, cohort, kind, reduce=True)
+                for reply in there.train(weights, order, cohort, Choice(kind, 1), reduce=True)
                 for u in reply.updates
             ]
             assert len(parts) == workers

@@ -29,6 +29,7 @@ _SMALL = (
     "federated.holdout_fraction=0.2",
     "federated.checkpoint_every=2",
     "federated.client_training=sequential",
+    "federated.cpus_per_worker=1",
     "seed=11",
 )
 

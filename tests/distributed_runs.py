@@ -1,0 +1,118 @@
+"""Small data-parallel runs for tests, in this process or in one of their own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distributed.job import run_job
+from heliotrope import checkpoint
+from tests.support import ROOT, compose, environment
+
+# One thread a worker: sums are added in the same order whatever machine or launcher.
+SMALL = (
+    "model.hidden=[16]",
+    "model.dropout=0.2",
+    "optimizer.lr=0.05",
+    "distributed.cpus_per_worker=1",
+    "distributed.batch_size=128",
+    "seed=5",
+)
+MOMENTUM = "optimizer.momentum=0.9"  # of SGD, which is the default
+INLINE = ("distributed.launcher=inline", "distributed.workers=1")
+RAY = ("distributed.launcher=ray", "distributed.workers=2")
+TORCHRUN = ("distributed.launcher=torchrun", "distributed.workers=2")
+
+
+def train(directory: Path, *overrides: str, epochs: int = 4) -> Path:
+    """Run `SMALL` with `overrides` in this process; return its directory."""
+    sgd = not any(override.startswith("optimizer=") for override in overrides)
+    overrides += (MOMENTUM,) if sgd else ()
+    run_job(compose("distributed", *SMALL, f"distributed.epochs={epochs}", *overrides), directory)
+    return directory
+
+
+def weights_of(directory: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a run's newest checkpoint."""
+    found = checkpoint.latest(directory / "checkpoints", pytest.fail)
+    assert found is not None
+    return dict(found.model)
+
+
+def events_of(directory: Path, *kinds: str) -> list[dict[str, Any]]:
+    """Return a run's events, of `kinds` if given, without what no second run can repeat."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    events = [event for event in map(json.loads, lines) if not kinds or event["event"] in kinds]
+    return [{k: v for k, v in e.items() if k not in ("time", "seconds")} for e in events]
+
+
+def cut(directory: Path, copy: Path, after: int) -> Path:
+    """Copy a finished run as it was when it was killed after its checkpoint number `after`."""
+    shutil.copytree(directory, copy)
+    (copy / "result.json").unlink()
+    for path in sorted((copy / "checkpoints").iterdir())[after:]:
+        shutil.rmtree(path)
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "train", "half a li')
+    return copy
+
+
+@contextmanager
+def process(directory: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+    """Start `SMALL` with `overrides` as a command in a session of its own."""
+    command = [sys.executable, "-m", "distributed", *SMALL, MOMENTUM, *overrides]
+    started = subprocess.Popen(
+        [*command, f"hydra.run.dir={directory}"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def wait_until(condition: Any, seconds: float = 60.0) -> Any:
+    """Return what `condition` returns once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return answer
+
+
+def process_of_rank(directory: Path, rank: int, attempt: int = 1) -> int | None:
+    """Return the process id of a rank, once its `attempt` has come up; it is in the run's log."""
+    log = directory / "run.log"
+    text = log.read_text() if log.exists() else ""
+    found = re.findall(rf"\[rank {rank}\] .*ready: process (\d+) ", text)
+    return int(found[attempt - 1]) if len(found) >= attempt else None
+
+
+def checkpoints(directory: Path) -> int:
+    """Return how many checkpoints a run has."""
+    return len(list((directory / "checkpoints").glob("[0-9]*")))
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process runs; one that has ended and awaits its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False

@@ -1,0 +1,224 @@
+"""Workers that die, checkpoints that are damaged, runs that diverge or are stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from heliotrope.errors import (
+    CheckpointError,
+    ConfigError,
+    ResourceError,
+    RunDirectoryError,
+    RunFailedError,
+    WorkerError,
+)
+from tests.distributed_runs import (
+    INLINE,
+    RAY,
+    TORCHRUN,
+    alive,
+    checkpoints,
+    cut,
+    events_of,
+    process,
+    process_of_rank,
+    train,
+    wait_until,
+    weights_of,
+)
+from tests.support import assert_same_tensors, fresh_seed
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+_EPOCHS = 12
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("runs") / "whole", *TORCHRUN, epochs=_EPOCHS)
+
+
+def _kill_in_time(directory: Path, rank: int, epoch: int) -> threading.Thread:
+    """Kill a rank with SIGKILL as soon as the run has that many epochs in metrics.jsonl."""
+
+    def kill() -> None:
+        pid = wait_until(lambda: process_of_rank(directory, rank))
+        wait_until(lambda: '"train"' in _tail(directory, epoch))
+        os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+def _tail(directory: Path, epoch: int) -> str:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return "".join(line for line in lines if f'"epoch": {epoch}' in line)
+
+
+@pytest.mark.parametrize("launcher", [RAY, TORCHRUN], ids=["ray", "torchrun"])
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(
+    launcher: tuple[str, ...],
+    undisturbed: Path,
+    tmp_path: Path,
+    ray_session: object,
+) -> None:
+    draw = random.Random(fresh_seed())
+    rank = draw.randint(0, 1)
+    killer = _kill_in_time(tmp_path, rank, draw.randint(1, _EPOCHS // 2))
+    train(tmp_path, *launcher, "distributed.max_failures=1", epochs=_EPOCHS)
+    killer.join()
+
+    assert_same_tensors(weights_of(undisturbed), weights_of(tmp_path))
+    [failure] = events_of(tmp_path, "failure")
+    assert failure["rank"] == rank
+    mine = [event for event in events_of(tmp_path) if event["event"] != "failure"]
+    assert mine == events_of(undisturbed)
+
+
+def test_a_killed_worker_without_a_second_attempt_fails_the_run(
+    tmp_path: Path,
+    ray_session: object,
+) -> None:
+    killer = _kill_in_time(tmp_path, 1, 1)
+    with pytest.raises(
+        WorkerError, match=r"rank 1 failed: its process died.*resume=true"
+    ) as raised:
+        train(tmp_path, *RAY, epochs=_EPOCHS)
+    killer.join()
+    assert raised.value.exit_code == 1
+    assert not (tmp_path / "result.json").exists()
+    for rank in (0, 1):
+        pid = process_of_rank(tmp_path, rank)
+        assert pid is not None
+        wait_until(lambda pid=pid: not alive(pid), seconds=10)
+
+
+@pytest.mark.parametrize("launcher", [INLINE, TORCHRUN], ids=["inline", "torchrun"])
+def test_a_diverged_run_names_the_epoch_and_the_remedy(
+    launcher: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(RunFailedError, match=r"epoch \d+: .*optimizer\.lr=1e\+20") as raised:
+        train(tmp_path, *launcher, "optimizer.lr=1e20", "distributed.max_failures=3")
+    assert raised.value.exit_code == 1
+    [failure] = events_of(tmp_path, "failure")  # tried once: it would diverge again
+    assert "diverged" in failure["reason"]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file in the way")
+    with pytest.raises(CheckpointError, match="could not be written"):
+        train(tmp_path, *INLINE)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = train(tmp_path / "whole", *INLINE, epochs=4)
+    parts = cut(whole, tmp_path / "parts", after=3)
+    newest = max((parts / "checkpoints").iterdir()) / "model.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-5] ^= 1
+    newest.write_bytes(data)
+
+    train(parts, *INLINE, "resume=true", epochs=4)
+    assert_same_tensors(weights_of(whole), weights_of(parts))
+    assert f"Checkpoint refused: {newest}" in capsys.readouterr().out.replace("\n", " ")
+    assert f"Checkpoint refused: {newest}" in (parts / "run.log").read_text()
+
+
+def test_damage_everywhere_is_an_error(tmp_path: Path) -> None:
+    train(tmp_path, *INLINE, epochs=2)
+    for path in (tmp_path / "checkpoints").iterdir():
+        (path / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="All 2 checkpoints"):
+        train(tmp_path, *INLINE, "resume=true", epochs=3)
+
+
+def test_more_workers_than_the_cluster_has_is_said_at_once(
+    tmp_path: Path,
+    ray_session: object,
+) -> None:
+    with pytest.raises(ResourceError, match=r"distributed.workers=3.*there are 2"):
+        train(tmp_path, *RAY, "distributed.workers=3")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.dir=/nowhere", "data.dir=/nowhere"),
+        ("model=cnn", r"model\.channels"),
+        ("device=cuda", "device=cuda"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(
+    override: str, said: str, tmp_path: Path
+) -> None:
+    few = ["model.channels=[4,4,4,4]"] if override == "model=cnn" else []
+    with pytest.raises(ConfigError, match=said):
+        train(tmp_path, *INLINE, override, *few)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, *INLINE, epochs=1)
+    before = (tmp_path / "result.json").read_bytes()
+    with pytest.raises(RunDirectoryError, match="resume=true"):
+        train(tmp_path, *INLINE, epochs=1)
+    assert (tmp_path / "result.json").read_bytes() == before
+
+
+def _children(pid: int) -> list[int]:
+    """The processes of a session, Ray's own and the workers among them."""
+    listed = subprocess.run(
+        ["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
+    ).stdout
+    parents = {int(line.split()[0]): int(line.split()[1]) for line in listed.splitlines()}
+    found, new = [pid], [pid]
+    while new:
+        new = [child for child, parent in parents.items() if parent in new]
+        found += new
+    return found[1:]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "sent", "code"),
+    [(RAY, signal.SIGINT, 130), (TORCHRUN, signal.SIGTERM, 143)],
+    ids=["ray-SIGINT", "torchrun-SIGTERM"],
+)
+def test_a_stopped_run_can_be_continued_and_leaves_no_process(
+    launcher: tuple[str, ...], sent: signal.Signals, code: int, undisturbed: Path, tmp_path: Path
+) -> None:
+    with process(tmp_path, *launcher, "distributed.epochs=2000") as job:
+        wait_until(lambda: checkpoints(tmp_path) > 1)
+        below = _children(job.pid)
+        os.killpg(job.pid, sent)  # as Ctrl-C does: to the whole foreground group
+        output, _ = job.communicate(timeout=60)
+    assert job.returncode == code, output
+    assert f"resume=true hydra.run.dir={tmp_path}" in output
+    assert "Traceback" not in output
+    assert len(below) >= 2
+    wait_until(lambda: not any(map(alive, below)), seconds=10)
+
+    for path in sorted((tmp_path / "checkpoints").iterdir())[1:]:
+        path.rename(tmp_path / path.name)  # leave one, from before the twelfth epoch
+    train(tmp_path, *TORCHRUN, "resume=true", epochs=_EPOCHS)
+    assert_same_tensors(weights_of(undisturbed), weights_of(tmp_path))
+    assert json.loads((tmp_path / "result.json").read_text())["epochs"] == _EPOCHS
+
+
+def test_workers_do_not_outlive_a_driver_that_was_killed(tmp_path: Path) -> None:
+    with process(tmp_path, *TORCHRUN, "distributed.epochs=2000") as job:
+        pids = [wait_until(lambda rank=rank: process_of_rank(tmp_path, rank)) for rank in (0, 1)]
+        job.kill()
+        job.wait()
+        wait_until(lambda: not any(map(alive, pids)), seconds=10)

@@ -1,0 +1,110 @@
+"""Shares of the machine, failures and their cause, what crosses processes."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import distributed.fence as fence_module
+from distributed import fence
+from distributed.attempt import Share, Trained, WorkerFailure
+from distributed.failures import root_cause
+from distributed.share import share_of
+from heliotrope.cluster import Cluster
+from heliotrope.config import Run
+from heliotrope.errors import ResourceError, RunDirectoryError
+from heliotrope.metrics import ClassificationMetrics
+from heliotrope.tracking import Progress
+from tests.support import compose, fresh_seed
+
+
+def _run(*overrides: str) -> Run:
+    return compose("distributed", *overrides)
+
+
+def test_workers_divide_the_cpus() -> None:
+    assert share_of(_run(), 2, 8, 4, 0) == Share(threads=4, device="cpu")
+    assert share_of(_run("distributed.cpus_per_worker=3"), 2, 8, 4, 0).threads == 3
+
+
+def test_gpus_are_used_where_each_worker_has_one() -> None:
+    assert share_of(_run(), 2, 8, 4, 2).device == "cuda"
+    assert share_of(_run(), 2, 8, 4, 1).device == "cpu"
+    assert share_of(_run("device=cpu"), 2, 8, 4, 2).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "workers", "said"),
+    [
+        ([], 9, "distributed.workers=9.*there are 8"),
+        (["distributed.cpus_per_worker=5"], 2, "distributed.cpus_per_worker=5.*the 4.*8 CPUs"),
+        (["device=cuda"], 2, "distributed.workers=2 with device=cuda.*there are 1"),
+    ],
+)
+def test_more_than_there_is_is_refused_with_the_numbers(
+    overrides: list[str], workers: int, said: str
+) -> None:
+    with pytest.raises(ResourceError, match=said):
+        share_of(_run(*overrides), workers, 8, 8 // workers, 1)
+
+
+def test_a_worker_lives_on_one_node() -> None:
+    two_nodes = Cluster(node_cpus=(3, 3), node_gpus=(0, 0))
+    assert [two_nodes.cpu_share(workers) for workers in (1, 2, 3, 4, 6, 7)] == [3, 3, 1, 1, 1, 0]
+
+
+def test_the_share_is_the_largest_that_fits() -> None:
+    draw = random.Random(fresh_seed())
+    for _ in range(50):
+        nodes = tuple(draw.randint(0, 9) for _ in range(draw.randint(1, 4)))
+        workers = draw.randint(1, 8)
+        fits = [c for c in range(1, 10) if sum(node // c for node in nodes) >= workers]
+        assert Cluster(nodes, (0,) * len(nodes)).cpu_share(workers) == max(fits, default=0)
+
+
+def test_the_cause_is_the_rank_that_did_not_merely_lose_its_peer() -> None:
+    lost = WorkerFailure(0, "RuntimeError: [gloo/transport/tcp/pair.cc:537] Connection closed")
+    died = WorkerFailure(1, "killed by SIGKILL")
+    assert root_cause([lost, died]) is died
+    assert root_cause([died, lost]) is died
+    assert root_cause([lost, replace_rank(lost, 1)]) is lost
+
+
+def replace_rank(failure: WorkerFailure, rank: int) -> WorkerFailure:
+    return WorkerFailure(rank, failure.reason)
+
+
+def test_what_rank_0_says_crosses_processes_exactly() -> None:
+    draw = np.random.default_rng(fresh_seed())
+    trained = Trained(
+        epochs=3,
+        counts=Progress(steps=9, examples_seen=70, bytes_up=5, bytes_down=6),
+        final={"test": ClassificationMetrics(draw.integers(0, 9, (3, 3)), float(draw.normal()))},
+        target={"metric": "test/accuracy", "value": 0.9, "reached": False},
+        seconds_before=0.0,
+        train_seconds=float(draw.random()),
+        startup_seconds=float(draw.random()),
+        peak_rss_bytes=2**40,
+    )
+    back = Trained.from_json(json.dumps(json.loads(trained.to_json())))
+    assert np.array_equal(back.final["test"].confusion, trained.final["test"].confusion)
+    assert back.final["test"].loss_sum == trained.final["test"].loss_sum
+    assert replace(back, final={}) == replace(trained, final={})
+
+
+def test_an_attempt_waits_for_the_workers_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fence_module, "_PATIENCE", 0.1)
+    with (
+        fence.held(tmp_path),
+        fence.held(tmp_path),
+        pytest.raises(RunDirectoryError, match=str(tmp_path)),
+    ):
+        fence.wait_until_clear(tmp_path)
+    fence.wait_until_clear(tmp_path)

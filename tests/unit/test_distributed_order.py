@@ -1,0 +1,71 @@
+"""The order of the training examples: independent of the world size, every example once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from distributed.attempt import Place
+from distributed.order import batches, part_of, permutation
+from heliotrope.data import Split
+from heliotrope.training import Batch
+from tests.support import fresh_seed
+
+
+def _numbered(examples: int) -> Split:
+    numbers = torch.arange(examples)
+    return Split(numbers.float().unsqueeze(1), numbers)
+
+
+def _epoch(examples: int, size: int, world: int, run_seed: int, epoch: int) -> list[list[Batch]]:
+    """The batches of each rank."""
+    train, order = _numbered(examples), permutation(run_seed, epoch, examples)
+    return [
+        list(batches(train, order, size, Place(rank, world), run_seed, 0)) for rank in range(world)
+    ]
+
+
+def test_all_ranks_together_see_what_one_worker_sees() -> None:
+    draw = random.Random(fresh_seed())
+    for _ in range(20):
+        examples, size = draw.randint(1, 60), draw.randint(1, 20)
+        world, run_seed, epoch = draw.randint(1, 5), draw.randint(0, 99), draw.randint(1, 9)
+        [alone] = _epoch(examples, size, 1, run_seed, epoch)
+        ranks = _epoch(examples, size, world, run_seed, epoch)
+
+        for step, whole in enumerate(alone):
+            parts = [batches[step] for batches in ranks]
+            assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
+            assert torch.equal(torch.cat([part.inputs for part in parts]), whole.inputs)
+            assert {part.divisor for part in parts} == {len(whole.targets) / world}
+            assert [part.seed for part in parts] == [whole.seed] * world
+            assert [part.first for part in parts] == [
+                sum(len(other.targets) for other in parts[:rank]) for rank in range(world)
+            ]
+        seen = torch.cat([batch.targets for batch in alone])
+        assert sorted(seen.tolist()) == list(range(examples))
+
+
+def test_the_last_batch_is_smaller_and_may_leave_a_rank_without_examples() -> None:
+    ranks = _epoch(examples=9, size=4, world=2, run_seed=0, epoch=1)
+    assert [[len(batch.targets) for batch in rank] for rank in ranks] == [[2, 2, 0], [2, 2, 1]]
+
+
+def test_epochs_and_runs_have_orders_of_their_own() -> None:
+    orders = {
+        tuple(permutation(run_seed, epoch, 50).tolist()) for run_seed in (1, 2) for epoch in (1, 2)
+    }
+    assert len(orders) == 4
+    assert torch.equal(permutation(7, 3, 50), permutation(7, 3, 50))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_parts_are_disjoint_whole_and_even(world: int) -> None:
+    for count in range(30):
+        parts = [part_of(count, Place(rank, world)) for rank in range(world)]
+        covered = [number for part in parts for number in range(count)[part]]
+        assert covered == list(range(count))
+        sizes = [part.stop - part.start for part in parts]
+        assert max(sizes) - min(sizes) <= 1
