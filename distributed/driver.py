@@ -55,12 +55,17 @@ def drive(run: Run, directory: Path, parts: Parts, launcher: Launcher) -> None:
     """Attempt the run until it is trained or has failed too often, and write its results."""
     with at_home(run, directory, "driver") as (home, display):
         started = time.time() - Clock().seconds
-        failures, resume = 0, run.resume
+        failures, resume, share = 0, run.resume, launcher.share
         while True:
             saved = begin(run, home, parts.model, display, resume)
-            attempt = Attempt(run, home.path, saved, started, launcher.share)
-            cfg = run.distributed
-            _log.info("%d worker(s) by %s, %s each", cfg.workers, cfg.launcher, launcher.share)
+            attempt = Attempt(run, home.path, saved, started, share)
+            _log.info(
+                "launcher %s: %d worker(s), %d thread(s) on %s each",
+                run.distributed.launcher,
+                run.distributed.workers,
+                share.threads,
+                share.device,
+            )
             try:
                 trained = launcher.launch(attempt, parts.dataset, display)
                 break
@@ -105,6 +110,12 @@ def begin(
         display.say(line, style="red")
 
     saved = checkpoint.latest(home.checkpoints, loudly) if resume else None
+    if saved is not None:
+        path = checkpoint.path_of(home.checkpoints, saved.progress)
+        checkpoint.load_weights(model, saved.model, path)
+        display.say(f"resuming after epoch {saved.state['epoch']}")
+        display.at(saved.state["epoch"])
+    home.reopen()
     offset = 0 if saved is None else int(saved.state["metrics_offset"])
     failures = _failures_after(home.metrics, offset)
     tracker = Tracker(home.metrics)
@@ -114,13 +125,7 @@ def begin(
     for event in failures:
         tracker.emit(**event)
     tracker.close()
-    if saved is None:
-        return None
-    checkpoint.load_weights(
-        model, saved.model, checkpoint.path_of(home.checkpoints, saved.progress)
-    )
-    display.say(f"resuming after epoch {saved.state['epoch']}")
-    return saved.progress
+    return None if saved is None else saved.progress
 
 
 def _failures_after(metrics: Path, offset: int) -> list[dict[str, Any]]:

@@ -35,6 +35,8 @@ def joined(place: Place, device: torch.device, store: Store | None = None) -> It
     if place.world_size == 1:
         yield
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
         store=store,

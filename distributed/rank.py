@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from heliotrope.data import Dataset
 from heliotrope.display import Display
+from heliotrope.errors import RunDirectoryError
 from heliotrope.rundir import RunDirectory
 from heliotrope.tracking import Tracker, log_to
 
@@ -22,7 +25,13 @@ def run_process(
     attempt: Attempt, place: Place, dataset: Dataset, store: Store | None = None
 ) -> Trained:
     """Join the group that meets in `store` (None: where torchrun says) and train as one rank."""
-    log_to(RunDirectory(attempt.directory).log, f"rank {place.rank}")
+    home = RunDirectory(attempt.directory)
+    if not home.path.is_dir():
+        raise RunDirectoryError(
+            f"hydra.run.dir={home.path} is not there on {socket.gethostname()}, for rank "
+            f"{place.rank}. Choose a directory on a file system that all machines share."
+        )
+    log_to(home.log, f"rank {place.rank}")
     with joined(place, device_of(attempt.share.device, place), store):
         return run_rank(attempt, place, dataset)
 

@@ -1,7 +1,8 @@
 """The `ray` launcher: one actor a rank in a placement group, on a laptop as on a cluster.
 
 Plain actors instead of Ray Train: they reach the first step in a quarter of the time, and a
-step never waits for the two-second poll of Ray Train's `report`.
+step never waits for the two-second poll of Ray Train's `report`. On several nodes, the run's
+directory must be on a file system that all of them share.
 """
 
 from __future__ import annotations
@@ -146,5 +147,8 @@ def _failure(rank: int, error: BaseException) -> WorkerFailure:
             raise error.cause from None
         return WorkerFailure(rank, f"{type(error.cause).__name__}: {error.cause}")
     _log.error("rank %d: %s", rank, " ".join(str(error).split()))
-    ran_out = isinstance(error, OutOfMemoryError)
-    return WorkerFailure(rank, "its process ran out of memory" if ran_out else "its process died")
+    if isinstance(error, OutOfMemoryError):
+        return WorkerFailure(rank, "its process ran out of memory")
+    if "creation task" in str(error):  # such as: this package is not there on that node
+        return WorkerFailure(rank, f"could not start: {str(error).splitlines()[-1]}")
+    return WorkerFailure(rank, "its process died")

@@ -103,8 +103,6 @@ class Worker:
             last = self._epoch == self._cfg.epochs
             if last or self._epoch % self._cfg.evaluate_every == 0:
                 stop = self._evaluate_epoch()
-            else:
-                self._final.clear()
             if last or stop or self._epoch % self._cfg.checkpoint_every == 0:
                 self._save()
         if not self._final:  # nothing was left to train

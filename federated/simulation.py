@@ -136,6 +136,7 @@ def _begin(
         display.say(line, style="red")
 
     found = checkpoint.latest(home.checkpoints, loudly) if run.resume else None
+    home.reopen()
     if found is not None:
         server.resume(found)
         display.say(f"resumed after round {found.progress}")

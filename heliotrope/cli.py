@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NoReturn
@@ -29,7 +30,7 @@ from heliotrope import config
 from heliotrope.config import Mode, Run
 from heliotrope.config_errors import explain
 from heliotrope.errors import ConfigError, HeliotropeError, closest
-from heliotrope.tracking import begin_job
+from heliotrope.tracking import clock_from_now
 
 __all__ = ["main", "run_mode"]
 
@@ -101,8 +102,6 @@ def run_mode(mode: Mode, job: Callable[[Run, Path], None]) -> int:
         sweeping = hydra_cfg.mode == RunMode.MULTIRUN
         if sweeping:
             print(f"[{hydra_cfg.job.num}] {' '.join(overrides)}", flush=True)
-            if hydra_cfg.job.num > 0:
-                begin_job()
 
         def one_job() -> None:
             _refuse_other_mode(mode, overrides)
@@ -116,7 +115,8 @@ def run_mode(mode: Mode, job: Callable[[Run, Path], None]) -> int:
                 raise
 
         # Explained here, not by Hydra; the rest of a sweep goes on after a job that failed.
-        codes.append(_guarded(one_job, interruptible=False))
+        with clock_from_now() if sweeping and hydra_cfg.job.num > 0 else nullcontext():
+            codes.append(_guarded(one_job, interruptible=False))
         if not codes[-1]:
             directories.append(directory)
 

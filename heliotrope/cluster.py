@@ -47,13 +47,9 @@ class Cluster:
         A worker lives on one node, so two nodes of 3 CPUs hold three workers of 1, not of 2.
         """
         for share in range(self.cpus // workers, 0, -1):
-            if self.room(share) >= workers:
+            if sum(cpus // share for cpus in self.node_cpus) >= workers:
                 return share
         return 0
-
-    def room(self, cpus_each: int) -> int:
-        """Return how many workers of `cpus_each` CPUs fit."""
-        return sum(cpus // cpus_each for cpus in self.node_cpus)
 
 
 @contextmanager
@@ -70,9 +66,9 @@ def session(ray: ModuleType) -> Iterator[Cluster]:
     if ray.is_initialized():
         yield _cluster(ray)
         return
-    with _own_signal_handler():
-        _connect(ray)
     try:
+        with _own_signal_handler():
+            _connect(ray)
         yield _cluster(ray)
     finally:
         ray.shutdown()  # of a cluster that was running before, only our connection
@@ -84,8 +80,14 @@ def _connect(ray: ModuleType) -> None:
         _check_answers(address)
     try:
         ray.init(num_cpus=available_cpus(), **_QUIET)
-    except ValueError:  # a cluster is running; how many CPUs it has is not ours to say
+        return
+    except ValueError:  # a cluster is running: how many CPUs it has is not ours to say
+        pass
+    try:
         ray.init(log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[-1]
+        raise ResourceError(f"{error}: {reason}") from error
 
 
 def _check_answers(address: str) -> None:

@@ -76,10 +76,13 @@ class RunDirectory:
         except BaseException:
             self.release()
             raise
-        self.result.unlink(missing_ok=True)  # not complete any more, until it is again
         temporary = self.config.with_suffix(".tmp")
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)))
         temporary.replace(self.config)
+
+    def reopen(self) -> None:
+        """Training goes on here: take back result.json, which says that the run is complete."""
+        self.result.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Give the directory up; the claim also ends with the process."""

@@ -19,7 +19,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ __all__ = [
     "Event",
     "Progress",
     "Tracker",
-    "begin_job",
+    "clock_from_now",
     "log_to",
     "process_age",
     "stop_logging",
@@ -144,9 +145,14 @@ def stop_logging(handler: logging.Handler) -> None:
     handler.close()
 
 
-def begin_job() -> None:
-    """Let the next run's clock start now: this process has done other jobs of a sweep before."""
-    _JOB_STARTED.set(time.monotonic())
+@contextmanager
+def clock_from_now() -> Iterator[None]:
+    """Let clocks made inside start here: this process has done other jobs of a sweep before."""
+    token = _JOB_STARTED.set(time.monotonic())
+    try:
+        yield
+    finally:
+        _JOB_STARTED.reset(token)
 
 
 def _job_age() -> float:

@@ -9,6 +9,7 @@ from torch import nn
 
 from heliotrope.config import ModelConfig
 from heliotrope.models.cnn import build_cnn
+from heliotrope.models.layers import initialise
 from heliotrope.models.mlp import build_mlp
 from heliotrope.seeding import isolated_rng, seed
 from heliotrope.tasks import Task
@@ -24,7 +25,9 @@ def build(cfg: ModelConfig, task: Task, run_seed: int) -> nn.Module:
     Raises `ConfigError` if the model does not fit the task's input.
     """
     with isolated_rng(seed(run_seed, "init")):
-        return BUILDERS[cfg.name](cfg, task)
+        model = BUILDERS[cfg.name](cfg, task)
+        initialise(model)
+        return model
 
 
 def parameter_count(model: nn.Module) -> int:

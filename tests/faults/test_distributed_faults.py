@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from heliotrope import checkpoint
 from heliotrope.errors import (
     CheckpointError,
     ConfigError,
@@ -190,30 +191,34 @@ def _children(pid: int) -> list[int]:
     return found[1:]
 
 
-@pytest.mark.parametrize(
-    ("launcher", "sent", "code"),
-    [(RAY, signal.SIGINT, 130), (TORCHRUN, signal.SIGTERM, 143)],
-    ids=["ray-SIGINT", "torchrun-SIGTERM"],
-)
-def test_a_stopped_run_can_be_continued_and_leaves_no_process(
-    launcher: tuple[str, ...], sent: signal.Signals, code: int, undisturbed: Path, tmp_path: Path
-) -> None:
-    with process(tmp_path, *launcher, "distributed.epochs=2000") as job:
-        wait_until(lambda: checkpoints(tmp_path) > 1)
-        below = _children(job.pid)
-        os.killpg(job.pid, sent)  # as Ctrl-C does: to the whole foreground group
-        output, _ = job.communicate(timeout=60)
-    assert job.returncode == code, output
-    assert f"resume=true hydra.run.dir={tmp_path}" in output
-    assert "Traceback" not in output
-    assert len(below) >= 2
-    wait_until(lambda: not any(map(alive, below)), seconds=10)
+def test_ctrl_c_leaves_a_run_to_continue_and_no_process(tmp_path: Path) -> None:
+    output, code = _stopped(tmp_path, signal.SIGINT, *RAY)
+    assert code == 130, output
+    assert checkpoint.latest(tmp_path / "checkpoints", pytest.fail) is not None
 
+
+def test_a_terminated_run_continues_bit_for_bit(undisturbed: Path, tmp_path: Path) -> None:
+    output, code = _stopped(tmp_path, signal.SIGTERM, *TORCHRUN)
+    assert code == 143, output
     for path in sorted((tmp_path / "checkpoints").iterdir())[1:]:
         path.rename(tmp_path / path.name)  # leave one, from before the twelfth epoch
     train(tmp_path, *TORCHRUN, "resume=true", epochs=_EPOCHS)
     assert_same_tensors(weights_of(undisturbed), weights_of(tmp_path))
     assert json.loads((tmp_path / "result.json").read_text())["epochs"] == _EPOCHS
+
+
+def _stopped(directory: Path, sent: signal.Signals, *overrides: str) -> tuple[str, int]:
+    """Stop a long run; return its output and exit code once none of its processes is left."""
+    with process(directory, *overrides, "distributed.epochs=2000") as job:
+        wait_until(lambda: checkpoints(directory) > 1)
+        below = _children(job.pid)
+        os.killpg(job.pid, sent)  # as Ctrl-C does: to the whole foreground group
+        output, _ = job.communicate(timeout=60)
+    assert f"resume=true hydra.run.dir={directory}" in output
+    assert "Traceback" not in output
+    assert len(below) >= 2
+    wait_until(lambda: not any(map(alive, below)), seconds=10)
+    return output, job.returncode
 
 
 def test_workers_do_not_outlive_a_driver_that_was_killed(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 import distributed.torchrun
 from tests.distributed_runs import (
     INLINE,
-    RAY,
     TORCHRUN,
     checkpoints,
     cut,
@@ -42,13 +41,7 @@ def test_a_run_continued_equals_a_run_in_one_go(optimizer: str, tmp_path: Path) 
     _same(whole, parts)
 
 
-def test_two_ray_workers_continue_bit_for_bit(ray_session: object, tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole", *RAY, epochs=3)
-    parts = cut(whole, tmp_path / "parts", after=1)
-    train(parts, *RAY, "resume=true", epochs=3)
-    _same(whole, parts)
-
-
+@pytest.mark.slow
 def test_three_ranks_add_in_the_same_order_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -136,8 +136,20 @@ def test_ctrl_c_before_there_is_a_run_promises_nothing(
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_sigterm_unwinds_the_run_and_is_handled_as_before_afterwards(type_: Type) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.fixture
+def sigterm_handler() -> Iterator[Callable[..., None]]:
+    """Handle SIGTERM, as a program around a run may, and restore what was there before."""
+
+    def handler(*_arguments: object) -> None: ...
+
+    original = signal.signal(signal.SIGTERM, handler)
+    yield handler
+    signal.signal(signal.SIGTERM, original)
+
+
+def test_sigterm_unwinds_the_run_and_is_handled_as_before_afterwards(
+    type_: Type, sigterm_handler: Callable[..., None]
+) -> None:
     unwound = []
 
     def terminated(_run: Run, _directory: Path) -> None:
@@ -151,7 +163,7 @@ def test_sigterm_unwinds_the_run_and_is_handled_as_before_afterwards(type_: Type
         type_("federated", job=Started(terminated))
     assert caught.value.code == 143
     assert unwound == [True]
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is sigterm_handler
 
 
 # --- sweeps -------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
     (
         "federated",
         ("federated.client_training=parallel",),
-        ("federated.client_training=parallel", "auto, sequential, batched"),
+        ("federated.client_training=parallel", "sequential", "batched"),
     ),
     ("federated", ("federated.reduce=all",), ("federated.reduce=all", "auto, worker, none")),
     (

@@ -54,6 +54,7 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("seed==3", ("seed==3", "key=value")),
     ("model=mlp,cnn", ("model=mlp,cnn", "--multirun")),
     ("name=${nowhere}", ("name=${nowhere}", "no key nowhere")),
+    ("hydra.run.dir=here name=${nowhere}", ("name=${nowhere}", "no key nowhere")),
     # relations between keys
     (
         "federated.clients_per_round=11",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from distributed import fence
 from distributed.attempt import Share, Trained, WorkerFailure
 from distributed.failures import root_cause
 from distributed.share import share_of
-from heliotrope.cluster import Cluster
+from heliotrope.cluster import Cluster, session
 from heliotrope.config import Run
 from heliotrope.errors import ResourceError, RunDirectoryError
 from heliotrope.metrics import ClassificationMetrics
@@ -108,3 +112,53 @@ def test_an_attempt_waits_for_the_workers_of_the_one_before(
     ):
         fence.wait_until_clear(tmp_path)
     fence.wait_until_clear(tmp_path)
+
+
+class _NoRay(ModuleType):
+    """Stands in for Ray: notes what it is asked, and puts in a signal handler as Ray does."""
+
+    def __init__(self, running: bool) -> None:
+        super().__init__("ray")
+        self.running = running
+        self.calls: list[str] = []
+
+    def is_initialized(self) -> bool:
+        return self.running
+
+    def init(self, **_arguments: object) -> None:
+        self.calls.append("init")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        gone = {"Alive": False, "Resources": {"CPU": 64.0}}
+        return [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}, gone]
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+
+
+def test_ray_is_started_and_stopped_by_who_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ours = signal.getsignal(signal.SIGTERM)
+    ray = _NoRay(running=False)
+    with contextlib.suppress(KeyboardInterrupt), session(ray) as cluster:
+        assert (cluster.cpus, cluster.gpus) == (4, 1)
+        assert signal.getsignal(signal.SIGTERM) is ours
+        raise KeyboardInterrupt
+    assert ray.calls == ["init", "shutdown"]
+
+
+def test_ray_that_was_running_is_left_alone() -> None:
+    ray = _NoRay(running=True)
+    with session(ray):
+        pass
+    assert ray.calls == []
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere.invalid:6379", "host:port"])
+def test_a_cluster_that_does_not_answer_is_named(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ResourceError, match=f"RAY_ADDRESS={address}"), session(_NoRay(False)):
+        pass

@@ -79,10 +79,13 @@ def test_a_refused_claim_holds_nothing(home: RunDirectory) -> None:
 # --- resuming -----------------------------------------------------------------------------
 
 
-def test_the_same_run_is_resumed_and_is_not_complete_meanwhile(home: RunDirectory) -> None:
+def test_a_resumed_run_is_not_complete_until_it_is_again(home: RunDirectory) -> None:
     finished(home, federated())
     home.claim(federated("resume=true"), "federated")
-    assert not home.result.exists(), "result.json says that the run is complete"
+    assert home.result.exists(), "what was reached is lost though nothing has begun"
+    home.reopen()
+    home.reopen()
+    assert not home.result.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,303 @@
+"""Milliseconds a round of the cohort engine and of its peers, measured in turn on this machine.
+
+    python scripts/benchmarks/cohort.py --workloads A,B --repeats 5 --output cohort.json
+
+All peers read the same examples, clients, initial weights and settings. Timed are whole rounds
+(draw, broadcast, train, aggregate) without evaluation, after the first few; each repetition is
+a fresh process, and the peers take turns, so that a busy moment hits all of them. A first short
+run of each gives its start-up and its weights, whose loss must be that of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from environments import PINS, interpreter
+from peers.problem import read
+from rich.console import Console
+from rich.table import Table
+from workloads import WORKLOADS, Workload, write
+
+from heliotrope.resources import available_cpus, machine
+from heliotrope.rundir import git_commit
+
+_HERE = Path(__file__).resolve().parent
+_ROOT = _HERE.parents[1]
+_CHECK_ROUNDS = 5  # of the first run, whose weights are compared
+_WARM_UP = 3  # rounds at the start of each timed run that do not count
+_FEWEST, _MOST = 5, 300  # rounds of a timed run
+_LOSS_TOLERANCE = 0.15  # cohorts differ between the peers
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A peer in one of its settings."""
+
+    label: str
+    peer: str
+    script: str
+    variant: str
+    processes: int = 1  # more than one: started by torchrun
+
+
+@dataclass
+class Measured:
+    """What was measured of one entry; seconds, unless the name says otherwise."""
+
+    entry: Entry
+    versions: Mapping[str, str]
+    first_round_begun: float  # since the process was started
+    first_round_done: float
+    loss: float  # over all clients' examples, after the first run
+    notes: Mapping[str, Any]
+    estimate: float  # of a round, to choose how many to time
+    rounds: list[list[float]] = field(default_factory=list)  # [repetitions][rounds]
+
+    @property
+    def milliseconds(self) -> list[float]:
+        """Mean milliseconds a round of each repetition."""
+        return [1e3 * sum(rounds) / len(rounds) for rounds in self.rounds]
+
+
+def entries() -> list[Entry]:
+    """Return all that is measured, ours first."""
+    cpus = available_cpus()
+    ours, bare, pfl = "cohort_engine.py", "bare_loop.py", "pfl_simulation.py"
+    counts = sorted({1, cpus})
+    return [
+        Entry("heliotrope, in-process", "heliotrope", ours, "inprocess"),
+        Entry(f"heliotrope, Ray pool of {cpus}", "heliotrope", ours, f"ray={cpus}"),
+        *(Entry(f"bare loop, {n} thread(s)", "bare", bare, f"threads={n}") for n in counts),
+        Entry(f"bare loop, {cpus} processes", "bare", bare, f"processes={cpus}"),
+        *(Entry(f"pfl, {n} thread(s)", "pfl", pfl, f"threads={n}") for n in counts),
+        Entry(f"pfl, {cpus} processes (torchrun)", "pfl", pfl, "threads=1", processes=cpus),
+        Entry(f"Flower, {cpus} actors", "flower", "flower_simulation.py", ""),
+    ]
+
+
+def main() -> int:
+    """Measure, print a table for each workload, and store everything."""
+    options = _options()
+    console = Console()
+    chosen = [entry for entry in entries() if entry.peer in options.peers]
+    pythons = _interpreters({entry.peer for entry in chosen}, options)
+    record: dict[str, Any] = {
+        "machine": machine(),
+        "git_commit": git_commit(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "load_average_before": os.getloadavg(),
+        "workloads": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.workloads:
+            path = Path(folder) / f"{name}.json"
+            write(WORKLOADS[name], path)
+            measured = _measure(chosen, pythons, path, options, console)
+            console.print(_table(name, WORKLOADS[name], measured))
+            record["workloads"][name] = {
+                "title": WORKLOADS[name].title,
+                "config": json.loads(path.read_text()),
+                "results": [_stored(result) for result in measured],
+            }
+            record["load_average_after"] = os.getloadavg()
+            if options.output:  # after each workload: they take minutes
+                options.output.write_text(json.dumps(record, indent=2) + "\n")
+    console.print(f"machine: {record['machine']}, commit {record['git_commit']}")
+    console.print(
+        f"load average: {record['load_average_before']} before, "
+        f"{record['load_average_after']} after (this benchmark's own included)"
+    )
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workloads", type=_names(WORKLOADS), default=list(WORKLOADS))
+    peers = ["heliotrope", *PINS]
+    parser.add_argument("--peers", type=_names(peers), default=peers)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="to time in each repetition")
+    parser.add_argument("--output", type=Path, help="JSON file for all that was measured")
+    parser.add_argument(
+        "--peer-python",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="use this interpreter for a peer instead of making an environment",
+    )
+    parser.add_argument("--environments", type=Path, default=_ROOT / ".venv-benchmarks")
+    return parser.parse_args()
+
+
+def _names(known: Mapping[str, Any] | Sequence[str]) -> Any:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name} is not one of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _interpreters(peers: set[str], options: argparse.Namespace) -> dict[str, str]:
+    given = dict(pair.split("=", 1) for pair in options.peer_python)
+    return {
+        peer: given[peer]
+        if peer in given
+        else sys.executable
+        if peer == "heliotrope"
+        else str(interpreter(peer, options.environments))
+        for peer in peers
+    }
+
+
+def _measure(
+    chosen: list[Entry],
+    pythons: Mapping[str, str],
+    problem: Path,
+    options: argparse.Namespace,
+    console: Console,
+) -> list[Measured]:
+    results = []
+    for entry in chosen:
+        console.print(f"{problem.stem}: first run of {entry.label}", style="dim")
+        results.append(_first_run(entry, pythons[entry.peer], problem))
+    _check_losses(results)
+    for repeat in range(options.repeats):
+        for result in results:
+            rounds = round(options.seconds / result.estimate)
+            rounds = min(_MOST, max(_FEWEST, rounds)) + _WARM_UP
+            answer = _run(result.entry, pythons[result.entry.peer], problem, rounds)
+            result.rounds.append(np.diff(answer["times"])[_WARM_UP:].tolist())
+            console.print(
+                f"{problem.stem}: {repeat + 1}/{options.repeats} {result.entry.label}: "
+                f"{result.milliseconds[-1]:.1f} ms a round",
+                style="dim",
+            )
+    return results
+
+
+def _first_run(entry: Entry, python: str, problem: Path) -> Measured:
+    weights = problem.with_name("weights.npz")
+    launched = time.time()
+    answer = _run(entry, python, problem, _CHECK_ROUNDS, "--weights", str(weights))
+    begun, first, *_, last = answer.pop("times")
+    return Measured(
+        entry=entry,
+        versions=answer.pop("versions"),
+        first_round_begun=begun - launched,
+        first_round_done=first - launched,
+        loss=_loss(problem, weights),
+        notes=answer,
+        estimate=(last - first) / (_CHECK_ROUNDS - 1),
+    )
+
+
+def _run(entry: Entry, python: str, problem: Path, rounds: int, *more: str) -> dict[str, Any]:
+    """Run an entry in a process of its own and return what it prints."""
+    environment = dict(os.environ)
+    launcher = [python]
+    if entry.peer == "heliotrope":  # from this checkout, also where it is not installed
+        environment["PYTHONPATH"] = str(_ROOT)
+    if entry.processes > 1:
+        environment["OMP_NUM_THREADS"] = "1"
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += [f"--nproc-per-node={entry.processes}"]
+    command = [*launcher, str(_HERE / "peers" / entry.script), str(problem)]
+    command += ["--rounds", str(rounds), f"--variant={entry.variant}", *more]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise SystemExit(
+            f"{entry.label} failed with exit code {done.returncode}: {' '.join(command)}\n"
+            f"{done.stderr[-4000:]}"
+        )
+    answer: dict[str, Any] = json.loads(lines[-1])
+    return answer
+
+
+def _loss(problem: Path, weights: Path) -> float:
+    """Return the mean loss over the examples of all clients."""
+    given = read(problem)
+    model = given.module()
+    with np.load(weights) as file:
+        model.load_state_dict({name: torch.from_numpy(file[name]) for name in file.files})
+    with torch.no_grad():
+        total = sum(
+            float(
+                torch.nn.functional.cross_entropy(
+                    model(given.inputs[rows]), given.targets[rows], reduction="sum"
+                )
+            )
+            for rows in given.indices.split(1000)
+        )
+    return total / len(given.indices)
+
+
+def _check_losses(results: list[Measured]) -> None:
+    """Refuse to compare peers that do not learn alike: they would not do the same work."""
+    typical = median(result.loss for result in results)
+    for result in results:
+        if not abs(result.loss / typical - 1) < _LOSS_TOLERANCE:
+            raise SystemExit(
+                f"{result.entry.label}: loss {result.loss:.4f} after {_CHECK_ROUNDS} rounds, "
+                f"where {typical:.4f} is typical. It does not train as the others do."
+            )
+
+
+def _table(name: str, workload: Workload, results: list[Measured]) -> Table:
+    table = Table(title=f"{name}: {workload.title}", title_justify="left")
+    table.add_column("")
+    for column in (
+        "ms/round best",
+        "median",
+        "worst",
+        "rounds/s",
+        "× ours",
+        f"loss after {_CHECK_ROUNDS}",
+        "first round begun",
+        "done",
+    ):
+        table.add_column(column, justify="right")
+    ours = [result for result in results if result.entry.peer == "heliotrope"]
+    best = min((min(result.milliseconds) for result in ours), default=None)
+    for result in results:
+        spent = result.milliseconds
+        choice = result.notes.get("client_training")
+        kind = f" ({choice['kind']}, {choice['threads']} thread(s))" if choice else ""
+        table.add_row(
+            result.entry.label + kind,
+            f"{min(spent):.1f}",
+            f"{median(spent):.1f}",
+            f"{max(spent):.1f}",
+            f"{1e3 / min(spent):.2f}",
+            f"{min(spent) / best:.2f}" if best else "",
+            f"{result.loss:.4f}",
+            f"{result.first_round_begun:.2f} s",
+            f"{result.first_round_done:.2f} s",
+        )
+    return table
+
+
+def _stored(result: Measured) -> dict[str, Any]:
+    return {**asdict(result), "milliseconds_per_round": result.milliseconds}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

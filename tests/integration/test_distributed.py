@@ -1,0 +1,139 @@
+"""`python -m distributed` from end to end: the three launchers, as a person starts them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from heliotrope.errors import ConfigError
+from tests.distributed_runs import INLINE, RAY, SMALL, TORCHRUN, events_of, train
+from tests.support import ROOT, command, environment
+
+
+def _result(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "result.json").read_text())
+    return found
+
+
+def test_the_default_launcher_leaves_all_that_a_run_promises(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = command(
+        "distributed",
+        "experiment=quickstart",
+        "distributed.epochs=6",
+        f"hydra.run.dir={out}",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for epoch in range(1, 7):
+        assert f"epoch {epoch}/6" in done.stdout
+    assert str(out) in done.stdout.splitlines()[-1]
+
+    made = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    assert made == {
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+        "report.html",
+        "result.json",
+        "run.log",
+    }
+    result = _result(out)
+    assert result["status"] == "completed"
+    assert result["metrics"]["test/accuracy"] > 0.9
+    assert result["epochs"] == 6
+    assert result["versions"]["ray"] != "not installed"
+    assert 0 < result["train_seconds"] < result["wall_seconds"]
+    assert 0 < result["startup_seconds"] < result["wall_seconds"]
+    assert result["peak_rss_bytes"] > 3 * 100e6  # the driver and two workers have torch loaded
+    kinds = [event["event"] for event in events_of(out)]
+    assert kinds == ["start", *["train", "evaluate"] * 6, "final", "end"]
+    log = (out / "run.log").read_text()
+    assert all(f"[{who}]" in log for who in ("driver", "rank 0", "rank 1"))
+
+
+def test_torchrun_needs_no_ray(tmp_path: Path) -> None:
+    absent = tmp_path / "path" / "ray"
+    absent.mkdir(parents=True)
+    (absent / "__init__.py").write_text("raise ImportError('Ray is not installed')")
+    found = environment()
+    found["PYTHONPATH"] = f"{absent.parent}:{found['PYTHONPATH']}"
+    done = subprocess.run(
+        [sys.executable, "-m", "distributed", *SMALL, *TORCHRUN, "distributed.epochs=1"],
+        cwd=tmp_path,
+        env=found,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_processes_that_torchrun_started_are_the_ranks(tmp_path: Path) -> None:
+    start = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "distributed"]
+    overrides = [*SMALL, *TORCHRUN, "distributed.epochs=2", f"hydra.run.dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, *start, *overrides],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert _result(tmp_path)["epochs"] == 2
+    assert [e["epoch"] for e in events_of(tmp_path, "train")] == [1, 2]
+    assert done.stdout.count("results in") == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (RAY, "distributed.launcher=ray.*Set distributed.launcher=torchrun"),
+        ([*TORCHRUN, "distributed.workers=3"], "Set distributed.workers=2"),
+        ([*TORCHRUN, "distributed.max_failures=4"], "--max-restarts 4"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_torchrun_is_refused(
+    overrides: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said):
+        train(tmp_path, *overrides)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_target_stops_training_where_it_is_reached(tmp_path: Path) -> None:
+    target = ["target.metric=test/accuracy", "target.value=0.8"]
+    train(tmp_path / "run", *INLINE, *target, epochs=50)
+    result = _result(tmp_path / "run")
+    assert result["target"]["reached"]
+    assert result["target"]["epochs"] == result["epochs"] < 50
+    assert result["metrics"]["test/accuracy"] >= 0.8
+
+    train(tmp_path / "run", *INLINE, *target, "resume=true", epochs=50)
+    assert _result(tmp_path / "run")["epochs"] == result["epochs"]
+    higher = ["target.metric=test/accuracy", "target.value=0.9"]
+    train(tmp_path / "run", *INLINE, *higher, "resume=true", epochs=50)
+    assert _result(tmp_path / "run")["epochs"] > result["epochs"]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_evaluations_and_checkpoints_come_when_due_and_at_the_end(tmp_path: Path) -> None:
+    due = ["distributed.evaluate_every=2", "distributed.checkpoint_every=3"]
+    train(tmp_path, *INLINE, *due, epochs=5)
+    assert [e["epoch"] for e in events_of(tmp_path, "evaluate")] == [2, 4, 5]
+    steps = 11  # 1294 examples in batches of 128
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"{steps * epoch:08d}" for epoch in (3, 5)]

@@ -1,0 +1,79 @@
+"""A captured step replays on other values, and what cannot be replayed is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from federated.capture import NotCapturableError, capture, eager_step
+from tests.support import fresh_seed
+
+_WEIGHTS = torch.full((6,), 1 / 6)
+
+
+def _inputs(seed: int) -> tuple[list[Tensor], dict[str, Tensor], Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    parameters = [torch.randn(5, 4, generator=draw), torch.randn(5, generator=draw)]
+    inputs = torch.randn(6, 4, generator=draw)
+    return parameters, {}, inputs, torch.randint(5, (6,), generator=draw)
+
+
+def _linear(
+    parameters: Sequence[Tensor], keys: Mapping[str, Tensor], inputs: Tensor, targets: Tensor
+) -> Tensor:
+    logits = functional.linear(inputs, parameters[0], parameters[1])
+    return functional.cross_entropy(logits, targets, reduction="none")
+
+
+def test_a_replay_gives_what_autograd_gives_on_values_never_seen() -> None:
+    seed = fresh_seed()
+    step = capture(_linear, *_inputs(seed), _WEIGHTS)
+    for other in range(3):
+        batch = _inputs(seed + 1 + other)
+        mean, gradients = step(*batch, _WEIGHTS)
+        expected, dense = eager_step(_linear)(*batch, _WEIGHTS)
+        torch.testing.assert_close(mean, expected)
+        for ours, theirs in zip(gradients, dense, strict=True):
+            torch.testing.assert_close(
+                ours[0] @ ours[1] if isinstance(ours, tuple) else ours, theirs
+            )
+
+
+def test_the_gradient_of_a_matrix_comes_as_its_two_factors() -> None:
+    _, (weight, bias) = capture(_linear, *_inputs(1), _WEIGHTS)(*_inputs(2), _WEIGHTS)
+    assert isinstance(weight, tuple)
+    assert isinstance(bias, Tensor)
+
+
+def _random(p: Sequence[Tensor], k: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    return _linear(p, k, functional.dropout(x, 0.5), y)
+
+
+def _looking(p: Sequence[Tensor], k: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    return _linear(p, k, x * float(x.abs().max().item()), y)
+
+
+def _changing(p: Sequence[Tensor], k: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    return _linear(p, k, x.add_(1.0), y)
+
+
+def _hiding(p: Sequence[Tensor], k: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    return _linear(p, k, x * torch.from_numpy(x.numpy().copy()), y)
+
+
+@pytest.mark.parametrize(
+    ("losses", "why"),
+    [
+        (_random, "draws random numbers"),
+        (_looking, "depends on the values"),
+        (_changing, "in place"),
+        (_hiding, "other gradients"),
+    ],
+)
+def test_a_step_that_cannot_be_replayed_is_refused(losses: Callable[..., Tensor], why: str) -> None:
+    with pytest.raises(NotCapturableError, match=why):
+        capture(losses, *_inputs(fresh_seed()), _WEIGHTS)
