@@ -39,6 +39,7 @@ _ROOT = _HERE.parents[1]
 _CHECK_ROUNDS = 5  # of the first run, whose weights are compared
 _WARM_UP = 3  # rounds at the start of each timed run that do not count
 _FEWEST, _MOST = 5, 300  # rounds of a timed run
+_IDLE = 0.1  # CPUs that are less busy than this count as idle
 _LOSS_TOLERANCE = 0.15  # cohorts differ between the peers
 
 
@@ -65,6 +66,7 @@ class Measured:
     notes: Mapping[str, Any]
     estimate: float  # of a round, to choose how many to time
     rounds: list[list[float]] = field(default_factory=list)  # [repetitions][rounds]
+    busy: list[float] = field(default_factory=list)  # of the CPUs, just before each repetition
 
     @property
     def milliseconds(self) -> list[float]:
@@ -132,6 +134,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--peers", type=_names(peers), default=peers)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="to time in each repetition")
+    parser.add_argument(
+        "--patience", type=float, default=60.0, help="seconds to wait for idle CPUs"
+    )
     parser.add_argument("--output", type=Path, help="JSON file for all that was measured")
     parser.add_argument(
         "--peer-python",
@@ -177,20 +182,41 @@ def _measure(
     results = []
     for entry in chosen:
         console.print(f"{problem.stem}: first run of {entry.label}", style="dim")
+        _wait_until_idle(options.patience)
         results.append(_first_run(entry, pythons[entry.peer], problem))
     _check_losses(results)
     for repeat in range(options.repeats):
         for result in results:
             rounds = round(options.seconds / result.estimate)
             rounds = min(_MOST, max(_FEWEST, rounds)) + _WARM_UP
+            result.busy.append(_wait_until_idle(options.patience))
             answer = _run(result.entry, pythons[result.entry.peer], problem, rounds)
             result.rounds.append(np.diff(answer["times"])[_WARM_UP:].tolist())
             console.print(
                 f"{problem.stem}: {repeat + 1}/{options.repeats} {result.entry.label}: "
-                f"{result.milliseconds[-1]:.1f} ms a round",
+                f"{result.milliseconds[-1]:.1f} ms a round (CPUs {result.busy[-1]:.0%} busy)",
                 style="dim",
             )
     return results
+
+
+def _wait_until_idle(patience: float) -> float:
+    """Wait until the CPUs have nothing to do; return the share of them that was busy last."""
+    deadline = time.monotonic() + patience
+    while True:
+        before = _cpu_ticks()
+        time.sleep(0.5)
+        total, idle = (after - first for after, first in zip(_cpu_ticks(), before, strict=True))
+        busy = 1 - idle / total
+        if busy < _IDLE or time.monotonic() > deadline:
+            return busy
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    """Return clock ticks of all CPUs since the start, in all and idle (proc(5))."""
+    first, *_ = Path("/proc/stat").read_text().splitlines()
+    ticks = [int(value) for value in first.split()[1:9]]
+    return sum(ticks), ticks[3] + ticks[4]
 
 
 def _first_run(entry: Entry, python: str, problem: Path) -> Measured:
