@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,19 @@ from heliotrope.data import Dataset, load
 from heliotrope.display import Display
 from heliotrope.errors import RunFailedError, WorkerError
 from heliotrope.finish import finish
+from heliotrope.home import at_home, newest_checkpoint
 from heliotrope.models import build, parameter_count
 from heliotrope.resources import peak_rss_bytes
 from heliotrope.result import Outcome
 from heliotrope.rundir import RunDirectory
 from heliotrope.tasks import Task, task_of
-from heliotrope.tracking import Clock, Tracker, log_to, stop_logging
+from heliotrope.tracking import Clock, Tracker
 
 from . import fence
 from .attempt import Attempt, Trained, WorkerFailure
 from .launchers import Launcher
 
-__all__ = ["Parts", "at_home", "begin", "drive", "prepare", "write_results"]
+__all__ = ["Parts", "begin", "drive", "prepare", "write_results"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ def prepare(run: Run) -> Parts:
 
 def drive(run: Run, directory: Path, parts: Parts, launcher: Launcher) -> None:
     """Attempt the run until it is trained or has failed too often, and write its results."""
-    with at_home(run, directory, "driver") as (home, display):
+    with at_home(run, "distributed", directory, "driver") as (home, display):
         started = time.time() - Clock().seconds
         failures, resume, share = 0, run.resume, launcher.share
         while True:
@@ -82,20 +81,6 @@ def drive(run: Run, directory: Path, parts: Parts, launcher: Launcher) -> None:
         write_results(run, home, parts, attempt, trained, display)
 
 
-@contextmanager
-def at_home(run: Run, directory: Path, who: str) -> Iterator[tuple[RunDirectory, Display]]:
-    """Claim the run's directory, and log and display there, inside the block."""
-    home = RunDirectory(directory)
-    home.claim(run, "distributed")
-    handler = log_to(home.log, who)
-    try:
-        with Display(f"distributed {run.name}", "epoch", run.distributed.epochs) as display:
-            yield home, display
-    finally:
-        stop_logging(handler)
-        home.release()
-
-
 def begin(
     run: Run, home: RunDirectory, model: nn.Module, display: Display, resume: bool
 ) -> int | None:
@@ -105,16 +90,10 @@ def begin(
     """
     fence.wait_until_clear(home.path)
 
-    def loudly(line: str) -> None:
-        _log.error(line)
-        display.say(line, style="red")
-
-    saved = checkpoint.latest(home.checkpoints, loudly) if resume else None
+    saved = newest_checkpoint(run, "distributed", home, display) if resume else None
     if saved is not None:
         path = checkpoint.path_of(home.checkpoints, saved.progress)
         checkpoint.load_weights(model, saved.model, path)
-        display.say(f"resuming after epoch {saved.state['epoch']}")
-        display.at(saved.state["epoch"])
     home.reopen()
     offset = 0 if saved is None else int(saved.state["metrics_offset"])
     failures = _failures_after(home.metrics, offset)

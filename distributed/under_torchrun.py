@@ -19,12 +19,13 @@ import torch.distributed as dist
 
 from heliotrope.config import Run
 from heliotrope.errors import ConfigError
+from heliotrope.home import at_home
 from heliotrope.resources import available_cpus
 from heliotrope.rundir import RunDirectory
 from heliotrope.tracking import Clock, log_to
 
 from .attempt import Attempt, Place
-from .driver import at_home, begin, prepare, write_results
+from .driver import begin, prepare, write_results
 from .group import device_of, joined
 from .rank import run_rank
 from .share import share_of
@@ -56,7 +57,7 @@ def run_one_rank(run: Run, directory: Path) -> None:
             log_to(RunDirectory(told[0]).log, f"rank {place.rank}")
             run_rank(Attempt(run, *told, share), place, parts.dataset)
         return
-    with at_home(run, directory, "rank 0") as (home, display):
+    with at_home(run, "distributed", directory, "rank 0") as (home, display):
         started = time.time() - Clock().seconds
         with joined(place, device_of(share.device, place)):
             saved = begin(run, home, parts.model, display, run.resume)

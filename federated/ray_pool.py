@@ -15,19 +15,17 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
-from heliotrope.cluster import Cluster
 from heliotrope.config import Run
 from heliotrope.data import Partition, Split
 from heliotrope.errors import WorkerError
 from heliotrope.metrics import ClassificationMetrics
-from heliotrope.resources import check_cpus, peak_rss_bytes
+from heliotrope.resources import peak_rss_bytes
 from heliotrope.tasks import Task
 from heliotrope.tracking import log_to
 
 from .choice import Choice
-from .client import Instruction, Update, Weights
+from .client import Clients, Instruction, Update, Weights
 from .cohort import CohortWorker, Reply, place
-from .population import Population
 from .setup import assemble
 
 __all__ = ["RayPool"]
@@ -90,36 +88,31 @@ class _Actor:
 
 
 class RayPool:
-    """`workers` actors on the Ray cluster this process is connected to.
+    """`federated.workers` actors, `threads` CPUs each, on the cluster this process is connected to.
 
-    Raises `ResourceError` if the cluster has too few CPUs. An actor that dies is replaced and
-    its part of the cohort done again: the result is the same, since all draws are seeded.
+    An actor that dies is replaced and its part of the cohort done again: the result is the
+    same, since all draws are seeded.
     """
 
     def __init__(
         self,
         run: Run,
-        task: Task,
-        train: Split,
-        population: Population,
-        cluster: Cluster,
+        clients: Clients,
+        threads: int,
         log: Path,
         on_failure: Callable[[int, str], None],
     ) -> None:
         workers = run.federated.workers
-        asked = run.federated.cpus_per_worker
-        check_cpus("federated.workers", workers, asked or 1, cluster.cpus)
-        threads = asked or cluster.cpu_share(workers)
-        self._population = population
+        self._population = clients.population
         self._on_failure = on_failure
         data = [
-            ray.put(train.inputs.numpy()),
-            ray.put(train.targets.numpy()),
-            ray.put(population.partition.indices),
-            ray.put(population.partition.offsets),
+            ray.put(clients.train.inputs.cpu().numpy()),
+            ray.put(clients.train.targets.cpu().numpy()),
+            ray.put(clients.population.partition.indices),
+            ray.put(clients.population.partition.offsets),
         ]
         kind: Any = ray.remote(num_cpus=threads, max_restarts=0, max_task_retries=0)(_Actor)
-        setting = (run, task, threads, str(log))
+        setting = (run, clients.task, threads, str(log))
         self._start: Callable[[], Any] = lambda: kind.remote(setting, *data)
         self._actors: list[Any] = [self._start() for _ in range(workers)]
         self.processes: list[int] = ray.get([actor.ready.remote() for actor in self._actors])

@@ -239,6 +239,7 @@ class Server:
                 model=self._arrays(),
                 arrays=arrays,
                 state={
+                    "round": self.state.server_round,
                     "strategy": shapes,
                     "client_training": asdict(self._grid.choice) if self._grid.choice else None,
                     "counts": asdict(self.state.counts),

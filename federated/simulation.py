@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from heliotrope import checkpoint
+from heliotrope.cluster import Cluster, session
 from heliotrope.config import Run
 from heliotrope.data import load
 from heliotrope.display import Display
 from heliotrope.finish import finish
+from heliotrope.home import at_home, newest_checkpoint
 from heliotrope.models import parameter_count
-from heliotrope.resources import available_cpus, peak_rss_bytes, pick_device
+from heliotrope.resources import available_cpus, check_cpus, peak_rss_bytes, pick_device
 from heliotrope.result import Outcome
 from heliotrope.rundir import RunDirectory
 from heliotrope.tasks import task_of
-from heliotrope.tracking import Tracker, log_to, stop_logging
+from heliotrope.tracking import Tracker
 
 from .choice import check_kind
 from .client import Clients
@@ -31,8 +31,6 @@ from .setup import assemble, divide
 from .strategies import build_strategy, reduces
 
 __all__ = ["run_job"]
-
-_log = logging.getLogger(__name__)
 
 
 def run_job(run: Run, directory: Path) -> None:
@@ -45,14 +43,11 @@ def run_job(run: Run, directory: Path) -> None:
     strategy = build_strategy(run)
     reduce = reduces(run.federated)
     check_kind(clients)
-    home = RunDirectory(directory)
-    home.claim(run, "federated")
-    handler = log_to(home.log, "server")
-    with Display(f"federated {run.name}", "round", run.federated.rounds) as display:
+    with _cluster(run) as cluster, at_home(run, "federated", directory, "server") as place:
+        home, display = place
         tracker = Tracker(home.metrics, (display,))
         try:
-            with _pool(run, clients, device, home.log, tracker) as pool:
-                grid = CohortGrid(pool, reduce)
+            with _pool(run, clients.on(device), cluster, home.log, tracker) as pool:
                 server = Server(
                     run,
                     clients.model,
@@ -60,7 +55,7 @@ def run_job(run: Run, directory: Path) -> None:
                     dataset,
                     clients.population,
                     strategy,
-                    grid,
+                    CohortGrid(pool, reduce),
                     tracker,
                     home.checkpoints,
                 )
@@ -76,40 +71,45 @@ def run_job(run: Run, directory: Path) -> None:
                     parameters=parameter_count(clients.model),
                     peak_rss_bytes=peak_rss_bytes() + pool.peak_rss_bytes(),
                     target=server.target.summary(),
-                    packages=("flwr", *(("ray",) if run.federated.pool == "ray" else ())),
+                    packages=("flwr",) if cluster is None else ("flwr", "ray"),
                 )
             finish(run, "federated", home, tracker, server.final, task, outcome, display)
         finally:
             tracker.close()
-            stop_logging(handler)
-            home.release()
+
+
+@contextmanager
+def _cluster(run: Run) -> Iterator[Cluster | None]:
+    """Be connected to Ray inside the block, if the pool is Ray's; it must have room for it."""
+    if run.federated.pool == "inprocess":
+        yield None
+        return
+    import ray  # only here: importing and starting it takes seconds
+
+    with session(ray) as cluster:
+        each = run.federated.cpus_per_worker or 1
+        check_cpus("federated.workers", run.federated.workers, each, cluster.cpus)
+        yield cluster
 
 
 @contextmanager
 def _pool(
-    run: Run, clients: Clients, device: torch.device, log: Path, tracker: Tracker
+    run: Run, clients: Clients, cluster: Cluster | None, log: Path, tracker: Tracker
 ) -> Iterator[Pool]:
-    if run.federated.pool == "inprocess":
-        threads = run.federated.cpus_per_worker or available_cpus()
-        yield InProcessPool(clients.on(device), threads)
+    if cluster is None:
+        yield InProcessPool(clients, run.federated.cpus_per_worker or available_cpus())
         return
-    import ray  # only here: importing and starting it takes seconds
-
-    from heliotrope.cluster import session
-
     from .ray_pool import RayPool
 
     def on_failure(worker: int, reason: str) -> None:
         tracker.emit("failure", worker=worker, reason=reason)
 
-    with session(ray) as cluster:
-        pool = RayPool(
-            run, clients.task, clients.train, clients.population, cluster, log, on_failure
-        )
-        try:
-            yield pool
-        finally:
-            pool.close()
+    threads = run.federated.cpus_per_worker or max(1, cluster.cpu_share(run.federated.workers))
+    pool = RayPool(run, clients, threads, log, on_failure)
+    try:
+        yield pool
+    finally:
+        pool.close()
 
 
 @contextmanager
@@ -130,16 +130,10 @@ def _begin(
     run: Run, server: Server, tracker: Tracker, home: RunDirectory, display: Display
 ) -> None:
     """Resume from the newest good checkpoint, or write the first event."""
-
-    def loudly(line: str) -> None:
-        _log.error(line)
-        display.say(line, style="red")
-
-    found = checkpoint.latest(home.checkpoints, loudly) if run.resume else None
+    found = newest_checkpoint(run, "federated", home, display) if run.resume else None
     home.reopen()
     if found is not None:
         server.resume(found)
-        display.say(f"resumed after round {found.progress}")
         return
     tracker.rewind(0)
     tracker.emit("start", mode="federated", name=run.name, seed=run.seed)

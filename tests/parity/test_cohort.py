@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from torch import Tensor
 
@@ -19,7 +18,6 @@ from federated.cohort import CohortWorker
 from federated.pool import InProcessPool, Pool
 from federated.ray_pool import RayPool
 from federated.setup import assemble, divide
-from heliotrope.cluster import session
 from heliotrope.config import AdamConfig, Run
 from heliotrope.data import Dataset, load
 from heliotrope.models.dropout import reseed
@@ -156,16 +154,13 @@ def test_random_configurations_agree_with_a_plain_loop(trial: int) -> None:
 
 
 def _pools(run: Run, workers: int, log: Path) -> Pool:
-    clients, dataset = _ready(run)
+    clients, _ = _ready(run)
     run.federated.workers = workers
 
     def on_failure(worker: int, reason: str) -> None:
         pytest.fail(f"worker {worker}: {reason}")
 
-    with session(ray) as cluster:
-        return RayPool(
-            run, clients.task, dataset.train, clients.population, cluster, log, on_failure
-        )
+    return RayPool(run, clients, 1, log, on_failure)
 
 
 @pytest.mark.usefixtures("ray_session")
