@@ -22,8 +22,9 @@ __all__ = ["RayRank", "Shared", "shared"]
 
 _log = logging.getLogger(__name__)
 
-# Name, class names, and of each split the inputs and targets.
-Shared = tuple[str, tuple[str, ...], dict[str, tuple[NDArray[Any], NDArray[Any]]]]
+# Name, class names, mean and std of the scaling, and of each split the inputs and targets.
+_Arrays = dict[str, tuple[NDArray[Any], NDArray[Any]]]
+Shared = tuple[str, tuple[str, ...], tuple[float, float], _Arrays]
 
 
 class RayRank:
@@ -64,19 +65,27 @@ def shared(dataset: Dataset) -> Shared:
     """Return the dataset as arrays, which Ray shares without a copy; natural keys stay behind."""
     splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
     arrays = {name: (s.inputs.numpy(), s.targets.numpy()) for name, s in splits.items()}
-    return dataset.name, dataset.class_names, arrays
+    scaling = (dataset.scaling.mean, dataset.scaling.std)
+    return dataset.name, dataset.class_names, scaling, arrays
 
 
 def _dataset(data: Shared) -> Dataset:
     import torch
 
-    from heliotrope.data import Dataset, Split
+    from heliotrope.data import Dataset, Scaling, Split
 
-    name, class_names, arrays = data
+    name, class_names, scaling, arrays = data
     with warnings.catch_warnings():  # the shared arrays are read-only, and only read
         warnings.simplefilter("ignore", UserWarning)
         splits = {
             split: Split(torch.from_numpy(inputs), torch.from_numpy(targets))
             for split, (inputs, targets) in arrays.items()
         }
-    return Dataset(name=name, class_names=class_names, **splits)
+    return Dataset(
+        name=name,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        class_names=class_names,
+        scaling=Scaling(*scaling),
+    )

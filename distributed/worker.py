@@ -193,6 +193,7 @@ class Worker:
                 arrays=arrays,
                 state={
                     "epoch": self._epoch,
+                    "scaling": asdict(self._dataset.scaling),
                     "optimizer": rest,
                     "counts": asdict(self._counts),
                     "seconds": self._clock.seconds,

@@ -240,6 +240,7 @@ class Server:
                 arrays=arrays,
                 state={
                     "round": self.state.server_round,
+                    "scaling": asdict(self._dataset.scaling),
                     "strategy": shapes,
                     "client_training": asdict(self._grid.choice) if self._grid.choice else None,
                     "counts": asdict(self.state.counts),

@@ -15,6 +15,7 @@ from rich.table import Table
 from heliotrope import checkpoint, config
 from heliotrope.config import Run, TargetConfig
 from heliotrope.config_checks import check_shared
+from heliotrope.data import Scaling
 from heliotrope.data import load as load_data
 from heliotrope.errors import ConfigError, closest
 from heliotrope.evaluation import evaluate, named
@@ -58,7 +59,8 @@ def evaluate_run(
     """Return the metrics of a run's newest checkpoint, or of the one called `name`.
 
     `overrides` change the run's data (`data=mnist`, `data.dir=...`), device or
-    evaluation_batch_size. Splits without examples are left out.
+    evaluation_batch_size. Inputs are scaled as they were in training. Splits without examples
+    are left out.
     """
     home = RunDirectory(directory)
     if not home.config.exists():
@@ -81,7 +83,7 @@ def evaluate_run(
     )
     if saved is None:
         raise ConfigError(f"run={directory} has no checkpoint yet.")
-    dataset = load_data(run.data, run.seed)
+    dataset = load_data(run.data, run.seed, Scaling(**saved.state["scaling"]))
     task = task_of(dataset)
     model = build(run.model, task, run.seed)
     checkpoint.load_weights(model, saved.model, home.checkpoints)

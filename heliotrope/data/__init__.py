@@ -4,8 +4,8 @@
 federated client holds.
 """
 
-from heliotrope.data.dataset import Dataset, Split
+from heliotrope.data.dataset import Dataset, Scaling, Split
 from heliotrope.data.loading import LOADERS, load
 from heliotrope.data.partition import Partition, partition
 
-__all__ = ["LOADERS", "Dataset", "Partition", "Split", "load", "partition"]
+__all__ = ["LOADERS", "Dataset", "Partition", "Scaling", "Split", "load", "partition"]

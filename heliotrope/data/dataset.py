@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Dataset", "Raw", "Split"]
+__all__ = ["Dataset", "Raw", "Scaling", "Split"]
 
 
 # Compared by identity (eq=False): comparing tensors with == has no single truth value.
@@ -47,6 +47,14 @@ class Split:
         return len(self.targets)
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """Inputs in [0, 1] become ``(x - mean) / std``. A model is only as good with its own."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Three splits of one dataset, prepared alike. `validation` may be empty."""
@@ -56,6 +64,7 @@ class Dataset:
     validation: Split
     test: Split
     class_names: tuple[str, ...]
+    scaling: Scaling = Scaling()
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from heliotrope.config import DataConfig
-from heliotrope.data.dataset import Dataset, Raw
+from heliotrope.data.dataset import Dataset, Raw, Scaling
 from heliotrope.data.digits import load_digits
 from heliotrope.data.images import load_fashion_mnist, load_mnist
 from heliotrope.data.prepare import prepare
@@ -21,11 +21,11 @@ LOADERS: dict[str, Callable[[DataConfig], Raw]] = {
 }
 
 
-def load(cfg: DataConfig, run_seed: int) -> Dataset:
+def load(cfg: DataConfig, run_seed: int, scaling: Scaling | None = None) -> Dataset:
     """Load the dataset `cfg.name`, take its validation split out, and scale it.
 
     The test split is the dataset's own and never depends on `run_seed`; the validation split
-    and the normalisation constants do.
+    and the normalisation constants do, unless `scaling` gives these.
 
     Raises
     ------
@@ -37,4 +37,4 @@ def load(cfg: DataConfig, run_seed: int) -> Dataset:
         raise DataError(
             f"data.name={cfg.name} is not one of {', '.join(LOADERS)}.{closest(cfg.name, LOADERS)}"
         )
-    return prepare(LOADERS[cfg.name](cfg), cfg, run_seed)
+    return prepare(LOADERS[cfg.name](cfg), cfg, run_seed, scaling)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from heliotrope.config import DataConfig
-from heliotrope.data.dataset import Dataset, Raw, Split
+from heliotrope.data.dataset import Dataset, Raw, Scaling, Split
 from heliotrope.errors import DataError
 from heliotrope.seeding import numpy_generator
 
@@ -19,11 +19,12 @@ __all__ = ["prepare"]
 _BLOCK = 1024  # examples whose squares are held at once: 3 MiB for 28x28
 
 
-def prepare(raw: Raw, cfg: DataConfig, run_seed: int) -> Dataset:
+def prepare(raw: Raw, cfg: DataConfig, run_seed: int, scaling: Scaling | None = None) -> Dataset:
     """Take the validation split out of the training examples and scale every split.
 
     Inputs become ``x / scale``, and with `cfg.normalize` then ``(x - mean) / std`` where mean
-    and std are scalars over all values of the training split, without the validation split.
+    and std are scalars over all values of the training split, without the validation split;
+    a given `scaling`, such as a trained model's own, takes their place.
 
     Raises
     ------
@@ -39,18 +40,19 @@ def prepare(raw: Raw, cfg: DataConfig, run_seed: int) -> Dataset:
         kept[held_out] = False
         inputs, targets = inputs[kept], targets[kept]
 
-    mean, std = _mean_std(inputs, raw.scale) if cfg.normalize else (0.0, 1.0)
-    if std == 0:
+    if scaling is None:
+        scaling = Scaling(*_mean_std(inputs, raw.scale)) if cfg.normalize else Scaling()
+    if scaling.std == 0:
         raise DataError(
             f"The {len(inputs)} training examples of data={cfg.name} all hold one value, "
-            f"{mean:g}: their standard deviation is 0. Check the files, or set "
+            f"{scaling.mean:g}: their standard deviation is 0. Check the files, or set "
             "data.normalize=false."
         )
 
     def split(inputs: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64]) -> Split:
         scaled = torch.from_numpy(inputs).to(torch.float32).div_(raw.scale)
-        if cfg.normalize:
-            scaled.sub_(mean).div_(std)
+        if scaling != Scaling():
+            scaled.sub_(scaling.mean).div_(scaling.std)
         return Split(scaled, torch.from_numpy(targets))
 
     return Dataset(
@@ -59,6 +61,7 @@ def prepare(raw: Raw, cfg: DataConfig, run_seed: int) -> Dataset:
         validation=split(held_inputs, held_targets),
         test=split(raw.test_inputs, raw.test_targets),
         class_names=raw.class_names,
+        scaling=scaling,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ def leave_a_run(directory: Path, run: Run, *progress: int) -> Path:
             {"round": number},
             **{"test/accuracy": number / 100, "test/loss": 1.0 / number},
         )
-        checkpoint.save(home.checkpoints, Checkpoint(number, weights_at(run, number)))
+        state = {"scaling": asdict(load(run.data, run.seed).scaling)}
+        saved = Checkpoint(number, weights_at(run, number), state=state)
+        checkpoint.save(home.checkpoints, saved)
     tracker.close()
     home.release()
     return directory
@@ -250,3 +253,10 @@ def test_wrong_arguments_of_compare_are_usage_errors(
     assert err.startswith("error: ")
     for part in named:
         assert part in err
+
+
+def test_inputs_are_scaled_as_in_training_whatever_the_split(tmp_path: Path, run: Run) -> None:
+    directory = leave_a_run(tmp_path / "run", run, 1)
+    as_trained = evaluate_run(directory)
+    without_validation = evaluate_run(directory, None, ["data.validation_fraction=0"])
+    assert without_validation["test/loss"] == as_trained["test/loss"]
