@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from heliotrope.tracking import Clock, Tracker
 
 from . import fence
 from .attempt import Attempt, Trained, WorkerFailure
+from .background import in_background
 from .launchers import Launcher
 
 __all__ = ["Parts", "begin", "drive", "prepare", "write_results"]
@@ -50,8 +52,13 @@ def prepare(run: Run) -> Parts:
     return Parts(dataset, task, build(run.model, task, run.seed))
 
 
-def drive(run: Run, directory: Path, parts: Parts, launcher: Launcher) -> None:
-    """Attempt the run until it is trained or has failed too often, and write its results."""
+def drive(
+    run: Run, directory: Path, parts: Parts, launcher: Launcher, close: Callable[[], None]
+) -> None:
+    """Attempt the run until it is trained or has failed too often, and write its results.
+
+    `close` closes the launcher: while the report is drawn, for Ray takes a second to stop.
+    """
     with at_home(run, "distributed", directory, "driver") as (home, display):
         started = time.time() - Clock().seconds
         failures, resume, share = 0, run.resume, launcher.share
@@ -78,7 +85,11 @@ def drive(run: Run, directory: Path, parts: Parts, launcher: Launcher) -> None:
                 raise
             display.say("starting the workers again from the last checkpoint", style="yellow")
             started, resume = time.time(), True
-        write_results(run, home, parts, attempt, trained, display)
+        closing = in_background(close)
+        try:
+            write_results(run, home, parts, attempt, trained, display)
+        finally:
+            closing.result()
 
 
 def begin(

@@ -7,22 +7,19 @@ another thread imports torch and loads the data.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from heliotrope.config import Run
 
+from .background import in_background
 from .launchers import opened
 
 if TYPE_CHECKING:
     from .driver import Parts
 
 __all__ = ["run_job"]
-
-_Result = TypeVar("_Result")
 
 
 def run_job(run: Run, directory: Path) -> None:
@@ -37,29 +34,16 @@ def run_job(run: Run, directory: Path) -> None:
 
         run_one_rank(run, directory)
         return
-    preparing = _in_background(lambda: _prepare(run))
-    with opened(run) as launcher:
+    preparing = in_background(lambda: _prepare(run))
+    with ExitStack() as stack:
+        launcher = stack.enter_context(opened(run))
         parts = preparing.result()
         from .driver import drive
 
-        drive(run, directory, parts, launcher)
+        drive(run, directory, parts, launcher, stack.close)
 
 
 def _prepare(run: Run) -> Parts:
     from .driver import prepare
 
     return prepare(run)
-
-
-def _in_background(work: Callable[[], _Result]) -> Future[_Result]:
-    """Do `work` in a thread that does not keep an interrupted process alive."""
-    future: Future[_Result] = Future()
-
-    def do() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised again by future.result()
-            future.set_exception(error)
-
-    threading.Thread(target=do, daemon=True, name="prepare").start()
-    return future

@@ -39,6 +39,8 @@ from .attempt import Attempt, Place, Trained
 from .group import data_parallel, device_of, sum_over_ranks
 from .live import reported
 from .order import batches, part_of, permutation
+from .schedule import scheduled
+from .threads import useful_threads
 
 __all__ = ["Worker"]
 
@@ -60,7 +62,6 @@ class Worker:
         report: Callable[[float], None],
     ) -> None:
         run = attempt.run
-        torch.set_num_threads(attempt.share.threads)
         self._run, self._cfg = run, run.distributed
         self._place = place
         self._tracker = tracker
@@ -72,6 +73,7 @@ class Worker:
         self._train = _on(self._device, dataset.train)
         self._task = task_of(dataset)
         self._model = build(run.model, self._task, run.seed).to(self._device)
+        torch.set_num_threads(self._threads(attempt.share.threads))
         self._parallel = data_parallel(self._model, self._task, place)
         self._optimizer = build_optimizer(run.optimizer, self._model.parameters())
         self._gradient_bytes = sum(p.nbytes for p in self._model.parameters() if p.requires_grad)
@@ -88,8 +90,15 @@ class Worker:
             os.getpid(),
             socket.gethostname(),
             self._device,
-            attempt.share.threads,
+            torch.get_num_threads(),
         )
+
+    def _threads(self, share: int) -> int:
+        """Return the threads to use of this worker's share; as many as are asked for, if so."""
+        if self._cfg.cpus_per_worker is not None or self._device.type != "cpu":
+            return share
+        largest = -(-self._cfg.batch_size // self._place.world_size)
+        return useful_threads(self._model, self._task, largest, share)
 
     def train(self) -> Trained:
         """Train the remaining epochs, or up to the target; every rank returns the same counts.
@@ -130,7 +139,11 @@ class Worker:
         plan = batches(self._train, order, size, self._place, self._run.seed, self._counts.steps)
         if self._startup_seconds is None:
             self._startup_seconds = time.time() - self._began
-        return reported(plan, -(-examples // size), self._epoch - 1, self._report)
+        steps = -(-examples // size)
+        cfg, place = self._cfg, (self._counts.steps, self._cfg.epochs * steps)
+        lr = self._run.optimizer.lr
+        plan = scheduled(plan, self._optimizer, lr, cfg.lr_schedule, place)
+        return reported(plan, steps, self._epoch - 1, self._report)
 
     def _evaluate_epoch(self) -> bool:
         """Evaluate, tell, and return whether the target says to stop."""

@@ -129,6 +129,7 @@ class DistributedConfig:
     cpus_per_worker: int | None = None
     epochs: int = 5
     batch_size: int = 32
+    lr_schedule: str = "constant"
     max_failures: int = 0
     evaluate_every: int = 1
     checkpoint_every: int = 1

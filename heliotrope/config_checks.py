@@ -126,6 +126,7 @@ def _target_metrics(run: Run) -> tuple[str, ...]:
 
 
 def _check_distributed(cfg: DistributedConfig) -> None:
+    _choice("distributed.lr_schedule", cfg.lr_schedule, ("constant", "linear", "cosine"))
     _choice("distributed.launcher", cfg.launcher, ("inline", "torchrun", "ray"))
     for name in ("workers", "epochs", "batch_size", "evaluate_every", "checkpoint_every"):
         _at_least(f"distributed.{name}", getattr(cfg, name), 1)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,29 +28,16 @@ from environments import PINS, interpreter
 from peers.problem import read
 from rich.console import Console
 from rich.table import Table
+from running import ROOT, Entry, run, wait_until_idle
 from workloads import WORKLOADS, Workload, write
 
 from heliotrope.resources import available_cpus, machine
 from heliotrope.rundir import git_commit
 
-_HERE = Path(__file__).resolve().parent
-_ROOT = _HERE.parents[1]
 _CHECK_ROUNDS = 5  # of the first run, whose weights are compared
 _WARM_UP = 3  # rounds at the start of each timed run that do not count
 _FEWEST, _MOST = 5, 300  # rounds of a timed run
-_IDLE = 0.1  # CPUs that are less busy than this count as idle
 _LOSS_TOLERANCE = 0.15  # cohorts differ between the peers
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A peer in one of its settings."""
-
-    label: str
-    peer: str
-    script: str
-    variant: str
-    processes: int = 1  # more than one: started by torchrun
 
 
 @dataclass
@@ -66,7 +52,7 @@ class Measured:
     notes: Mapping[str, Any]
     estimate: float  # of a round, to choose how many to time
     rounds: list[list[float]] = field(default_factory=list)  # [repetitions][rounds]
-    busy: list[float] = field(default_factory=list)  # of the CPUs, just before each repetition
+    busy: list[float] = field(default_factory=list)  # share of CPUs, just before each repetition
 
     @property
     def milliseconds(self) -> list[float]:
@@ -145,7 +131,7 @@ def _options() -> argparse.Namespace:
         metavar="NAME=PATH",
         help="use this interpreter for a peer instead of making an environment",
     )
-    parser.add_argument("--environments", type=Path, default=_ROOT / ".venv-benchmarks")
+    parser.add_argument("--environments", type=Path, default=ROOT / ".venv-benchmarks")
     return parser.parse_args()
 
 
@@ -182,15 +168,15 @@ def _measure(
     results = []
     for entry in chosen:
         console.print(f"{problem.stem}: first run of {entry.label}", style="dim")
-        _wait_until_idle(options.patience)
+        wait_until_idle(options.patience)
         results.append(_first_run(entry, pythons[entry.peer], problem))
     _check_losses(results)
     for repeat in range(options.repeats):
         for result in results:
             rounds = round(options.seconds / result.estimate)
             rounds = min(_MOST, max(_FEWEST, rounds)) + _WARM_UP
-            result.busy.append(_wait_until_idle(options.patience))
-            answer = _run(result.entry, pythons[result.entry.peer], problem, rounds)
+            result.busy.append(wait_until_idle(options.patience))
+            answer = run(result.entry, pythons[result.entry.peer], problem, rounds)
             result.rounds.append(np.diff(answer["times"])[_WARM_UP:].tolist())
             console.print(
                 f"{problem.stem}: {repeat + 1}/{options.repeats} {result.entry.label}: "
@@ -200,29 +186,10 @@ def _measure(
     return results
 
 
-def _wait_until_idle(patience: float) -> float:
-    """Wait until the CPUs have nothing to do; return the share of them that was busy last."""
-    deadline = time.monotonic() + patience
-    while True:
-        before = _cpu_ticks()
-        time.sleep(0.5)
-        total, idle = (after - first for after, first in zip(_cpu_ticks(), before, strict=True))
-        busy = 1 - idle / total
-        if busy < _IDLE or time.monotonic() > deadline:
-            return busy
-
-
-def _cpu_ticks() -> tuple[int, int]:
-    """Return clock ticks of all CPUs since the start, in all and idle (proc(5))."""
-    first, *_ = Path("/proc/stat").read_text().splitlines()
-    ticks = [int(value) for value in first.split()[1:9]]
-    return sum(ticks), ticks[3] + ticks[4]
-
-
 def _first_run(entry: Entry, python: str, problem: Path) -> Measured:
     weights = problem.with_name("weights.npz")
     launched = time.time()
-    answer = _run(entry, python, problem, _CHECK_ROUNDS, "--weights", str(weights))
+    answer = run(entry, python, problem, _CHECK_ROUNDS, "--weights", str(weights))
     begun, first, *_, last = answer.pop("times")
     return Measured(
         entry=entry,
@@ -233,29 +200,6 @@ def _first_run(entry: Entry, python: str, problem: Path) -> Measured:
         notes=answer,
         estimate=(last - first) / (_CHECK_ROUNDS - 1),
     )
-
-
-def _run(entry: Entry, python: str, problem: Path, rounds: int, *more: str) -> dict[str, Any]:
-    """Run an entry in a process of its own and return what it prints."""
-    environment = dict(os.environ)
-    launcher = [python]
-    if entry.peer == "heliotrope":  # from this checkout, also where it is not installed
-        environment["PYTHONPATH"] = str(_ROOT)
-    if entry.processes > 1:
-        environment["OMP_NUM_THREADS"] = "1"
-        launcher += ["-m", "torch.distributed.run", "--standalone"]
-        launcher += [f"--nproc-per-node={entry.processes}"]
-    command = [*launcher, str(_HERE / "peers" / entry.script), str(problem)]
-    command += ["--rounds", str(rounds), f"--variant={entry.variant}", *more]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        raise SystemExit(
-            f"{entry.label} failed with exit code {done.returncode}: {' '.join(command)}\n"
-            f"{done.stderr[-4000:]}"
-        )
-    answer: dict[str, Any] = json.loads(lines[-1])
-    return answer
 
 
 def _loss(problem: Path, weights: Path) -> float:

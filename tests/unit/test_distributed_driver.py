@@ -19,12 +19,14 @@ from distributed import fence
 from distributed.attempt import Share, Trained, WorkerFailure
 from distributed.failures import root_cause
 from distributed.share import share_of
+from distributed.threads import useful_threads
 from heliotrope.cluster import Cluster, session
 from heliotrope.config import Run
 from heliotrope.errors import ResourceError, RunDirectoryError
 from heliotrope.metrics import ClassificationMetrics
+from heliotrope.models import build
 from heliotrope.tracking import Progress
-from tests.support import compose, fresh_seed
+from tests.support import compose, fresh_seed, small_task
 
 
 def _run(*overrides: str) -> Run:
@@ -162,3 +164,14 @@ def test_a_cluster_that_does_not_answer_is_named(
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ResourceError, match=f"RAY_ADDRESS={address}"), session(_NoRay(False)):
         pass
+
+
+def test_small_steps_use_one_thread_and_large_ones_their_share() -> None:
+    task = small_task(classes=10, shape=(1, 28, 28))
+    small = build(compose("distributed", "model.hidden=[32]").model, task, 0)
+    large = build(compose("distributed", "model=cnn").model, task, 0)
+    assert useful_threads(small, task, 32, most=8) == 1
+    assert useful_threads(large, task, 64, most=8) == 8
+    shares = [useful_threads(small, task, 2**power, most=8) for power in range(20)]
+    assert shares == sorted(shares)
+    assert small.training
