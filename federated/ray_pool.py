@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class _Actor:
             assemble(run, task, train, Partition(indices, offsets)), threads
         )
 
-    def ready(self) -> int:
+    def process(self) -> int:
         """Return the process id, once the actor is set up."""
         return os.getpid()
 
@@ -115,11 +115,14 @@ class RayPool:
         setting = (run, clients.task, threads, str(log))
         self._start: Callable[[], Any] = lambda: kind.remote(setting, *data)
         self._actors: list[Any] = [self._start() for _ in range(workers)]
-        self.processes: list[int] = ray.get([actor.ready.remote() for actor in self._actors])
-        _log.info("%d workers of %d threads: processes %s", workers, threads, self.processes)
+        _log.info("%d workers of %d thread(s): processes %s", workers, threads, self.processes())
+
+    def processes(self) -> list[int]:
+        """Return the process id of each worker, once it is set up."""
+        return self._ask("process", dict.fromkeys(range(len(self._actors)), ()))
 
     def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> Choice:
-        choice = ray.get(self._actors[0].measure.remote(_numpy(weights), order, cohort))
+        (choice,) = self._ask("measure", {0: (_numpy(weights), order, cohort)})
         assert isinstance(choice, Choice)
         return choice
 
@@ -152,51 +155,61 @@ class RayPool:
     def _spread(
         self, method: str, weights: Weights, cohort: Sequence[int], *arguments: object
     ) -> list[Any]:
-        """Call `method` on every actor with its part of the cohort; answers in actor order."""
+        """Call `method` on every worker with its part of the cohort; answers in worker order."""
         shared = ray.put(_numpy(weights))
         costs = [self._population.train_size(client) for client in cohort]
         parts = place(costs, cohort, len(self._actors))
+        calls = {worker: (shared, part, *arguments) for worker, part in enumerate(parts) if part}
+        return self._ask(method, calls, parts)
+
+    def _ask(
+        self,
+        method: str,
+        calls: Mapping[int, tuple[Any, ...]],
+        parts: Sequence[Sequence[int]] = (),
+    ) -> list[Any]:
+        """Call `method` on the workers named; one that dies is replaced and asked again.
+
+        `parts` are the clients each worker has, for messages. Raises `WorkerError` naming
+        worker and clients if it raises, or dies too often.
+        """
         answers: dict[int, Any] = {}
-        attempts = dict.fromkeys(range(len(parts)), 0)
+        attempts = dict.fromkeys(calls, 0)
         waiting: dict[Any, int] = {}
 
         def submit(worker: int) -> None:
             attempts[worker] += 1
             remote = getattr(self._actors[worker], method).remote
-            waiting[remote(shared, parts[worker], *arguments)] = worker
+            waiting[remote(*calls[worker])] = worker
 
-        for worker, part in enumerate(parts):
-            if part:
-                submit(worker)
+        for worker in calls:
+            submit(worker)
         while waiting:
             (reference, *_), _ = ray.wait(list(waiting), num_returns=1)
             worker = waiting.pop(reference)
+            having = f" with clients {_some(parts[worker])}" if parts else ""
             try:
                 answers[worker] = ray.get(reference)
             except _DEAD as error:
-                self._replace(worker, parts[worker], attempts[worker], error)
+                self._replace(worker, having, attempts[worker], error)
                 submit(worker)
             except RayTaskError as error:
-                raise WorkerError(
-                    f"worker {worker} failed while it had clients {_some(parts[worker])}: {error}"
-                ) from error
+                raise WorkerError(f"worker {worker} failed{having}: {error}") from error
         return [answers[worker] for worker in sorted(answers)]
 
-    def _replace(self, worker: int, part: Sequence[int], attempts: int, error: Exception) -> None:
-        reason = f"worker process died ({type(error).__name__}) with clients {_some(part)}"
+    def _replace(self, worker: int, having: str, attempts: int, error: Exception) -> None:
+        reason = f"worker process died ({type(error).__name__}){having}"
         _log.error("worker %d: %s", worker, reason)
         self._on_failure(worker, reason)
         if attempts >= _ATTEMPTS:
             raise WorkerError(
-                f"worker {worker} died {attempts} times over clients {_some(part)}: {error}. "
+                f"worker {worker} died {attempts} times{having}: {error}. "
                 "If memory ran out, lower federated.workers or federated.batch_size."
             ) from error
         self._actors[worker] = self._start()
-        self.processes[worker] = ray.get(self._actors[worker].ready.remote())
 
     def peak_rss_bytes(self) -> int:
-        peaks = ray.get([actor.peak_rss_bytes.remote() for actor in self._actors])
-        return int(sum(peaks))
+        return sum(self._ask("peak_rss_bytes", dict.fromkeys(range(len(self._actors)), ())))
 
     def close(self) -> None:
         for actor in self._actors:

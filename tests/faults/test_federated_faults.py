@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from federated.client import Clients, Instruction, Stack, Weights, train_client
 from federated.simulation import run_job
 from heliotrope import checkpoint
 from heliotrope.errors import QuorumError
-from tests.support import ROOT, compose
+from tests.support import ROOT, compose, fresh_seed
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -206,14 +208,55 @@ def _kill_workers_at(monkeypatch: pytest.MonkeyPatch, victims: dict[int, int]) -
     current: dict[str, Any] = {}
 
     def train_noting_the_round(pool: RayPool, weights: Weights, order: Instruction, *rest: Any):
-        current.update(round=order.server_round, pool=pool)
+        current.update(round=order.server_round, victims=pool.processes())
         return train(pool, weights, order, *rest)
 
     def wait_after_the_kill(*arguments: Any, **options: Any) -> Any:
         victim = victims.pop(current.get("round"), None)
         if victim is not None:
-            os.kill(current["pool"].processes[victim], signal.SIGKILL)
+            os.kill(current["victims"][victim], signal.SIGKILL)
         return wait(*arguments, **options)
 
     monkeypatch.setattr(RayPool, "train", train_noting_the_round)
     monkeypatch.setattr(ray, "wait", wait_after_the_kill)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_twenty_kills_at_random_moments_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from federated.ray_pool import RayPool
+
+    settings = (
+        "federated.rounds=20",
+        "federated.clients_per_round=8",
+        "federated.client_training=compiled",
+        "federated.cpus_per_worker=1",
+        "federated.pool=ray",
+        "federated.workers=2",
+        "model.hidden=[64,64]",
+    )
+    run_job(compose("federated", *settings), tmp_path / "whole")
+    draw = random.Random(fresh_seed())
+    train, killed = RayPool.train, []
+
+    def train_with_a_kill(pool: RayPool, *arguments: Any) -> Any:
+        victim = pool.processes()[draw.randrange(2)]
+        killed.append(victim)
+        timer = threading.Timer(draw.uniform(0.0, 0.3), os.kill, (victim, signal.SIGKILL))
+        timer.start()
+        replies = train(pool, *arguments)
+        timer.join()
+        return replies
+
+    monkeypatch.setattr(RayPool, "train", train_with_a_kill)
+    run_job(compose("federated", *settings), tmp_path / "cut")
+
+    assert len(set(killed)) == 20
+    left, right = (
+        checkpoint.latest(tmp_path / name / "checkpoints", pytest.fail) for name in ("whole", "cut")
+    )
+    assert left is not None
+    assert right is not None
+    assert all(torch.equal(value, right.model[name]) for name, value in left.model.items())
