@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -105,29 +104,14 @@ def begin(
     if saved is not None:
         path = checkpoint.path_of(home.checkpoints, saved.progress)
         checkpoint.load_weights(model, saved.model, path)
-    home.reopen()
+    home.begin(run)
     offset = 0 if saved is None else int(saved.state["metrics_offset"])
-    failures = _failures_after(home.metrics, offset)
     tracker = Tracker(home.metrics)
     tracker.rewind(offset)
     if saved is None:
         tracker.emit("start", mode="distributed", name=run.name, seed=run.seed)
-    for event in failures:
-        tracker.emit(**event)
     tracker.close()
     return None if saved is None else saved.progress
-
-
-def _failures_after(metrics: Path, offset: int) -> list[dict[str, Any]]:
-    if not metrics.exists():
-        return []
-    events = []
-    for line in metrics.read_bytes()[offset:].splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:  # half a line, by a process that was killed
-            continue
-    return [event for event in events if event["event"] == "failure"]
 
 
 def _tell(failure: WorkerFailure, home: RunDirectory, display: Display) -> None:

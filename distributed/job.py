@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heliotrope.config import Run
+from heliotrope.rundir import RunDirectory
 
 from .background import in_background
 from .launchers import opened
@@ -34,6 +35,7 @@ def run_job(run: Run, directory: Path) -> None:
 
         run_one_rank(run, directory)
         return
+    RunDirectory(directory).refuse_if_taken(run, "distributed")
     preparing = in_background(lambda: _prepare(run))
     with ExitStack() as stack:
         launcher = stack.enter_context(opened(run))

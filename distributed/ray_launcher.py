@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from heliotrope.cluster import Cluster, session
+from heliotrope.cluster import room, session
 from heliotrope.config import Run
 from heliotrope.display import Display
-from heliotrope.errors import HeliotropeError, ResourceError
+from heliotrope.errors import HeliotropeError
 from heliotrope.rundir import RunDirectory
 
 from .attempt import Attempt, Place, Share, Trained, WorkerFailure
@@ -40,7 +40,6 @@ __all__ = ["ray_launcher"]
 
 _log = logging.getLogger(__name__)
 
-_ROOM_SECONDS = 30.0  # how long to wait for CPUs that others hold
 _CAUSE_SECONDS = 5.0  # how long the cause may take to show, after a rank that only lost its peer
 
 
@@ -50,30 +49,13 @@ def ray_launcher(run: Run) -> Iterator[Launcher]:
     workers = run.distributed.workers
     with session(ray) as cluster:
         share = share_of(run, workers, cluster.cpus, cluster.cpu_share(workers), cluster.gpus)
-        with _room(cluster, workers, share) as group:
+        each = {"CPU": share.threads} | ({"GPU": 1} if share.device == "cuda" else {})
+        with room(ray, cluster, "distributed.workers", workers, each) as group:
             launcher = _Ray(workers, share, group)
             try:
                 yield launcher
             finally:
                 launcher.stop()
-
-
-@contextmanager
-def _room(cluster: Cluster, workers: int, share: Share) -> Iterator[PlacementGroup]:
-    """Hold the CPUs and GPUs of all workers, or none: two runs cannot block each other."""
-    bundle = {"CPU": float(share.threads)} | ({"GPU": 1.0} if share.device == "cuda" else {})
-    group = placement_group([bundle] * workers, strategy="PACK")
-    try:
-        if not group.wait(_ROOM_SECONDS):
-            free = ray.available_resources()  # type: ignore[no-untyped-call]
-            raise ResourceError(
-                f"distributed.workers={workers} needs {bundle} each, but of the cluster's "
-                f"{cluster.cpus} CPUs and {cluster.gpus} GPUs only {free.get('CPU', 0):g} and "
-                f"{free.get('GPU', 0):g} are free. Wait for the other jobs, or use fewer workers."
-            )
-        yield group
-    finally:
-        remove_placement_group(group)
 
 
 class _Ray:

@@ -109,22 +109,37 @@ class CohortWorker:
         failures: list[Failure],
         max_steps: int | None = None,
     ) -> Iterator[Stack]:
+        one_by_one: Sequence[int] = cohort
         if choice.kind == "batched":
+            one_by_one = []
             for start in range(0, len(cohort), _STACK):
                 part = cohort[start : start + _STACK]
-                yield self._fast.train_stacked(weights, order, part, max_steps)
-            return
-        for client in cohort:
+                try:
+                    yield self._fast.train_stacked(weights, order, part, max_steps)
+                except Exception:  # noqa: BLE001 - tried again below, where it names a client
+                    _log.exception("a stack failed: its clients are trained one by one")
+                    one_by_one = [*one_by_one, *part]
+        for client in one_by_one:
             try:
-                if choice.kind == "compiled":
-                    yield self._fast.train_one(weights, order, client, max_steps)
-                else:
-                    yield train_client(self.clients, weights, order, client, max_steps)
-            except NotCapturableError:
-                raise
+                yield self._one(weights, order, client, choice, max_steps)
             except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure
                 _log.exception("client %d failed in round %d", client, order.server_round)
                 failures.append(Failure(client, f"{type(error).__name__}: {error}"))
+
+    def _one(
+        self,
+        weights: Weights,
+        order: Instruction,
+        client: int,
+        choice: Choice,
+        max_steps: int | None,
+    ) -> Stack:
+        if choice.kind == "compiled":
+            try:
+                return self._fast.train_one(weights, order, client, max_steps)
+            except NotCapturableError as error:
+                _log.warning("client %d is trained uncompiled: %s", client, error)
+        return train_client(self.clients, weights, order, client, max_steps)
 
     def evaluate(
         self, weights: Weights, cohort: Sequence[int]

@@ -14,6 +14,8 @@ import ray
 import torch
 from numpy.typing import NDArray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from heliotrope.config import Run
 from heliotrope.data import Partition, Split
@@ -88,7 +90,7 @@ class _Actor:
 
 
 class RayPool:
-    """`federated.workers` actors, `threads` CPUs each, on the cluster this process is connected to.
+    """`federated.workers` actors of `threads` CPUs each, in the placement group held for them.
 
     An actor that dies is replaced and its part of the cohort done again: the result is the
     same, since all draws are seeded.
@@ -99,6 +101,7 @@ class RayPool:
         run: Run,
         clients: Clients,
         threads: int,
+        group: PlacementGroup,
         log: Path,
         on_failure: Callable[[int, str], None],
     ) -> None:
@@ -113,8 +116,13 @@ class RayPool:
         ]
         kind: Any = ray.remote(num_cpus=threads, max_restarts=0, max_task_retries=0)(_Actor)
         setting = (run, clients.task, threads, str(log))
-        self._start: Callable[[], Any] = lambda: kind.remote(setting, *data)
-        self._actors: list[Any] = [self._start() for _ in range(workers)]
+
+        def start(worker: int) -> Any:
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=worker)
+            return kind.options(scheduling_strategy=place).remote(setting, *data)
+
+        self._start: Callable[[int], Any] = start
+        self._actors: list[Any] = [start(worker) for worker in range(workers)]
         _log.info("%d workers of %d thread(s): processes %s", workers, threads, self.processes())
 
     def processes(self) -> list[int]:
@@ -206,7 +214,7 @@ class RayPool:
                 f"worker {worker} died {attempts} times{having}: {error}. "
                 "If memory ran out, lower federated.workers or federated.batch_size."
             ) from error
-        self._actors[worker] = self._start()
+        self._actors[worker] = self._start(worker)
 
     def peak_rss_bytes(self) -> int:
         return sum(self._ask("peak_rss_bytes", dict.fromkeys(range(len(self._actors)), ())))

@@ -144,11 +144,16 @@ class Server:
         if drawn - len(failures) < needed:
             self.save()
             names = ", ".join(str(failure.client) for failure in failures[:8])
+            remedy = (
+                "Lower federated.quorum to go on without them, with resume=true "
+                f"hydra.run.dir={self._checkpoints.parent}."
+                if drawn > len(failures)
+                else "If they diverged, start again with a lower optimizer.lr."
+            )
             raise QuorumError(
                 f"round {server_round}: {drawn - len(failures)} of {drawn} clients succeeded, "
                 f"federated.quorum={self._cfg.quorum:g} asks for {needed}. Failed: client {names}"
-                f"{', ...' if len(failures) > 8 else ''} ({failures[0].reason}). Lower "
-                "federated.quorum to go on without them."
+                f"{', ...' if len(failures) > 8 else ''} ({failures[0].reason}). {remedy}"
             )
 
     def _accept(self, server_round: int, arrays: ArrayRecord | None) -> None:
@@ -255,7 +260,8 @@ class Server:
 
     def resume(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint; events after it are dropped, to be written again."""
-        checkpoint.load_weights(self._model, saved.model, self._checkpoints)
+        path = checkpoint.path_of(self._checkpoints, saved.progress)
+        checkpoint.load_weights(self._model, saved.model, path)
         state = saved.state
         restore(self._strategy, saved.arrays, state["strategy"])
         choice = state["client_training"]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from heliotrope.cluster import Cluster, session
+from heliotrope.cluster import Cluster, room, session
 from heliotrope.config import Run
 from heliotrope.data import load
 from heliotrope.display import Display
+from heliotrope.errors import ResourceError
 from heliotrope.finish import finish
 from heliotrope.home import at_home, newest_checkpoint
 from heliotrope.models import parameter_count
@@ -35,6 +36,7 @@ __all__ = ["run_job"]
 
 def run_job(run: Run, directory: Path) -> None:
     """Train `run` in federated mode and leave its results in `directory`."""
+    RunDirectory(directory).refuse_if_taken(run, "federated")
     device = pick_device(run.device)
     torch.set_num_threads(available_cpus())
     dataset = load(run.data, run.seed)
@@ -87,8 +89,14 @@ def _cluster(run: Run) -> Iterator[Cluster | None]:
     import ray  # only here: importing and starting it takes seconds
 
     with session(ray) as cluster:
-        each = run.federated.cpus_per_worker or 1
-        check_cpus("federated.workers", run.federated.workers, each, cluster.cpus)
+        workers, each = run.federated.workers, run.federated.cpus_per_worker or 1
+        check_cpus("federated.workers", workers, each, cluster.cpus)
+        if each > cluster.cpu_share(workers):
+            raise ResourceError(
+                f"federated.cpus_per_worker={each} is more than the {cluster.cpu_share(workers)} "
+                f"that each of {workers} worker(s) can have on one node. Lower it, or lower "
+                "federated.workers."
+            )
         yield cluster
 
 
@@ -104,12 +112,15 @@ def _pool(
     def on_failure(worker: int, reason: str) -> None:
         tracker.emit("failure", worker=worker, reason=reason)
 
-    threads = run.federated.cpus_per_worker or max(1, cluster.cpu_share(run.federated.workers))
-    pool = RayPool(run, clients, threads, log, on_failure)
-    try:
-        yield pool
-    finally:
-        pool.close()
+    threads = run.federated.cpus_per_worker or cluster.cpu_share(run.federated.workers)
+    import ray
+
+    with room(ray, cluster, "federated.workers", run.federated.workers, {"CPU": threads}) as group:
+        pool = RayPool(run, clients, threads, group, log, on_failure)
+        try:
+            yield pool
+        finally:
+            pool.close()
 
 
 @contextmanager
@@ -131,9 +142,10 @@ def _begin(
 ) -> None:
     """Resume from the newest good checkpoint, or write the first event."""
     found = newest_checkpoint(run, "federated", home, display) if run.resume else None
-    home.reopen()
     if found is not None:
         server.resume(found)
+        home.begin(run)
         return
+    home.begin(run)
     tracker.rewind(0)
     tracker.emit("start", mode="federated", name=run.name, seed=run.seed)

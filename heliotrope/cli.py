@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from heliotrope import config
 from heliotrope.config import Mode, Run
 from heliotrope.config_errors import explain
-from heliotrope.errors import ConfigError, HeliotropeError, closest
+from heliotrope.errors import ConfigError, HeliotropeError, RunDirectoryError, closest
 from heliotrope.tracking import clock_from_now
 
 __all__ = ["main", "run_mode"]
@@ -119,6 +119,8 @@ def run_mode(mode: Mode, job: Callable[[Run, Path], None]) -> int:
             codes.append(_guarded(one_job, interruptible=False))
         if not codes[-1]:
             directories.append(directory)
+        elif codes[-1] == ConfigError.exit_code:
+            _remove_if_unused(directory)
 
     decorated = hydra.main(
         version_base="1.3", config_path=str(config.conf_dir()), config_name="config"
@@ -129,12 +131,26 @@ def run_mode(mode: Mode, job: Callable[[Run, Path], None]) -> int:
             decorated()
         except ValueError as error:  # Hydra's, of a group set to null
             raise ConfigError(explain(error)) from error
+        except OSError as error:
+            if isinstance(error, HydraException):  # such as a missing config: not about files
+                raise
+            raise RunDirectoryError(
+                f"hydra.run.dir={error.filename} cannot be made: {error.strerror}. "
+                "Choose another directory."
+            ) from error
 
     outside = _guarded(compose_and_run)
     if len(directories) > 1:
         listed = map(str, directories) if any(codes) else [f"{directories[0].parent}/*/"]
         print(f"compare them: python -m heliotrope compare {' '.join(listed)}")
     return outside or next((code for code in codes if code), 0)
+
+
+def _remove_if_unused(directory: Path) -> None:
+    """Remove the directory that Hydra made for a job that was refused before any work."""
+    if {path.name for path in directory.iterdir()} <= {".lock"}:
+        (directory / ".lock").unlink(missing_ok=True)
+        directory.rmdir()
 
 
 def _choices(mode: Mode) -> str:

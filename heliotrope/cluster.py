@@ -6,19 +6,23 @@ when asked for.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from heliotrope.errors import ResourceError
 from heliotrope.resources import available_cpus
 
-__all__ = ["Cluster", "session"]
+__all__ = ["Cluster", "room", "session"]
+
+_ROOM_SECONDS = 30.0  # how long to wait for CPUs that others hold
 
 # No dashboard, and no copy of the workers' output on the terminal: they log to the run's log.
 _QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
@@ -74,6 +78,31 @@ def session(ray: ModuleType) -> Iterator[Cluster]:
         ray.shutdown()  # of a cluster that was running before, only our connection
 
 
+@contextmanager
+def room(
+    ray: ModuleType, cluster: Cluster, key: str, workers: int, each: Mapping[str, int]
+) -> Iterator[Any]:
+    """Hold what all workers need, or nothing, inside the block; gives Ray's placement group.
+
+    All or nothing, so that two runs cannot block each other. Raises `ResourceError` naming
+    `key` if others hold too much of the cluster for long.
+    """
+    groups = importlib.import_module(f"{ray.__name__}.util.placement_group")
+    bundle = {name: float(count) for name, count in each.items()}
+    group = groups.placement_group([bundle] * workers, strategy="PACK")
+    try:
+        if not group.wait(_ROOM_SECONDS):
+            free = ray.available_resources()
+            raise ResourceError(
+                f"{key}={workers} needs {dict(each)} each, but of the cluster's {cluster.cpus} "
+                f"CPUs and {cluster.gpus} GPUs only {free.get('CPU', 0):g} and "
+                f"{free.get('GPU', 0):g} are free. Wait for the other jobs, or use fewer workers."
+            )
+        yield group
+    finally:
+        groups.remove_placement_group(group)
+
+
 def _connect(ray: ModuleType) -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     if ":" in address and "://" not in address:
@@ -108,6 +137,8 @@ def _own_signal_handler() -> Iterator[None]:
     ours = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as ended:  # Ray's handler, with a code of its own
+        raise SystemExit(128 + signal.SIGTERM) from ended
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)

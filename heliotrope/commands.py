@@ -27,18 +27,25 @@ from heliotrope.tasks import task_of
 
 __all__ = ["compare_command", "evaluate_command", "evaluate_run"]
 
-_EVALUATE_KEYS = ("run", "checkpoint", "data", "device", "evaluation_batch_size")
+_EVALUATE_KEYS = (
+    "run",
+    "checkpoint",
+    "data",
+    "data.dir",
+    "data.download",
+    "device",
+    "evaluation_batch_size",
+)
 
 
 def evaluate_command(arguments: Sequence[str]) -> None:
-    """`run=DIR [checkpoint=NAME] [data=NAME] [data.KEY=VALUE ...]`: print the metrics."""
+    """`run=DIR [checkpoint=NAME] [data=NAME] [data.dir=DIR] ...`: print the metrics."""
     given: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        known = key in _EVALUATE_KEYS or key.startswith("data.")
-        if not equals or not known:
+        if not equals or key not in _EVALUATE_KEYS:
             raise ConfigError(
-                f"evaluate takes key=value with the keys {', '.join(_EVALUATE_KEYS)} and data.*, "
+                f"evaluate takes key=value with the keys {', '.join(_EVALUATE_KEYS)}, "
                 f"not '{argument}'.{closest(key, _EVALUATE_KEYS)}"
             )
         given[key] = value

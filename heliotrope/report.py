@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.table import Table
@@ -59,14 +60,19 @@ def write_report(runs: Sequence[RunRecord], output: Path) -> Path:
     output = Path(output)
     if output.is_dir():
         raise ConfigError(f"{output} is a directory. Name a file, e.g. {output / 'report.html'}.")
-    output.parent.mkdir(parents=True, exist_ok=True)
     page = render(runs)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(page, encoding="utf-8", errors="replace")
         temporary.replace(output)
+    except OSError as error:
+        raise ConfigError(
+            f"The report cannot be written to {output}: {error.strerror or error}. Set output=FILE."
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return output
 
 

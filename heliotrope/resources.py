@@ -19,22 +19,12 @@ __all__ = [
     "machine",
     "peak_rss_bytes",
     "pick_device",
-    "thread_share",
 ]
 
 
 def available_cpus() -> int:
     """Return the number of CPUs this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def thread_share(cpus: int, workers: int) -> int:
-    """Return the threads each of `workers` processes may run, at least one.
-
-    More threads than CPUs are far worse than fewer: two processes with two threads each on
-    two cores ran 27 times slower than with one each.
-    """
-    return max(1, cpus // workers)
 
 
 def check_cpus(key: str, workers: int, cpus_each: int, cpus: int) -> None:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from heliotrope.config import Mode, Run, conf_dir, from_resolved
+from heliotrope.config import SCHEMAS, Mode, Run, conf_dir, from_resolved
 from heliotrope.errors import RunDirectoryError
 from heliotrope.tracking import strict
 
@@ -36,6 +36,7 @@ _MAY_CHANGE = {
     "federated.rounds",
     "federated.pool",
     "federated.workers",
+    "federated.cpus_per_worker",
     "federated.quorum",
     "federated.checkpoint_every",
     "target.metric",
@@ -58,13 +59,20 @@ class RunDirectory:
         self._lock: IO[str] | None = None
 
     def claim(self, run: Run, mode: Mode) -> None:
-        """Take the directory for this process and write the resolved config.
+        """Take the directory for this process; nothing in it is changed before `begin`.
 
-        Raises `RunDirectoryError` if another process has it, if it holds a run and `resume`
-        is off, or if the run in it is not this one.
+        Raises `RunDirectoryError` if it cannot be written, if another process has it, if it
+        holds a run and `resume` is off, or if the run in it is not this one.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise RunDirectoryError(
+                f"hydra.run.dir={self.path} cannot be written: {error.strerror or error}. "
+                "Choose another directory."
+            ) from error
+        self._take_lock(self._lock)
         try:
             if self.config.exists():
                 if not run.resume:
@@ -76,13 +84,18 @@ class RunDirectory:
         except BaseException:
             self.release()
             raise
+
+    def refuse_if_taken(self, run: Run, mode: Mode) -> None:
+        """Raise what `claim` would, before seconds are spent on data and workers."""
+        self.claim(run, mode)
+        self.release()
+
+    def begin(self, run: Run) -> None:
+        """Training begins or goes on here: write the resolved config, take back result.json."""
         temporary = self.config.with_suffix(".tmp")
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)))
         temporary.replace(self.config)
-
-    def reopen(self) -> None:
-        """Training goes on here: take back result.json, which says that the run is complete."""
-        self.result.unlink(missing_ok=True)
+        self.result.unlink(missing_ok=True)  # it would say that the run is complete
 
     def release(self) -> None:
         """Give the directory up; the claim also ends with the process."""
@@ -90,21 +103,20 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
-    def _take_lock(self) -> None:
-        self._lock = (self.path / ".lock").open("a+")
+    def _take_lock(self, lock: IO[str]) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip()
+            lock.seek(0)
+            holder = lock.read().strip()
             self.release()
             raise RunDirectoryError(
                 f"hydra.run.dir={self.path} is already in use by process {holder}. "
                 "Wait for it, stop it, or choose another directory."
             ) from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
 
     def _check_same(self, run: Run, mode: Mode) -> None:
         there = self._mode() or mode
@@ -115,22 +127,26 @@ class RunDirectory:
             )
         before, now = flat(asdict(from_resolved(self.config))), flat(asdict(run))
         other = "federated" if mode == "distributed" else "distributed"
-        for key in sorted(before.keys() | now.keys()):
+        groups = {f"{group.replace('/', '.')}.name": group for group in SCHEMAS}
+        # Groups first: with another choice of a group, its keys differ as well.
+        for key in [*groups, *sorted(before.keys() | now.keys())]:
             if key in _MAY_CHANGE or key.startswith(f"{other}."):
                 continue
             if before.get(key) != now.get(key):
+                name = groups.get(key, key)
+                there, here = (_as_typed(values.get(key)) for values in (before, now))
                 raise RunDirectoryError(
-                    f"hydra.run.dir={self.path} holds a run with {key}={before.get(key)}, not "
-                    f"{key}={now.get(key)}. Set {key}={before.get(key)} to resume it, or "
-                    "choose another directory."
+                    f"hydra.run.dir={self.path} holds a run with {name}={there}, not "
+                    f"{name}={here}. Set {name}={there} to resume it, or choose another directory."
                 )
 
     def _mode(self) -> str | None:
-        """Return the mode that the first event names; None if the run died before it."""
+        """Return the mode that the start event names; None if the run died before it."""
         try:
             with self.metrics.open() as file:
-                return str(json.loads(file.readline())["mode"])
-        except (OSError, ValueError, KeyError, TypeError):
+                events = (json.loads(line) for line in file)
+                return next((str(event["mode"]) for event in events if "mode" in event), None)
+        except (OSError, ValueError, TypeError):
             return None
 
     def write_result(self, result: dict[str, Any]) -> None:
@@ -145,6 +161,11 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.result)
+
+
+def _as_typed(value: Any) -> str:
+    """Return a value as one types it on the command line."""
+    return json.dumps(value, separators=(",", ":")).strip('"')
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

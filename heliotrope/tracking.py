@@ -77,6 +77,7 @@ class Tracker:
     """Appends events to a JSONL file, flushed line by line, and passes them to listeners."""
 
     def __init__(self, path: Path, listeners: tuple[Callable[[Event], None], ...] = ()) -> None:
+        self._path = path
         self._file = path.open("ab")
         self._listeners = listeners
 
@@ -105,15 +106,36 @@ class Tracker:
         os.fsync(self._file.fileno())
 
     def rewind(self, offset: int) -> None:
-        """Drop the events after `offset`: a resumed run writes them again."""
+        """Drop the events after `offset`: a resumed run writes them again.
+
+        Failures of workers are kept, for these will not happen again; a client's will.
+        """
         offset = min(offset, self._file.tell())  # the file may have been lost: no hole of zeros
+        kept = [line for line in _lines_after(self._path, offset) if _is_worker_failure(line)]
         self._file.truncate(offset)
         self._file.seek(offset)
+        for line in kept:
+            self._file.write(line + b"\n")
+        self._file.flush()
 
     def close(self) -> None:
         """Make the file durable and close it."""
         self.sync()
         self._file.close()
+
+
+def _lines_after(path: Path, offset: int) -> list[bytes]:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read().splitlines()
+
+
+def _is_worker_failure(line: bytes) -> bool:
+    try:
+        event = json.loads(line)
+    except ValueError:  # half a line, by a process that was killed
+        return False
+    return event.get("event") == "failure" and "client" not in event
 
 
 def strict(value: Any) -> Any:

@@ -79,7 +79,7 @@ def entries() -> list[Entry]:
 def main() -> int:
     """Measure, print a table for each workload, and store everything."""
     options = _options()
-    console = Console()
+    console = Console(width=None if Console().is_terminal else 150)
     chosen = [entry for entry in entries() if entry.peer in options.peers]
     pythons = _interpreters({entry.peer for entry in chosen}, options)
     record: dict[str, Any] = {

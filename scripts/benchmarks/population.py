@@ -55,7 +55,7 @@ class Point:
 def main() -> int:
     """Measure, print a table, and store and plot it."""
     options = _options()
-    console = Console()
+    console = Console(width=None if Console().is_terminal else 150)
     shapes = [(clients, options.cohort) for clients in options.clients]
     shapes += [(options.clients[-1], cohort) for cohort in options.cohorts]
     record: dict[str, Any] = {

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from torch import Tensor
 
 from federated.choice import Choice
 from federated.client import Clients, Instruction, Update
 from federated.cohort import CohortWorker
-from federated.pool import InProcessPool, Pool
+from federated.pool import InProcessPool
 from federated.ray_pool import RayPool
 from federated.setup import assemble, divide
+from heliotrope.cluster import room, session
 from heliotrope.config import AdamConfig, Run
 from heliotrope.data import Dataset, load
 from heliotrope.models.dropout import reseed
@@ -153,14 +156,20 @@ def test_random_configurations_agree_with_a_plain_loop(trial: int) -> None:
     _check_all_kinds(run, draw.choice([0.0, 0.5]), cohort)
 
 
-def _pools(run: Run, workers: int, log: Path) -> Pool:
+@contextmanager
+def _ray_pool(run: Run, workers: int, log: Path) -> Iterator[RayPool]:
     clients, _ = _ready(run)
     run.federated.workers = workers
 
     def on_failure(worker: int, reason: str) -> None:
         pytest.fail(f"worker {worker}: {reason}")
 
-    return RayPool(run, clients, 1, log, on_failure)
+    with session(ray) as cluster, room(ray, cluster, "workers", workers, {"CPU": 1}) as group:
+        pool = RayPool(run, clients, 1, group, log, on_failure)
+        try:
+            yield pool
+        finally:
+            pool.close()
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -170,8 +179,7 @@ def test_ray_workers_give_what_this_process_gives(workers: int, tmp_path: Path) 
     clients, _ = _ready(run)
     weights, order, cohort = _weights(clients), Instruction(2, 0.1), [1, 3, 4, 5, 8]
     here = InProcessPool(clients, 1)
-    there = _pools(run, workers, tmp_path / "run.log")
-    try:
+    with _ray_pool(run, workers, tmp_path / "run.log") as there:
         for kind in _KINDS:
             (expected,) = here.train(weights, order, cohort, Choice(kind, 1), reduce=False)
             replies = there.train(weights, order, cohort, Choice(kind, 1), reduce=False)
@@ -198,5 +206,3 @@ def test_ray_workers_give_what_this_process_gives(workers: int, tmp_path: Path) 
         ):
             assert mine[0] == theirs[0]
             assert (mine[1].confusion == theirs[1].confusion).all()
-    finally:
-        there.close()

@@ -37,6 +37,7 @@ def leave_a_run(directory: Path, run: Run, *progress: int) -> Path:
     """Leave a run with a checkpoint of freshly drawn weights at each `progress`."""
     home = RunDirectory(directory)
     home.claim(run, "federated")
+    home.begin(run)
     tracker = Tracker(home.metrics)
     tracker.emit("start", mode="federated", name=run.name, seed=run.seed)
     for number in progress:

@@ -502,7 +502,7 @@ def test_a_failed_report_leaves_the_old_one(
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Path, "replace", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(ConfigError, match="no space"):
         write_report([run], output)
     assert output.read_bytes() == before
     assert list(output.parent.iterdir()) == [output]

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +23,9 @@ HOLD = """
 import sys
 from pathlib import Path
 from heliotrope.rundir import RunDirectory
+from tests.support import compose
 home = RunDirectory(Path(sys.argv[1]))
-home._take_lock()
+home.claim(compose("federated"), "federated")
 print("held", flush=True)
 sys.stdin.readline()
 """
@@ -45,6 +45,7 @@ def federated(*overrides: str) -> Run:
 def finished(home: RunDirectory, run: Run, mode: Mode = "federated") -> None:
     """Leave what a run of `mode` leaves, except for checkpoints."""
     home.claim(run, mode)
+    home.begin(run)
     tracker = Tracker(home.metrics)
     tracker.emit("start", mode=mode, name=run.name, seed=run.seed)
     tracker.close()
@@ -52,9 +53,11 @@ def finished(home: RunDirectory, run: Run, mode: Mode = "federated") -> None:
     home.release()
 
 
-def test_claiming_writes_the_config_that_reads_back(home: RunDirectory) -> None:
+def test_beginning_writes_the_config_that_reads_back(home: RunDirectory) -> None:
     run = federated("experiment=quickstart", "seed=3")
     home.claim(run, "federated")
+    assert [path.name for path in home.path.iterdir()] == [".lock"], "nothing has begun"
+    home.begin(run)
     assert config.from_resolved(home.config) == run
     assert sorted(path.name for path in home.path.iterdir()) == [".lock", "config.yaml"]
 
@@ -81,10 +84,12 @@ def test_a_refused_claim_holds_nothing(home: RunDirectory) -> None:
 
 def test_a_resumed_run_is_not_complete_until_it_is_again(home: RunDirectory) -> None:
     finished(home, federated())
-    home.claim(federated("resume=true"), "federated")
+    again = federated("resume=true", "federated.rounds=99")
+    home.claim(again, "federated")
     assert home.result.exists(), "what was reached is lost though nothing has begun"
-    home.reopen()
-    home.reopen()
+    assert "rounds: 99" not in home.config.read_text()
+    home.begin(again)
+    home.begin(again)
     assert not home.result.exists()
 
 
@@ -102,7 +107,9 @@ def test_a_resumed_run_is_not_complete_until_it_is_again(home: RunDirectory) -> 
 )
 def test_what_does_not_make_it_another_run_may_change(home: RunDirectory, override: str) -> None:
     finished(home, federated())
-    home.claim(federated("resume=true", override), "federated")
+    run = federated("resume=true", override)
+    home.claim(run, "federated")
+    home.begin(run)
     home.release()
     key, _, value = override.partition("=")
     assert f"{key.rpartition('.')[2]}: {value}" in home.config.read_text()
@@ -114,12 +121,12 @@ def test_what_does_not_make_it_another_run_may_change(home: RunDirectory, overri
         (("seed=5",), ("seed=0", "seed=5", "Set seed=0 to resume it")),
         (("optimizer.lr=0.3",), ("optimizer.lr=0.1", "optimizer.lr=0.3")),
         (("model.hidden=[64]",), ("model.hidden=[128]", "model.hidden=[64]")),
-        (("model=cnn",), ("model.channels=None", "model.channels=[32, 64]")),
+        (("model=cnn",), ("Set model=mlp to resume it", "model=cnn")),
         (
             ("federated.partition.alpha=0.5",),
             ("federated.partition.alpha=0.3", "federated.partition.alpha=0.5"),
         ),
-        (("federated/strategy=krum",), ("federated.strategy.name", "krum")),
+        (("federated/strategy=krum",), ("Set federated/strategy=fedavg to resume it",)),
         (("data.validation_fraction=0.2",), ("data.validation_fraction=0.1",)),
         (("federated.local_epochs=2",), ("federated.local_epochs=1",)),
     ],
@@ -162,6 +169,7 @@ def test_a_run_killed_before_it_logged_anything_can_be_resumed(home: RunDirector
 
 def test_resuming_where_there_is_no_run_starts_one(home: RunDirectory) -> None:
     home.claim(federated("resume=true"), "federated")
+    home.begin(federated("resume=true"))
     assert home.config.exists()
 
 
@@ -252,7 +260,8 @@ def test_paths_do_not_depend_on_where_the_process_goes(
     home = RunDirectory(Path("run"))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    home.claim(replace(federated()), "federated")
+    home.claim(federated(), "federated")
+    home.begin(federated())
     home.release()
     assert (tmp_path / "run" / "config.yaml").exists()
 
@@ -271,3 +280,15 @@ def test_the_commit_is_the_checkouts() -> None:
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert (git_commit() or "").removesuffix("-dirty") == head.stdout.strip()
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match=r"hydra\.run\.dir=.*file"):
+        RunDirectory(tmp_path / "file" / "run").claim(federated(), "federated")
+
+
+def test_another_choice_of_a_group_is_named_as_one_types_it(home: RunDirectory) -> None:
+    finished(home, federated("federated/partition=shards"))
+    with pytest.raises(RunDirectoryError, match="Set federated/partition=shards to resume"):
+        home.claim(federated("resume=true"), "federated")
