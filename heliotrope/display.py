@@ -14,6 +14,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from heliotrope.tracking import Event
 
@@ -36,14 +37,15 @@ class Display:
     def __enter__(self) -> Display:
         if self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}", style="bold", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn(f"{self._unit}s"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[latest]}", markup=False),
+                TextColumn("{task.description}", style="bold", markup=False, table_column=_cut()),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(table_column=_whole()),
+                TextColumn(f"{self._unit}s", table_column=_whole()),
+                TimeElapsedColumn(table_column=_whole()),
+                TimeRemainingColumn(table_column=_whole()),
+                TextColumn("{task.fields[latest]}", markup=False, table_column=_cut()),
                 console=self._console,
+                expand=True,
             )
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=self._total, latest="")
@@ -98,3 +100,13 @@ class Display:
     def say(self, line: str, style: str | None = None) -> None:
         """Print one line as it is, brackets included, above the bar if there is one."""
         self._console.print(line, style=style, markup=False, highlight=False)
+
+
+def _whole() -> Column:
+    """Return a column that a narrow terminal does not shorten."""
+    return Column(no_wrap=True, overflow="ignore")
+
+
+def _cut() -> Column:
+    """Return a column that gives way first."""
+    return Column(no_wrap=True, overflow="ellipsis", ratio=1)
