@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from heliotrope import checkpoint
 from heliotrope.checkpoint import Checkpoint
@@ -27,14 +27,12 @@ from heliotrope.errors import QuorumError, RunFailedError
 from heliotrope.evaluation import evaluate, named
 from heliotrope.metrics import ClassificationMetrics
 from heliotrope.result import Target
-from heliotrope.tasks import Task
 from heliotrope.tracking import Clock, Progress, Tracker
 
 from .choice import Choice
-from .client import set_weights
+from .client import Clients, set_weights
 from .grid import CohortGrid
 from .messages import read_arrays, to_record
-from .population import Population
 from .strategies.state import restore, snapshot
 
 __all__ = ["Server", "ServerState"]
@@ -61,29 +59,27 @@ class Server:
     def __init__(
         self,
         run: Run,
-        model: nn.Module,
-        task: Task,
+        clients: Clients,
         dataset: Dataset,
-        population: Population,
         strategy: Strategy,
         grid: CohortGrid,
         tracker: Tracker,
         checkpoints: Path,
     ) -> None:
         self._run = run
-        self._model = model
-        self._task = task
+        self._model = clients.model
+        self._task = clients.task
         self._dataset = dataset
-        self._population = population
+        self._population = clients.population
         self._strategy = strategy
         self._grid = grid
         self._tracker = tracker
         self._checkpoints = checkpoints
-        self._evaluating = population.evaluating()
-        self._model_bytes = sum(v.nbytes for v in model.state_dict().values())
+        self._evaluating = clients.population.evaluating()
+        self._model_bytes = sum(v.nbytes for v in clients.model.state_dict().values())
         self._saved_at = time.monotonic()
         self.target = Target(run.target)
-        self.state = ServerState(to_record(model.state_dict()))
+        self.state = ServerState(to_record(clients.model.state_dict()))
         self.final: dict[str, ClassificationMetrics] = {}
 
     @property

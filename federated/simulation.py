@@ -52,10 +52,8 @@ def run_job(run: Run, directory: Path) -> None:
             with _pool(run, clients.on(device), cluster, home.log, tracker) as pool:
                 server = Server(
                     run,
-                    clients.model,
-                    task,
+                    clients,
                     dataset,
-                    clients.population,
                     strategy,
                     CohortGrid(pool, reduce),
                     tracker,

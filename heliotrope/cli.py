@@ -126,24 +126,26 @@ def run_mode(mode: Mode, job: Callable[[Run, Path], None]) -> int:
         version_base="1.3", config_path=str(config.conf_dir()), config_name="config"
     )(task)
 
-    def compose_and_run() -> None:
-        try:
-            decorated()
-        except ValueError as error:  # Hydra's, of a group set to null
-            raise ConfigError(explain(error)) from error
-        except OSError as error:
-            if isinstance(error, HydraException):  # such as a missing config: not about files
-                raise
-            raise RunDirectoryError(
-                f"hydra.run.dir={error.filename} cannot be made: {error.strerror}. "
-                "Choose another directory."
-            ) from error
-
-    outside = _guarded(compose_and_run)
+    outside = _guarded(lambda: _composed(decorated))
     if len(directories) > 1:
         listed = map(str, directories) if any(codes) else [f"{directories[0].parent}/*/"]
         print(f"compare them: python -m heliotrope compare {' '.join(listed)}")
     return outside or next((code for code in codes if code), 0)
+
+
+def _composed(decorated: Callable[[], None]) -> None:
+    """Run Hydra; what it raises without a type of its own becomes a `ConfigError`."""
+    try:
+        decorated()
+    except ValueError as error:  # of a group set to null
+        raise ConfigError(explain(error)) from error
+    except OSError as error:
+        if isinstance(error, HydraException):  # such as a missing config: not about files
+            raise
+        raise RunDirectoryError(
+            f"hydra.run.dir={error.filename} cannot be made: {error.strerror}. "
+            "Choose another directory."
+        ) from error
 
 
 def _remove_if_unused(directory: Path) -> None:
