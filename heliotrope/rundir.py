@@ -86,9 +86,13 @@ class RunDirectory:
             raise
 
     def refuse_if_taken(self, run: Run, mode: Mode) -> None:
-        """Raise what `claim` would, before seconds are spent on data and workers."""
-        self.claim(run, mode)
-        self.release()
+        """Raise what `claim` would, before seconds are spent on data and workers.
+
+        Leaves no trace: a directory that was never claimed is not looked at.
+        """
+        if (self.path / ".lock").exists():
+            self.claim(run, mode)
+            self.release()
 
     def begin(self, run: Run) -> None:
         """Training begins or goes on here: write the resolved config, take back result.json."""
