@@ -120,7 +120,13 @@ class Worker:
 
     def _train_epoch(self) -> None:
         started = time.perf_counter()
-        totals = train_batches(self._parallel, self._optimizer, self._task, self._batches())
+        totals = train_batches(
+            self._parallel,
+            self._optimizer,
+            self._task,
+            self._batches(),
+            clip_norm=self._run.optimizer.clip_norm,
+        )
         self._clock.train_seconds += time.perf_counter() - started
         loss_sum, examples = self._sum([totals.loss_sum, totals.examples])
         counts, others = self._counts, self._place.world_size - 1

@@ -32,7 +32,7 @@ def client_app(run: Run) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         weights, order = content_of(message)
         stack = train_client(_clients(text), weights, order, _client(context))
-        return train_reply(stack.row(0), message)
+        return train_reply(stack.rows()[0], message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

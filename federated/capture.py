@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -115,6 +117,15 @@ def _check_equal(
             raise NotCapturableError("its step replays to other gradients on another batch")
 
 
+def _directly(target: Any) -> Any:
+    """Return torch's own function for an operator, half a microsecond faster to call, if any."""
+    if not isinstance(target, OpOverload):
+        return target
+    name = target._schema.name.removeprefix("aten::")  # noqa: SLF001 - has no public name
+    function = getattr(torch, name, None)
+    return function if isinstance(function, BuiltinFunctionType) else target
+
+
 class _Tape:
     """Writes down the operators that pass by; a mixin, so that torch does not wrap the method.
 
@@ -200,6 +211,8 @@ class _Recorder(_Tape, TorchDispatchMode):  # type: ignore[no-untyped-call]
             if original is not None:
                 node.replace_all_uses_with(original)
         self._graph.eliminate_dead_code()
+        for node in self._graph.nodes:
+            node.target = _directly(node.target)
         program: Callable[..., Any] = fx.GraphModule(self._root, self._graph).forward
         return program
 

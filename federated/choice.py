@@ -9,24 +9,33 @@ from dataclasses import dataclass
 
 import torch
 
-from heliotrope.config import FederatedConfig
 from heliotrope.errors import ConfigError
 
 from .batched import FastTrainer, why_not_batched
 from .capture import NotCapturableError
-from .client import Clients, Instruction
+from .client import Clients, Instruction, Stack
 
 __all__ = ["Choice", "candidates", "check_kind", "fastest"]
 
 _log = logging.getLogger(__name__)
 
 
+_STACKS = (16, 64, 256)  # clients trained together; beyond, nothing gets faster
+_STACK_BYTES = 1 << 30  # of the weights of a stack
+_LONG_STEP = 3e-3  # seconds: stacking saves overhead, which is lost in a longer step
+
+
 @dataclass(frozen=True)
 class Choice:
-    """How each worker trains its clients: the kind, and with how many threads."""
+    """How each worker trains its clients: the kind, its threads, and how many clients at once."""
 
     kind: str
     threads: int
+    stack: int = 1
+
+    def __str__(self) -> str:
+        stacks = f" in stacks of {self.stack}" if self.kind == "batched" else ""
+        return f"{self.kind}{stacks} with {self.threads} thread(s)"
 
 
 def check_kind(clients: Clients) -> None:
@@ -53,11 +62,12 @@ def _why_not_compiled(clients: Clients) -> str | None:
     return None
 
 
-def candidates(cfg: FederatedConfig, clients: Clients, threads: int) -> list[Choice]:
-    """Return the choices that the config leaves open, the safest bet first.
+def candidates(clients: Clients, cohort: int, threads: int) -> list[Choice]:
+    """Return the choices that the config leaves open for a cohort, the safest bet first.
 
     `threads` is a worker's share of CPUs. Tiny kernels run slower on more threads than one.
     """
+    cfg = clients.federated
     if cfg.client_training != "auto":
         kinds = [cfg.client_training]
     else:
@@ -71,33 +81,61 @@ def candidates(cfg: FederatedConfig, clients: Clients, threads: int) -> list[Cho
         else:
             _log.info("client training cannot be batched: %s", reason)
     counts = [threads] if cfg.cpus_per_worker is not None else sorted({1, threads})
-    return [Choice(kind, count) for kind in kinds for count in counts]
+    stacks = {"batched": _stacks(clients, cohort)}
+    return [
+        Choice(kind, count, stack)
+        for kind in kinds
+        for stack in stacks.get(kind, [1])
+        for count in counts
+    ]
 
 
-def fastest(choices: Sequence[Choice], work: Callable[[Choice], Iterator[object]]) -> Choice:
-    """Return the choice whose `work` is done first; the first of the list wins near ties.
+def _stacks(clients: Clients, cohort: int) -> list[int]:
+    if clients.federated.stack_size is not None:
+        return [min(clients.federated.stack_size, cohort)]
+    each = sum(p.nbytes for p in clients.model.parameters())
+    most = max(1, min(cohort, _STACK_BYTES // each))
+    return sorted({min(stack, most) for stack in _STACKS})
 
-    A later one must be faster by a tenth: the choice should not hang on noise. The best of
-    three counts, for first runs capture steps and load libraries.
+
+Work = Callable[[Choice, int, int], Iterator[Stack]]
+"""(choice, clients at most, steps of each at most) -> the stacks trained."""
+
+
+def fastest(choices: Sequence[Choice], work: Work) -> Choice:
+    """Return the choice that takes the least time for a client's step.
+
+    A later one must be faster by a tenth: the choice should not hang on noise.
     """
     if len(choices) == 1:
         return choices[0]
-    seconds = {choice: min(_timed(choice, work) for _ in range(3)) for choice in choices}
+    seconds: dict[Choice, float] = {}
+    for choice in choices:
+        alone = min((s for c, s in seconds.items() if c.kind != "batched"), default=0.0)
+        if choice.kind == "batched" and alone > _LONG_STEP:
+            _log.info("not tried: %s, since a step alone takes %.1f ms", choice, alone * 1e3)
+        else:
+            seconds[choice] = _seconds_a_step(choice, work)
     first = choices[0]
-    best = min(choices, key=lambda choice: seconds[choice] * (1.0 if choice == first else 1.1))
-    measured = ", ".join(
-        f"{choice.kind} with {choice.threads} thread(s) {value * 1e3:.1f} ms"
-        for choice, value in seconds.items()
-    )
-    _log.info(
-        "client training: %s with %d thread(s) (measured: %s)", best.kind, best.threads, measured
-    )
+    best = min(seconds, key=lambda choice: seconds[choice] * (1.0 if choice == first else 1.1))
+    measured = ", ".join(f"{choice} {value * 1e6:.0f} us" for choice, value in seconds.items())
+    _log.info("client training: %s (measured a client's step: %s)", best, measured)
     return best
 
 
-def _timed(choice: Choice, work: Callable[[Choice], Iterator[object]]) -> float:
+def _seconds_a_step(choice: Choice, work: Work) -> float:
+    """Time a few clients and steps; a sample of one client, or one stack, where that is slow."""
     torch.set_num_threads(choice.threads)
+    few, many = max(1, choice.stack), max(8, choice.stack)
+    _timed(work(choice, few, 1))  # captures the step and loads libraries
+    seconds = _timed(work(choice, few, 2))
+    if seconds * few > 0.01:
+        return seconds
+    return min(_timed(work(choice, many, 6)) for _ in range(3))
+
+
+def _timed(stacks: Iterator[Stack]) -> float:
+    """Return the seconds that the training of `stacks` takes, a client's step."""
     started = time.perf_counter()
-    for _ in work(choice):
-        pass
-    return time.perf_counter() - started
+    steps = sum(sum(stack.steps) for stack in stacks)
+    return (time.perf_counter() - started) / max(1, steps)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +12,11 @@ from heliotrope.config import FederatedConfig, OptimizerConfig
 from heliotrope.data import Split
 from heliotrope.evaluation import evaluate
 from heliotrope.metrics import ClassificationMetrics
-from heliotrope.seeding import seed
 from heliotrope.tasks import Task
 from heliotrope.training import Batch, build_optimizer, proximal_term, train_batches
 
-from .population import Population, local_batches
+from .plan import Plan, make_plan
+from .population import Population
 
 __all__ = [
     "Clients",
@@ -52,19 +51,16 @@ class Clients:
         train = replace(self.train, inputs=inputs, targets=targets)
         return replace(self, model=self.model.to(device), train=train)
 
-    def batches(self, server_round: int, client: int) -> Iterator[Tensor]:
-        """Yield the example positions of each local step of `client`, int64 [<= batch_size]."""
-        for batch in local_batches(
-            self.population.train_indices(client),
+    def plan(self, server_round: int, cohort: Sequence[int], max_steps: int | None = None) -> Plan:
+        """Return the local steps of `cohort` in a round."""
+        return make_plan(
+            self.population,
+            cohort,
+            (self.run_seed, server_round),
             self.federated.local_epochs,
             self.federated.batch_size,
-            (self.run_seed, server_round, client),
-        ):
-            yield torch.from_numpy(batch)
-
-    def step_seed(self, server_round: int, client: int, step: int) -> int:
-        """Return the seed of one local step's dropout masks."""
-        return seed(self.run_seed, "dropout", server_round, client, step)
+            max_steps,
+        )
 
 
 @dataclass(frozen=True)
@@ -102,21 +98,42 @@ class Stack:
     seen: tuple[int, ...]
     steps: tuple[int, ...]
 
-    def row(self, row: int) -> Update:
-        """Return one client's result."""
-        return Update(
-            clients=(self.clients[row],),
-            arrays={name: value[row] for name, value in self.arrays.items()},
-            examples=self.examples[row],
-            loss_sum=self.loss_sums[row],
-            seen=self.seen[row],
-            steps=self.steps[row],
+    def rows(self) -> list[Update]:
+        """Return each client's result."""
+        return [
+            Update(
+                clients=(client,),
+                arrays={name: value[row] for name, value in self.arrays.items()},
+                examples=self.examples[row],
+                loss_sum=self.loss_sums[row],
+                seen=self.seen[row],
+                steps=self.steps[row],
+            )
+            for row, client in enumerate(self.clients)
+        ]
+
+    def without(self, rows: Collection[int]) -> Stack:
+        """Return the same without these rows."""
+        if not rows:
+            return self
+        kept = [row for row in range(len(self.clients)) if row not in rows]
+        return Stack(
+            clients=tuple(self.clients[row] for row in kept),
+            arrays={name: value[kept] for name, value in self.arrays.items()},
+            examples=tuple(self.examples[row] for row in kept),
+            loss_sums=tuple(self.loss_sums[row] for row in kept),
+            seen=tuple(self.seen[row] for row in kept),
+            steps=tuple(self.steps[row] for row in kept),
         )
 
-    def rejections(self) -> dict[int, str]:
-        """Return the rows that must not be averaged, and why."""
+    def rejections(self, weights: Weights) -> dict[int, str]:
+        """Return the rows that must not be averaged with updates of `weights`, and why."""
         reasons: dict[int, str] = {}
         for name, value in self.arrays.items():
+            wanted, shape = tuple(weights[name].shape), tuple(value.shape[1:])
+            if shape != wanted:
+                reason = f"update rejected: {name} has shape {shape} instead of {wanted}"
+                return dict.fromkeys(range(len(self.clients)), reason)
             if not value.is_floating_point() or bool(torch.isfinite(value).all()):
                 continue
             finite = torch.isfinite(value).flatten(1).all(dim=1)
@@ -148,30 +165,26 @@ def train_client(
     model = clients.model
     set_weights(model, weights)
 
-    def batches() -> Iterator[Batch]:
-        plan = clients.batches(order.server_round, client)
-        for step, chosen in enumerate(islice(plan, max_steps)):
-            yield Batch(
-                clients.train.inputs[chosen],
-                clients.train.targets[chosen],
-                len(chosen),
-                clients.step_seed(order.server_round, client, step),
-            )
-
+    plan = clients.plan(order.server_round, [client], max_steps)
+    train = clients.train
     totals = train_batches(
         model,
         build_optimizer(clients.optimizer, model.parameters()),
         clients.task,
-        batches(),
+        (
+            Batch(train.inputs[chosen], train.targets[chosen], len(chosen), step_seed)
+            for chosen, step_seed in plan.batches()
+        ),
         proximal_term(model, order.proximal_mu),
+        clients.optimizer.clip_norm,
     )
     return Stack(
         clients=(client,),
         arrays={name: torch.stack([value]) for name, value in model.state_dict().items()},
-        examples=(clients.population.train_size(client),),
+        examples=tuple(clients.population.train_sizes([client])),
         loss_sums=(totals.loss_sum,),
-        seen=(totals.examples,),
-        steps=(totals.steps,),
+        seen=plan.seen,
+        steps=plan.steps,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,9 +29,6 @@ from .client import (
 __all__ = ["CohortWorker", "Reply", "place"]
 
 _log = logging.getLogger(__name__)
-
-_STACK = 64  # clients trained in one stack: bounds memory, beyond it nothing gets faster
-_SAMPLE_CLIENTS, _SAMPLE_STEPS = 16, 6  # what `measure` tries
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,11 @@ class CohortWorker:
 
     def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> Choice:
         """Return the fastest way to train clients like these, of those the config allows."""
-        sample = list(cohort)[:_SAMPLE_CLIENTS]
 
-        def work(choice: Choice) -> Iterator[Stack]:
-            return self._stacks(weights, order, sample, choice, [], _SAMPLE_STEPS)
+        def work(choice: Choice, most: int, max_steps: int) -> Iterator[Stack]:
+            return self._stacks(weights, order, cohort[:most], choice, [], max_steps)
 
-        return fastest(candidates(self.clients.federated, self.clients, self._threads), work)
+        return fastest(candidates(self.clients, len(cohort), self._threads), work)
 
     def train(
         self,
@@ -91,13 +87,14 @@ class CohortWorker:
         mean = _Mean()
         updates: list[Update] = []
         for stack in self._stacks(weights, order, cohort, choice, failures):
-            rejected = stack.rejections()
+            rejected = stack.rejections(weights)
             failures += [Failure(stack.clients[row], why) for row, why in rejected.items()]
-            kept = [row for row in range(len(stack.clients)) if row not in rejected]
+            kept = stack.without(rejected)
             if reduce:
-                mean.add(stack, kept)
+                mean.add(kept)
             else:
-                updates += [stack.row(row) for row in kept]
+                updates += kept.rows()
+        updates.sort(key=lambda update: update.clients)
         return Reply(mean.updates() if reduce else updates, failures)
 
     def _stacks(
@@ -112,8 +109,10 @@ class CohortWorker:
         one_by_one: Sequence[int] = cohort
         if choice.kind == "batched":
             one_by_one = []
-            for start in range(0, len(cohort), _STACK):
-                part = cohort[start : start + _STACK]
+            sizes = self.clients.population.train_sizes(cohort)
+            alike = [client for _, client in sorted(zip((-n for n in sizes), cohort, strict=True))]
+            for start in range(0, len(alike), choice.stack):
+                part = alike[start : start + choice.stack]
                 try:
                     yield self._fast.train_stacked(weights, order, part, max_steps)
                 except Exception:  # noqa: BLE001 - tried again below, where it names a client
@@ -152,36 +151,40 @@ class CohortWorker:
 class _Mean:
     """The mean of clients' weights, weighted by examples; memory of one model.
 
-    Clients are added in client order, so the sum is the same again when a run is resumed.
+    Clients are added in the same order whenever a round is repeated, so the sum is the same.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._members: list[Update] = []
+        self._clients: list[int] = []
+        self._examples = self._seen = self._steps = 0
+        self._loss_sum = 0.0
 
-    def add(self, stack: Stack, rows: Sequence[int]) -> None:
-        """Add the clients in `rows` of a stack."""
-        for row in rows:
-            update = stack.row(row)
-            for name, value in update.arrays.items():
-                if name not in self._sums:
-                    self._sums[name] = torch.zeros_like(value, dtype=_accumulator(value.dtype))
-                self._sums[name].add_(value, alpha=update.examples)
-            self._members.append(replace(update, arrays={}))
+    def add(self, stack: Stack) -> None:
+        """Add the clients of a stack."""
+        for name, value in stack.arrays.items():
+            kind = _accumulator(value.dtype)
+            weights = torch.tensor(stack.examples, dtype=kind, device=value.device)
+            total = torch.tensordot(weights, value.to(kind), 1)
+            self._sums[name] = self._sums[name].add_(total) if name in self._sums else total
+        self._clients += stack.clients
+        self._examples += sum(stack.examples)
+        self._loss_sum += sum(stack.loss_sums)
+        self._seen += sum(stack.seen)
+        self._steps += sum(stack.steps)
 
     def updates(self) -> list[Update]:
         """Return the mean as one update, or nothing if no client was added."""
-        if not self._members:
+        if not self._clients:
             return []
-        examples = sum(member.examples for member in self._members)
         return [
             Update(
-                clients=tuple(c for member in self._members for c in member.clients),
-                arrays={name: total / examples for name, total in self._sums.items()},
-                examples=examples,
-                loss_sum=sum(member.loss_sum for member in self._members),
-                seen=sum(member.seen for member in self._members),
-                steps=sum(member.steps for member in self._members),
+                clients=tuple(sorted(self._clients)),
+                arrays={name: total / self._examples for name, total in self._sums.items()},
+                examples=self._examples,
+                loss_sum=self._loss_sum,
+                seen=self._seen,
+                steps=self._steps,
             )
         ]
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
 from torch import Tensor
 
 from heliotrope.metrics import ClassificationMetrics
@@ -64,7 +67,18 @@ def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
 
 def read_arrays(record: ArrayRecord) -> dict[str, Tensor]:
     """Return Flower's arrays as tensors of the same dtypes, each with its own memory."""
-    return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
+    return {name: torch.from_numpy(_decoded(array)) for name, array in record.items()}
+
+
+def _decoded(array: Array) -> NDArray[Any]:
+    """Return a copy of an array; its bytes are a .npy file, whose header takes long to parse."""
+    count = math.prod(array.shape)
+    values = np.dtype(array.dtype)
+    header = len(array.data) - count * values.itemsize
+    if b"'fortran_order': False" not in array.data[:header]:
+        return np.array(array.numpy())
+    flat = np.frombuffer(array.data, values, count, header)
+    return flat.reshape(tuple(array.shape)).copy()
 
 
 def content_of(message: Message) -> tuple[dict[str, Tensor], Instruction]:

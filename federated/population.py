@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from heliotrope.data import Partition
 from heliotrope.seeding import numpy_generator
 
-__all__ = ["Population", "local_batches"]
+__all__ = ["Population"]
 
 
 class Population:
@@ -44,10 +44,13 @@ class Population:
         """Return the positions that `client` keeps for evaluation, sorted; may be empty."""
         return self._divided(client)[1]
 
-    def train_size(self, client: int) -> int:
-        """Return the number of examples that `client` trains on."""
-        size = len(self.partition[client])
-        return size - self._held(size)
+    def train_sizes(self, clients: Sequence[int]) -> list[int]:
+        """Return the number of examples that each of `clients` trains on."""
+        offsets, chosen = self.partition.offsets, np.asarray(clients)
+        sizes: list[int] = (offsets[chosen + 1] - offsets[chosen]).tolist()
+        if self.holdout_fraction == 0.0:
+            return sizes
+        return [size - self._held(size) for size in sizes]
 
     def evaluating(self) -> list[int]:
         """Return the clients that hold out at least one example."""
@@ -60,23 +63,3 @@ class Population:
         generator = numpy_generator(self._seed, "cohort", server_round)
         drawn = generator.choice(len(self), size=size, replace=False, shuffle=False)
         return sorted(drawn.tolist())
-
-
-def local_batches(
-    indices: NDArray[np.int64],
-    epochs: int,
-    batch_size: int | None,
-    path: tuple[int, int, int],
-) -> Iterable[NDArray[np.int64]]:
-    """Yield the batches of one client's local epochs, each freshly shuffled.
-
-    `path` is (run seed, round, client). The last batch of an epoch may be smaller; None as
-    batch size takes the whole of `indices` as one batch.
-    """
-    run_seed, server_round, client = path
-    step = batch_size or len(indices)
-    for epoch in range(epochs):
-        generator = numpy_generator(run_seed, "order", server_round, client, epoch)
-        order = generator.permutation(indices)
-        for start in range(0, len(order), step):
-            yield order[start : start + step]

@@ -165,7 +165,7 @@ class RayPool:
     ) -> list[Any]:
         """Call `method` on every worker with its part of the cohort; answers in worker order."""
         shared = ray.put(_numpy(weights))
-        costs = [self._population.train_size(client) for client in cohort]
+        costs = self._population.train_sizes(cohort)
         parts = place(costs, cohort, len(self._actors))
         calls = {worker: (shared, part, *arguments) for worker, part in enumerate(parts) if part}
         return self._ask(method, calls, parts)

@@ -90,6 +90,7 @@ class OptimizerConfig:
     name: str = MISSING
     lr: float = MISSING
     weight_decay: float = 0.0
+    clip_norm: float | None = None  # of the gradient of all weights together, before each step
 
 
 @dataclass
@@ -254,6 +255,7 @@ class FederatedConfig:
     workers: int = 1
     cpus_per_worker: int | None = None
     client_training: str = "auto"
+    stack_size: int | None = None
     reduce: str = "auto"
     evaluate_every: int = 1
     checkpoint_every: int = 10

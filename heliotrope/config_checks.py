@@ -101,6 +101,7 @@ def check_shared(run: Run) -> None:
     _at_least("evaluation_batch_size", run.evaluation_batch_size, 1)
     _above("optimizer.lr", run.optimizer.lr, 0)
     _at_least("optimizer.weight_decay", run.optimizer.weight_decay, 0)
+    _above("optimizer.clip_norm", run.optimizer.clip_norm, 0)
     if isinstance(run.optimizer, SgdConfig):
         _within("optimizer.momentum", run.optimizer.momentum, 0, 1)
         if run.optimizer.nesterov and run.optimizer.momentum == 0:
@@ -149,6 +150,7 @@ def _check_federated(cfg: FederatedConfig) -> None:
     kinds = ("auto", "sequential", "compiled", "batched")
     _choice("federated.client_training", cfg.client_training, kinds)
     _at_least("federated.cpus_per_worker", cfg.cpus_per_worker, 1)
+    _at_least("federated.stack_size", cfg.stack_size, 1)
     _choice("federated.reduce", cfg.reduce, ("auto", "worker", "none"))
     for name in (
         "rounds",

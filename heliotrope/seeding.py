@@ -13,8 +13,14 @@ from operator import index
 
 import numpy as np
 import torch
+from torch import Tensor
 
-__all__ = ["isolated_rng", "numpy_generator", "seed", "torch_generator"]
+__all__ = ["hashed", "isolated_rng", "numpy_generator", "seed", "splitmix", "torch_generator"]
+
+# splitmix64 (Steele et al. 2014), as signed 64-bit integers: torch's int64 wraps like uint64.
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def seed(run_seed: int, *path: int | str) -> int:
@@ -38,6 +44,27 @@ def numpy_generator(run_seed: int, *path: int | str) -> np.random.Generator:
 def torch_generator(run_seed: int, *path: int | str) -> torch.Generator:
     """Return a CPU torch generator for the stream named by `path`."""
     return torch.Generator().manual_seed(seed(run_seed, *path))
+
+
+def hashed(key: Tensor | int, counter: Tensor) -> Tensor:
+    """Return number `counter` of the stream `key`, element by element: int64, all bits random.
+
+    Generators that need no state: thousands of streams are drawn from in one call, and each
+    number is the same whatever else is drawn with it. `counter` counts from 0.
+    """
+    return splitmix(key + (counter + 1) * _GAMMA)
+
+
+def splitmix(state: Tensor) -> Tensor:
+    """Return the output of splitmix64 for each int64 state; one-to-one."""
+    z = (state ^ _shift(state, 30)) * _MIX_1
+    z = (z ^ _shift(z, 27)) * _MIX_2
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch's `>>` on int64 keeps the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 @contextmanager

@@ -82,10 +82,12 @@ def train_batches(
     task: Task,
     batches: Iterable[Batch],
     penalty: Callable[[], Tensor] | None = None,
+    clip_norm: float | None = None,
 ) -> TrainTotals:
     """Take one optimizer step per batch and return the totals.
 
-    `penalty` is added to every step's loss but not to the reported one.
+    `penalty` is added to every step's loss but not to the reported one. Gradients whose norm,
+    of all weights together, exceeds `clip_norm` are scaled down to it.
     """
     model.train()
     loss_sum = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
@@ -98,6 +100,8 @@ def train_batches(
         if penalty is not None:
             objective = objective + penalty()
         objective.backward()  # type: ignore[no-untyped-call]
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         optimizer.step()
         loss_sum += batch_loss.detach()
         totals.examples += len(batch.targets)

@@ -12,27 +12,15 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from heliotrope.seeding import seed
+from heliotrope.seeding import hashed
 
 __all__ = ["SeededDropout", "dropout_keys", "reseed"]
-
-# splitmix64 (Steele et al. 2014), as signed 64-bit integers: torch's int64 wraps like uint64.
-_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX_2 = 0x94D049BB133111EB - (1 << 64)
-
-
-def _shift(z: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's `>>` on int64 keeps the sign."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _uniform(key: Tensor, start: int, count: int) -> Tensor:
     """Return floats in [0, 1), float32, hashed from an int64 scalar `key` and each place."""
-    z = key + torch.arange(start + 1, start + count + 1, device=key.device) * _GAMMA
-    z = (z ^ _shift(z, 30)) * _MIX_1
-    z = (z ^ _shift(z, 27)) * _MIX_2
-    return _shift(z ^ _shift(z, 31), 40).to(torch.float32) * 2.0**-24
+    z = hashed(key, torch.arange(start, start + count, device=key.device))
+    return ((z >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
 
 
 class SeededDropout(nn.Module):
@@ -63,13 +51,15 @@ class SeededDropout(nn.Module):
         return f"p={self.p}"
 
 
-def dropout_keys(model: nn.Module, step_seed: int) -> dict[str, int]:
-    """Return the key of every dropout layer for one step, by the name of its buffer.
+def dropout_keys(model: nn.Module, step_seeds: Tensor) -> dict[str, Tensor]:
+    """Return the keys of every dropout layer, shaped as `step_seeds`, by the name of its buffer.
 
     Layers are told apart by their order, so that a wrapper around the model changes nothing.
     """
     names = [name for name, layer in model.named_modules() if isinstance(layer, SeededDropout)]
-    return {f"{name}.key": seed(step_seed, index) for index, name in enumerate(names)}
+    return {
+        f"{name}.key": hashed(step_seeds, torch.tensor(index)) for index, name in enumerate(names)
+    }
 
 
 def reseed(model: nn.Module, step_seed: int, first: int = 0) -> None:
@@ -79,5 +69,5 @@ def reseed(model: nn.Module, step_seed: int, first: int = 0) -> None:
     """
     layers = [layer for layer in model.modules() if isinstance(layer, SeededDropout)]
     for index, layer in enumerate(layers):
-        layer.key.fill_(seed(step_seed, index))
+        layer.key.copy_(hashed(step_seed, torch.tensor(index)))
         layer.first = first

@@ -131,7 +131,7 @@ def test_batched_training_leaves_out_only_the_diverging_client(tmp_path: Path) -
     weights = dict(worker.clients.model.state_dict())
 
     reply = worker.train(
-        weights, Instruction(1), [0, 1, 2, 3, 4], Choice("batched", 1), reduce=True
+        weights, Instruction(1), [0, 1, 2, 3, 4], Choice("batched", 1, 5), reduce=True
     )
 
     assert [failure.client for failure in reply.failures] == [2]

@@ -34,6 +34,8 @@ _OPTIMIZERS = [
     "optimizer=adam optimizer.lr=0.003",
     "optimizer=adam optimizer.lr=0.003 optimizer.weight_decay=0.1 optimizer.betas=[0.8,0.9]",
     "optimizer=adamw optimizer.lr=0.003 optimizer.weight_decay=0.1",
+    "optimizer=sgd optimizer.lr=0.05 optimizer.clip_norm=0.5",
+    "optimizer=sgd optimizer.lr=0.05 optimizer.clip_norm=0.7 optimizer.momentum=0.9",
 ]
 _MODELS = [
     "model=mlp model.hidden=[12]",
@@ -82,14 +84,16 @@ def _plain(clients: Clients, order: Instruction, client: int) -> dict[str, Tenso
         optimizer = torch.optim.SGD(
             model.parameters(), momentum=cfg.momentum, nesterov=cfg.nesterov, **common
         )
-    for step, rows in enumerate(clients.batches(order.server_round, client)):
-        reseed(model, clients.step_seed(order.server_round, client, step))
+    for rows, step_seed in clients.plan(order.server_round, [client]).batches():
+        reseed(model, step_seed)
         logits = model(clients.train.inputs[rows])
         loss = torch.nn.functional.cross_entropy(logits, clients.train.targets[rows])
         for p, w in zip(model.parameters(), start, strict=True):
             loss = loss + order.proximal_mu / 2 * ((p - w) ** 2).sum()
         optimizer.zero_grad()
         loss.backward()
+        if cfg.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_norm)
         optimizer.step()
     return model.state_dict()
 
@@ -110,14 +114,14 @@ def _check_all_kinds(run: Run, mu: float, cohort: Sequence[int]) -> None:
     order = Instruction(server_round=3, proximal_mu=mu)
     expected = {client: _plain(clients, order, client) for client in cohort}
     worker = CohortWorker(clients, 1)
-    sizes = {client: clients.population.train_size(client) for client in cohort}
+    sizes = dict(zip(cohort, clients.population.train_sizes(cohort), strict=True))
     total = sum(sizes.values())
     mean = {
         name: sum(expected[c][name].double() * sizes[c] for c in cohort) / total for name in weights
     }
     losses = []
     for kind in _KINDS:
-        reply = worker.train(weights, order, cohort, Choice(kind, 1), reduce=False)
+        reply = worker.train(weights, order, cohort, Choice(kind, 1, 3), reduce=False)
         assert not reply.failures
         assert [update.clients for update in reply.updates] == [(c,) for c in cohort]
         for update in reply.updates:
@@ -128,7 +132,7 @@ def _check_all_kinds(run: Run, mu: float, cohort: Sequence[int]) -> None:
         losses.append(sum(update.loss_sum for update in reply.updates))
         rounding = _rounding(max(update.steps for update in reply.updates))
 
-        (reduced,) = worker.train(weights, order, cohort, Choice(kind, 1), reduce=True).updates
+        (reduced,) = worker.train(weights, order, cohort, Choice(kind, 1, 3), reduce=True).updates
         assert reduced.clients == tuple(cohort)
         assert reduced.examples == total
         _agree(reduced, mean, rounding)
@@ -187,18 +191,18 @@ def test_ray_workers_give_what_this_process_gives(workers: int, tmp_path: Path) 
     here = InProcessPool(clients, 1)
     with _ray_pool(run, workers, tmp_path / "run.log") as there:
         for kind in _KINDS:
-            (expected,) = here.train(weights, order, cohort, Choice(kind, 1), reduce=False)
-            replies = there.train(weights, order, cohort, Choice(kind, 1), reduce=False)
+            (expected,) = here.train(weights, order, cohort, Choice(kind, 1, 3), reduce=False)
+            replies = there.train(weights, order, cohort, Choice(kind, 1, 3), reduce=False)
             assert len(replies) == workers
             updates = {u.clients: u for reply in replies for u in reply.updates}
             assert sorted(updates) == [(client,) for client in cohort]
             for update in expected.updates:
                 _agree(updates[update.clients], update.arrays, rounding=1e-5)
 
-            (whole,) = here.train(weights, order, cohort, Choice(kind, 1), reduce=True)
+            (whole,) = here.train(weights, order, cohort, Choice(kind, 1, 3), reduce=True)
             parts = [
                 u
-                for reply in there.train(weights, order, cohort, Choice(kind, 1), reduce=True)
+                for reply in there.train(weights, order, cohort, Choice(kind, 1, 3), reduce=True)
                 for u in reply.updates
             ]
             assert len(parts) == workers

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from federated.cohort import place
-from federated.population import Population, local_batches
+from federated.population import Population
 from heliotrope.config import DirichletConfig
 from heliotrope.data import Partition, partition
 from tests.support import fresh_seed
@@ -46,24 +46,9 @@ def test_held_out_examples_are_never_trained_on_and_none_is_lost(fraction: float
     for client in range(40):
         train, held = population.train_indices(client), population.holdout_indices(client)
         assert sorted([*train, *held]) == sorted(parts[client])
-        assert len(train) == population.train_size(client) >= 1
+        assert len(train) == population.train_sizes([client])[0] >= 1
         assert len(held) <= fraction * len(parts[client])
         assert (client in population.evaluating()) == (len(held) > 0)
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, None])
-def test_a_local_epoch_visits_each_example_once_in_an_order_of_its_own(
-    batch_size: int | None,
-) -> None:
-    indices = np.arange(100, 125)
-    batches = list(local_batches(indices, 2, batch_size, (5, 1, 9)))
-    epochs = np.split(np.concatenate(batches), 2)
-    for epoch in epochs:
-        assert sorted(epoch) == list(indices)
-    assert len(epochs[0]) == 25
-    assert (epochs[0] != epochs[1]).any()
-    other = np.concatenate(list(local_batches(indices, 2, batch_size, (5, 1, 8))))
-    assert (other != np.concatenate(batches)).any()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
