@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from heliotrope.models.dropout import dropout_keys
+from heliotrope.models.seeded import layer_keys
 
 from .capture import NotCapturableError, Step, capture, eager_step
 from .client import Clients, Instruction, Stack, Weights
@@ -123,9 +123,9 @@ class FastTrainer:
         return [weights[name].to(p.detach()) for name, p in self._model.named_parameters()]
 
     def _on_device(self, plan: Plan) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return positions, and each dropout layer's keys, int64 [R]."""
+        """Return positions, and each seeded layer's keys, int64 [R]."""
         device = self._clients.train.inputs.device
-        keys = dropout_keys(self._model, plan.seeds)
+        keys = layer_keys(self._model, plan.seeds)
         return plan.positions.to(device), {name: key.to(device) for name, key in keys.items()}
 
     def _stack(self, plan: Plan, trained: Sequence[Tensor], loss_sums: Tensor) -> Stack:

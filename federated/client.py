@@ -26,6 +26,7 @@ __all__ = [
     "Update",
     "Weights",
     "evaluate_client",
+    "set_weights",
     "train_client",
 ]
 
@@ -34,7 +35,10 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Clients:
-    """What every client of a run shares: the model to train in, the data, the settings."""
+    """What every client of a run shares: the model to train in, the data, the settings.
+
+    `central` are the splits that no client holds, by name: empty where none is evaluated.
+    """
 
     model: nn.Module
     task: Task
@@ -44,6 +48,7 @@ class Clients:
     federated: FederatedConfig
     run_seed: int
     evaluation_batch_size: int
+    central: Mapping[str, Split]
 
     def on(self, device: torch.device) -> Clients:
         """Return the same with model and training data on `device`."""

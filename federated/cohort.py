@@ -5,11 +5,14 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from heliotrope.data import Split
+from heliotrope.evaluation import evaluate
 from heliotrope.metrics import ClassificationMetrics
 
 from .batched import FastTrainer
@@ -23,8 +26,10 @@ from .client import (
     Update,
     Weights,
     evaluate_client,
+    set_weights,
     train_client,
 )
+from .time_limit import time_limit
 
 __all__ = ["CohortWorker", "Reply", "place"]
 
@@ -114,16 +119,23 @@ class CohortWorker:
             for start in range(0, len(alike), choice.stack):
                 part = alike[start : start + choice.stack]
                 try:
-                    yield self._fast.train_stacked(weights, order, part, max_steps)
+                    with self._limited():
+                        stack = self._fast.train_stacked(weights, order, part, max_steps)
+                    yield stack
                 except Exception:  # noqa: BLE001 - tried again below, where it names a client
                     _log.exception("a stack failed: its clients are trained one by one")
                     one_by_one = [*one_by_one, *part]
         for client in one_by_one:
             try:
-                yield self._one(weights, order, client, choice, max_steps)
+                with self._limited():
+                    stack = self._one(weights, order, client, choice, max_steps)
+                yield stack
             except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure
                 _log.exception("client %d failed in round %d", client, order.server_round)
                 failures.append(Failure(client, f"{type(error).__name__}: {error}"))
+
+    def _limited(self) -> AbstractContextManager[None]:
+        return time_limit(self.clients.federated.client_timeout)
 
     def _one(
         self,
@@ -146,6 +158,21 @@ class CohortWorker:
         """Return each client's metrics on its held-out examples."""
         torch.set_num_threads(self._threads)
         return [(client, evaluate_client(self.clients, weights, client)) for client in cohort]
+
+    def evaluate_centrally(
+        self, weights: Weights, part: int = 0, parts: int = 1
+    ) -> dict[str, ClassificationMetrics]:
+        """Return the metrics on the validation and test splits, or on one of `parts` of each."""
+        torch.set_num_threads(self._threads)
+        clients = self.clients
+        set_weights(clients.model, weights)
+        metrics = {}
+        for name, split in clients.central.items():
+            first, end = (len(split) * edge // parts for edge in (part, part + 1))
+            mine = Split(split.inputs[first:end], split.targets[first:end])
+            size = clients.evaluation_batch_size
+            metrics[name] = evaluate(clients.model, clients.task, mine, size)
+        return metrics
 
 
 class _Mean:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NoReturn
 
 from flwr.app import Message, MessageType, RecordDict
@@ -36,7 +36,7 @@ class CohortGrid(Grid):
 
     def __init__(self, pool: Pool, reduce: bool) -> None:
         become_server()
-        self._pool = pool
+        self.pool = pool
         self._reduce = reduce
         self._offered: Sequence[int] = ()
         self._replies: dict[str, Message] = {}
@@ -76,11 +76,16 @@ class CohortGrid(Grid):
         asked = {message.metadata.dst_node_id: message for message in messages}
         cohort = sorted(asked)
         if self.choice is None:
-            self.choice = self._pool.measure(weights, order, cohort)
+            self.choice = self.pool.measure(weights, order, cohort)
         replies: list[tuple[int, Message]] = []
-        for reply in self._pool.train(weights, order, cohort, self.choice, self._reduce):
+        waiting = set(cohort)
+        for reply in self.pool.train(weights, order, cohort, self.choice, self._reduce):
             for update in reply.updates:
                 first = update.clients[0]
+                if not waiting.issuperset(update.clients):
+                    self.failures += [_unexpected(client, asked) for client in update.clients]
+                    continue
+                waiting.difference_update(update.clients)
                 replies.append((first, train_reply(update, asked[first])))
                 self.updates.append(update)
             for failure in reply.failures:
@@ -92,7 +97,7 @@ class CohortGrid(Grid):
     def _evaluate(self, messages: Sequence[Message]) -> list[tuple[int, Message]]:
         weights, _ = content_of(messages[0])
         asked = {message.metadata.dst_node_id: message for message in messages}
-        self.evaluations += self._pool.evaluate(weights, sorted(asked))
+        self.evaluations += self.pool.evaluate(weights, sorted(asked))
         return [
             (client, evaluate_reply(metrics, asked[client])) for client, metrics in self.evaluations
         ]
@@ -125,3 +130,9 @@ class CohortGrid(Grid):
     @property
     def run(self) -> NoReturn:
         raise RuntimeError("A simulated federation has no SuperLink, and so no Flower run.")
+
+
+def _unexpected(client: int, asked: Collection[int]) -> Failure:
+    """Return why an update is left out of the round: its client's weight would count twice."""
+    why = "the client has answered before" if client in asked else "the client was not asked"
+    return Failure(client, f"update rejected: {why}")

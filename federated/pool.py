@@ -35,6 +35,9 @@ class Pool(Protocol):
     ) -> list[tuple[int, ClassificationMetrics]]:
         """Return each client's metrics on its held-out examples, in client order."""
 
+    def evaluate_centrally(self, weights: Weights) -> dict[str, ClassificationMetrics]:
+        """Return the metrics on the splits that no client holds, by name."""
+
     def peak_rss_bytes(self) -> int:
         """Return the peak memory of the workers that are not this process."""
 
@@ -65,6 +68,9 @@ class InProcessPool:
         self, weights: Weights, cohort: Sequence[int]
     ) -> list[tuple[int, ClassificationMetrics]]:
         return self._worker.evaluate(weights, cohort)
+
+    def evaluate_centrally(self, weights: Weights) -> dict[str, ClassificationMetrics]:
+        return self._worker.evaluate_centrally(weights)
 
     def peak_rss_bytes(self) -> int:
         return 0

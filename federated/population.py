@@ -8,15 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope.data import Partition
+from heliotrope.errors import PartitionError
 from heliotrope.seeding import numpy_generator
 
 __all__ = ["Population"]
 
 
 class Population:
-    """All clients of a run. Nothing is kept per client but the partition itself."""
+    """All clients of a run. Nothing is kept per client but the partition itself.
+
+    Raises `PartitionError` naming a client that holds no examples: it could not be trained.
+    """
 
     def __init__(self, partition: Partition, holdout_fraction: float, run_seed: int) -> None:
+        empty = np.flatnonzero(partition.sizes == 0)
+        if len(empty):
+            raise PartitionError(
+                f"client {empty[0]} holds no examples, nor do {len(empty) - 1} others. Leave "
+                "them out, or choose another federated/partition."
+            )
         self.partition = partition
         self.holdout_fraction = holdout_fraction
         self._seed = run_seed

@@ -35,6 +35,8 @@ __all__ = ["RayPool"]
 _log = logging.getLogger(__name__)
 
 _DEAD = (RayActorError, WorkerCrashedError, OutOfMemoryError)
+_TRAIN = "train"
+_GRACE = 30.0  # seconds beyond the clients' own time limit, for code that no signal stops
 _ATTEMPTS = 3  # times one part of a cohort may kill its worker before the run gives up
 
 Arrays = dict[str, NDArray[Any]]
@@ -46,20 +48,20 @@ class _Actor:
     def __init__(
         self,
         setting: tuple[Run, Task, int, str],
-        inputs: NDArray[Any],
-        targets: NDArray[Any],
-        indices: NDArray[Any],
-        offsets: NDArray[Any],
+        splits: Sequence[str],
+        *arrays: NDArray[Any],
     ) -> None:
         run, task, threads, log = setting
         torch.set_num_threads(threads)
         log_to(Path(log), f"worker process {os.getpid()}")
+        indices, offsets, *rest = arrays
         with warnings.catch_warnings():  # the shared arrays are read-only, and only read
             warnings.simplefilter("ignore", UserWarning)
-            train = Split(torch.from_numpy(inputs), torch.from_numpy(targets))
-        self._worker = CohortWorker(
-            assemble(run, task, train, Partition(indices, offsets)), threads
-        )
+            tensors = [torch.from_numpy(array) for array in rest]
+        central = dict(zip(splits, map(Split, tensors[::2], tensors[1::2]), strict=True))
+        parts = Partition(indices, offsets)
+        clients = assemble(run, task, central.pop(_TRAIN), parts, central)
+        self._worker = CohortWorker(clients, threads)
 
     def process(self) -> int:
         """Return the process id, once the actor is set up."""
@@ -85,6 +87,11 @@ class _Actor:
     ) -> list[tuple[int, ClassificationMetrics]]:
         return self._worker.evaluate(_tensors(weights), cohort)
 
+    def evaluate_centrally(
+        self, weights: Arrays, part: int, parts: int
+    ) -> dict[str, ClassificationMetrics]:
+        return self._worker.evaluate_centrally(_tensors(weights), part, parts)
+
     def peak_rss_bytes(self) -> int:
         return peak_rss_bytes()
 
@@ -107,19 +114,19 @@ class RayPool:
     ) -> None:
         workers = run.federated.workers
         self._population = clients.population
+        self._patience = run.federated.client_timeout
         self._on_failure = on_failure
-        data = [
-            ray.put(clients.train.inputs.cpu().numpy()),
-            ray.put(clients.train.targets.cpu().numpy()),
-            ray.put(clients.population.partition.indices),
-            ray.put(clients.population.partition.offsets),
-        ]
+        parts = clients.population.partition
+        splits = {_TRAIN: clients.train, **clients.central}
+        tensors = [t for split in splits.values() for t in (split.inputs, split.targets)]
+        data = [ray.put(parts.indices), ray.put(parts.offsets)]
+        data += [ray.put(tensor.cpu().numpy()) for tensor in tensors]
         kind: Any = ray.remote(num_cpus=threads, max_restarts=0, max_task_retries=0)(_Actor)
         setting = (run, clients.task, threads, str(log))
 
         def start(worker: int) -> Any:
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=worker)
-            return kind.options(scheduling_strategy=place).remote(setting, *data)
+            return kind.options(scheduling_strategy=place).remote(setting, list(splits), *data)
 
         self._start: Callable[[int], Any] = start
         self._actors: list[Any] = [start(worker) for worker in range(workers)]
@@ -142,7 +149,9 @@ class RayPool:
         choice: Choice,
         reduce: bool,
     ) -> list[Reply]:
-        answers = self._spread("train", weights, cohort, order, choice, reduce)
+        answers = self._spread(
+            "train", weights, cohort, order, choice, reduce, patience=self._patience
+        )
         return [
             Reply(
                 [
@@ -160,26 +169,41 @@ class RayPool:
         answers = self._spread("evaluate", weights, cohort)
         return sorted((pair for answer in answers for pair in answer), key=lambda pair: pair[0])
 
+    def evaluate_centrally(self, weights: Weights) -> dict[str, ClassificationMetrics]:
+        shared = ray.put(_numpy(weights))
+        workers = range(len(self._actors))
+        calls = {worker: (shared, worker, len(workers)) for worker in workers}
+        first, *others = self._ask("evaluate_centrally", calls)
+        return {name: sum((o[name] for o in others), start=own) for name, own in first.items()}
+
     def _spread(
-        self, method: str, weights: Weights, cohort: Sequence[int], *arguments: object
+        self,
+        method: str,
+        weights: Weights,
+        cohort: Sequence[int],
+        *arguments: object,
+        patience: float | None = None,
     ) -> list[Any]:
         """Call `method` on every worker with its part of the cohort; answers in worker order."""
         shared = ray.put(_numpy(weights))
         costs = self._population.train_sizes(cohort)
         parts = place(costs, cohort, len(self._actors))
         calls = {worker: (shared, part, *arguments) for worker, part in enumerate(parts) if part}
-        return self._ask(method, calls, parts)
+        seconds = None if patience is None else _GRACE + patience * max(map(len, parts))
+        return self._ask(method, calls, parts, seconds)
 
     def _ask(
         self,
         method: str,
         calls: Mapping[int, tuple[Any, ...]],
         parts: Sequence[Sequence[int]] = (),
+        seconds: float | None = None,
     ) -> list[Any]:
         """Call `method` on the workers named; one that dies is replaced and asked again.
 
-        `parts` are the clients each worker has, for messages. Raises `WorkerError` naming
-        worker and clients if it raises, or dies too often.
+        `parts` are the clients each worker has, for messages; a worker that is silent for
+        `seconds` is killed. Raises `WorkerError` naming worker and clients if it raises, or
+        dies too often.
         """
         answers: dict[int, Any] = {}
         attempts = dict.fromkeys(calls, 0)
@@ -193,11 +217,16 @@ class RayPool:
         for worker in calls:
             submit(worker)
         while waiting:
-            (reference, *_), _ = ray.wait(list(waiting), num_returns=1)
-            worker = waiting.pop(reference)
+            ready, silent = ray.wait(list(waiting), num_returns=1, timeout=seconds)
+            if not ready:
+                for reference in silent:
+                    _log.error("worker %d hangs: it is killed", waiting[reference])
+                    ray.kill(self._actors[waiting[reference]])
+                continue
+            worker = waiting.pop(ready[0])
             having = f" with clients {_some(parts[worker])}" if parts else ""
             try:
-                answers[worker] = ray.get(reference)
+                answers[worker] = ray.get(ready[0])
             except _DEAD as error:
                 self._replace(worker, having, attempts[worker], error)
                 submit(worker)

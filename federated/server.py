@@ -22,15 +22,15 @@ from torch import Tensor
 from heliotrope import checkpoint
 from heliotrope.checkpoint import Checkpoint
 from heliotrope.config import FederatedConfig, Run
-from heliotrope.data import Dataset
+from heliotrope.data import Scaling
 from heliotrope.errors import QuorumError, RunFailedError
-from heliotrope.evaluation import evaluate, named
+from heliotrope.evaluation import named
 from heliotrope.metrics import ClassificationMetrics
 from heliotrope.result import Target
 from heliotrope.tracking import Clock, Progress, Tracker
 
 from .choice import Choice
-from .client import Clients, set_weights
+from .client import Clients
 from .grid import CohortGrid
 from .messages import read_arrays, to_record
 from .strategies.state import restore, snapshot
@@ -60,7 +60,7 @@ class Server:
         self,
         run: Run,
         clients: Clients,
-        dataset: Dataset,
+        scaling: Scaling,
         strategy: Strategy,
         grid: CohortGrid,
         tracker: Tracker,
@@ -69,7 +69,7 @@ class Server:
         self._run = run
         self._model = clients.model
         self._task = clients.task
-        self._dataset = dataset
+        self._scaling = scaling
         self._population = clients.population
         self._strategy = strategy
         self._grid = grid
@@ -129,6 +129,7 @@ class Server:
 
     def _check_quorum(self, server_round: int, drawn: int) -> None:
         failures = self._grid.failures
+        succeeded = sum(len(update.clients) for update in self._grid.updates)
         for failure in failures:
             _log.error(
                 "round %d: client %d failed: %s", server_round, failure.client, failure.reason
@@ -137,17 +138,17 @@ class Server:
                 "failure", round=server_round, client=failure.client, reason=failure.reason
             )
         needed = max(1, math.ceil(self._cfg.quorum * drawn))
-        if drawn - len(failures) < needed:
+        if succeeded < needed:
             self.save()
             names = ", ".join(str(failure.client) for failure in failures[:8])
             remedy = (
                 "Lower federated.quorum to go on without them, with resume=true "
                 f"hydra.run.dir={self._checkpoints.parent}."
-                if drawn > len(failures)
+                if succeeded
                 else "If they diverged, start again with a lower optimizer.lr."
             )
             raise QuorumError(
-                f"round {server_round}: {drawn - len(failures)} of {drawn} clients succeeded, "
+                f"round {server_round}: {succeeded} of {drawn} clients succeeded, "
                 f"federated.quorum={self._cfg.quorum:g} asks for {needed}. Failed: client {names}"
                 f"{', ...' if len(failures) > 8 else ''} ({failures[0].reason}). {remedy}"
             )
@@ -175,7 +176,8 @@ class Server:
         counts.steps += sum(update.steps for update in self._grid.updates)
         counts.examples_seen += sum(update.seen for update in self._grid.updates)
         counts.bytes_down += cohort * self._model_bytes
-        counts.bytes_up += (cohort - len(self._grid.failures)) * self._model_bytes
+        succeeded = sum(len(update.clients) for update in self._grid.updates)
+        counts.bytes_up += succeeded * self._model_bytes
 
     def _train_loss(self) -> float:
         seen = sum(update.seen for update in self._grid.updates)
@@ -195,17 +197,10 @@ class Server:
 
     def _evaluate(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:
         """Central evaluation, by the shared module, on the validation and test splits."""
-        set_weights(self._model, arrays)
+        self.final = self._grid.pool.evaluate_centrally(arrays)
         values: dict[str, float] = {}
-        for name, split in (
-            ("validation", self._dataset.validation),
-            ("test", self._dataset.test),
-        ):
-            if len(split):
-                self.final[name] = evaluate(
-                    self._model, self._task, split, self._run.evaluation_batch_size
-                )
-                values |= named(self.final[name], name)
+        for name, metrics in self.final.items():
+            values |= named(metrics, name)
         return values
 
     def _evaluate_clients(self, server_round: int) -> None:
@@ -241,7 +236,7 @@ class Server:
                 arrays=arrays,
                 state={
                     "round": self.state.server_round,
-                    "scaling": asdict(self._dataset.scaling),
+                    "scaling": asdict(self._scaling),
                     "strategy": shapes,
                     "client_training": asdict(self._grid.choice) if self._grid.choice else None,
                     "counts": asdict(self.state.counts),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from heliotrope.config import Run
 from heliotrope.data import Dataset, Partition, Split, partition
 from heliotrope.errors import ConfigError
@@ -32,7 +34,13 @@ def divide(run: Run, dataset: Dataset) -> Partition:
     return parts
 
 
-def assemble(run: Run, task: Task, train: Split, parts: Partition) -> Clients:
+def assemble(
+    run: Run,
+    task: Task,
+    train: Split,
+    parts: Partition,
+    central: Mapping[str, Split] | None = None,
+) -> Clients:
     """Return the clients over already loaded and divided data, with a freshly built model."""
     return Clients(
         model=build(run.model, task, run.seed),
@@ -43,4 +51,5 @@ def assemble(run: Run, task: Task, train: Split, parts: Partition) -> Clients:
         federated=run.federated,
         run_seed=run.seed,
         evaluation_batch_size=run.evaluation_batch_size,
+        central=central or {},
     )

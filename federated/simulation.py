@@ -41,7 +41,9 @@ def run_job(run: Run, directory: Path) -> None:
     torch.set_num_threads(available_cpus())
     dataset = load(run.data, run.seed)
     task = task_of(dataset)
-    clients = assemble(run, task, dataset.train, divide(run, dataset))
+    splits = {"validation": dataset.validation, "test": dataset.test}
+    central = {name: split for name, split in splits.items() if len(split)}
+    clients = assemble(run, task, dataset.train, divide(run, dataset), central)
     strategy = build_strategy(run)
     reduce = reduces(run.federated)
     check_kind(clients)
@@ -53,7 +55,7 @@ def run_job(run: Run, directory: Path) -> None:
                 server = Server(
                     run,
                     clients,
-                    dataset,
+                    dataset.scaling,
                     strategy,
                     CohortGrid(pool, reduce),
                     tracker,

@@ -63,13 +63,18 @@ class MlpConfig(ModelConfig):
 
 @dataclass
 class CnnConfig(ModelConfig):
-    """Convolution, activation and 2x2 max-pooling per entry of `channels`, then dense layers."""
+    """Convolution, activation and 2x2 max-pooling per entry of `channels`, then dense layers.
+
+    While training, images are moved by up to `shift` pixels, and mirrored if `flip` is set.
+    """
 
     channels: list[int] = field(default_factory=lambda: [32, 64])
     kernel_size: int = 5
     hidden: list[int] = field(default_factory=lambda: [512])
     activation: str = "relu"
     dropout: float = 0.0
+    flip: bool = False
+    shift: int = 0
 
 
 @dataclass
@@ -256,6 +261,7 @@ class FederatedConfig:
     cpus_per_worker: int | None = None
     client_training: str = "auto"
     stack_size: int | None = None
+    client_timeout: float | None = None
     reduce: str = "auto"
     evaluate_every: int = 1
     checkpoint_every: int = 10

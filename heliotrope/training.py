@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from heliotrope.config import AdamConfig, OptimizerConfig, SgdConfig
-from heliotrope.models.dropout import reseed
+from heliotrope.models.seeded import reseed
 from heliotrope.tasks import Task
 
 __all__ = ["Batch", "TrainTotals", "build_optimizer", "proximal_term", "train_batches"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import nn
 
 from heliotrope.config import CnnConfig
 from heliotrope.errors import ConfigError
+from heliotrope.models.augment import SeededAugment
 from heliotrope.models.layers import activation, check_sizes, dense_head
 from heliotrope.tasks import Task
 
@@ -34,6 +37,12 @@ def build_cnn(cfg: CnnConfig, task: Task) -> nn.Module:
             f"model.channels={cfg.channels} halves the image {len(cfg.channels)} times, but "
             f"data={task.data_name} is only {height}x{width}. Use fewer channels entries."
         )
+    if not 0 <= cfg.shift < min(height, width):
+        raise ConfigError(
+            f"model.shift={cfg.shift} must be at least 0 and less than the size of an image of "
+            f"data={task.data_name}, {height}x{width}."
+        )
+    augment = SeededAugment(flip=cfg.flip, shift=cfg.shift) if cfg.flip or cfg.shift else None
     layers: list[nn.Module] = []
     for out_channels in cfg.channels:
         layers += [
@@ -45,4 +54,6 @@ def build_cnn(cfg: CnnConfig, task: Task) -> nn.Module:
     head = dense_head(
         channels * height * width, cfg.hidden, task.num_outputs, cfg.activation, cfg.dropout
     )
-    return nn.Sequential(*layers, nn.Flatten(), *head)
+    numbered = {str(n): layer for n, layer in enumerate([*layers, nn.Flatten(), *head])}
+    first: dict[str, nn.Module] = {} if augment is None else {"augment": augment}
+    return nn.Sequential(OrderedDict(first | numbered))  # weights have the same names with both

@@ -55,11 +55,17 @@ def spoiled(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
     ) -> Stack:
         if spoils.get(client) == "raise":
             raise RuntimeError("disk on fire")
+        if spoils.get(client) == "hang":
+            time.sleep(60)
         stack = train_client(clients, weights, order, client, max_steps)
         if spoils.get(client) == "nan":
             arrays = dict(stack.arrays)
             arrays["1.weight"] = arrays["1.weight"].clone()
             arrays["1.weight"][0, 0, 0] = torch.nan
+            return replace(stack, arrays=arrays)
+        if spoils.get(client) == "reshape":
+            arrays = dict(stack.arrays)
+            arrays["1.bias"] = arrays["1.bias"][:, :1]  # would be broadcast in a sum
             return replace(stack, arrays=arrays)
         return stack
 
@@ -68,23 +74,40 @@ def spoiled(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("reduce", ["worker", "none"])
-@pytest.mark.parametrize("what", ["raise", "nan"])
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("raise", "disk on fire"),
+        ("nan", "1.weight holds NaN"),
+        ("reshape", "1.bias has shape (1,) instead of (8,)"),
+        ("hang", "TimeoutError: not done after 0.3 s"),
+    ],
+)
 def test_a_bad_client_is_named_and_left_out(
-    what: str, reduce: str, spoiled: dict[int, str], tmp_path: Path
+    what: str, reason: str, reduce: str, spoiled: dict[int, str], tmp_path: Path
 ) -> None:
     spoiled[3] = what
-    run = compose("federated", *_SMALL, f"federated.reduce={reduce}", "federated.quorum=0.8")
+    settings = (f"federated.reduce={reduce}", "federated.quorum=0.8", "federated.rounds=2")
+    run = compose("federated", *_SMALL, *settings, "federated.client_timeout=0.3")
 
     run_job(run, tmp_path)
 
     failures = _events(tmp_path, "failure")
-    assert [(event["round"], event["client"]) for event in failures] == [(1, 3), (2, 3), (3, 3)]
-    assert ("disk on fire" if what == "raise" else "1.weight") in failures[0]["reason"]
+    assert [(event["round"], event["client"]) for event in failures] == [(1, 3), (2, 3)]
+    assert reason in failures[0]["reason"]
     final = checkpoint.latest(tmp_path / "checkpoints", pytest.fail)
     assert final is not None
     assert all(bool(torch.isfinite(value).all()) for value in final.model.values())
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["bytes_down"] > result["bytes_up"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_clients_of_a_ray_worker_that_take_too_long_are_named(tmp_path: Path) -> None:
+    settings = ("federated.pool=ray", "federated.workers=1", "federated.client_timeout=1e-4")
+    with pytest.raises(QuorumError, match=r"0 of 5 clients .* client 0, .*not done after 0.0001 s"):
+        run_job(compose("federated", *_SMALL, *settings), tmp_path)
+    assert [event["client"] for event in _events(tmp_path, "failure")] == [0, 1, 2, 3, 4]
 
 
 def test_a_round_below_its_quorum_ends_the_run_and_leaves_it_resumable(

@@ -23,7 +23,7 @@ from federated.setup import assemble, divide
 from heliotrope.cluster import room, session
 from heliotrope.config import AdamConfig, Run
 from heliotrope.data import Dataset, load
-from heliotrope.models.dropout import reseed
+from heliotrope.models.seeded import reseed
 from heliotrope.tasks import task_of
 from tests.support import compose, fresh_seed
 
@@ -41,6 +41,8 @@ _MODELS = [
     "model=mlp model.hidden=[12]",
     "model=mlp model.hidden=[12,8] model.dropout=0.4 model.activation=tanh",
     "model=cnn model.channels=[4] model.kernel_size=3 model.hidden=[8] model.dropout=0.3",
+    "model=cnn model.channels=[3] model.kernel_size=3 model.hidden=[4] model.flip=true "
+    "model.shift=2",
 ]
 _KINDS = ("sequential", "compiled", "batched")
 _PARTITIONS = [
@@ -56,7 +58,8 @@ def _compose(*settings: str) -> Run:
 
 def _ready(run: Run) -> tuple[Clients, Dataset]:
     dataset = load(run.data, run.seed)
-    return assemble(run, task_of(dataset), dataset.train, divide(run, dataset)), dataset
+    central = {"test": dataset.test}
+    return assemble(run, task_of(dataset), dataset.train, divide(run, dataset), central), dataset
 
 
 def _ready_in_double(run: Run) -> Clients:
@@ -184,8 +187,11 @@ def _ray_pool(run: Run, workers: int, log: Path) -> Iterator[RayPool]:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ray_workers_give_what_this_process_gives(workers: int, tmp_path: Path) -> None:
-    run = _compose(_OPTIMIZERS[1], _MODELS[1], _PARTITIONS[0], "federated.holdout_fraction=0.2")
+@pytest.mark.parametrize("optimizer", _OPTIMIZERS)
+def test_ray_workers_give_what_this_process_gives(
+    optimizer: str, workers: int, tmp_path: Path
+) -> None:
+    run = _compose(optimizer, _MODELS[1], _PARTITIONS[0], "federated.holdout_fraction=0.2")
     clients, _ = _ready(run)
     weights, order, cohort = _weights(clients), Instruction(2, 0.1), [1, 3, 4, 5, 8]
     here = InProcessPool(clients, 1)
@@ -216,3 +222,6 @@ def test_ray_workers_give_what_this_process_gives(workers: int, tmp_path: Path) 
         ):
             assert mine[0] == theirs[0]
             assert (mine[1].confusion == theirs[1].confusion).all()
+        mine, theirs = here.evaluate_centrally(weights), there.evaluate_centrally(weights)
+        assert (mine["test"].confusion == theirs["test"].confusion).all()
+        assert mine["test"].loss_sum == pytest.approx(theirs["test"].loss_sum)

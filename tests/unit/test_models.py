@@ -6,13 +6,15 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from heliotrope.config import CnnConfig, MlpConfig, ModelConfig
 from heliotrope.errors import ConfigError
 from heliotrope.models import build, parameter_count
-from heliotrope.models.dropout import SeededDropout, dropout_keys, reseed
+from heliotrope.models.augment import SeededAugment
+from heliotrope.models.dropout import SeededDropout
+from heliotrope.models.seeded import layer_keys, reseed
 from heliotrope.seeding import seed
 from heliotrope.tasks import Classification
 from tests.support import (
@@ -193,7 +195,7 @@ def test_layers_and_steps_have_masks_of_their_own() -> None:
 def test_keys_for_a_stack_are_those_that_reseeding_sets() -> None:
     model, step_seed = two_dropouts(), fresh_seed()
     reseed(model, step_seed)
-    keys = dropout_keys(model, step_seed)
+    keys = layer_keys(model, step_seed)
     buffers = dict(model.named_buffers())
     assert keys == {name: int(value) for name, value in buffers.items()}
     assert len(set(keys.values())) == 2
@@ -230,3 +232,57 @@ def test_gradients_pass_through_what_was_kept() -> None:
     out.sum().backward()
     assert inputs.grad is not None
     assert torch.equal(inputs.grad, (out != 0) / 0.75)
+
+
+def augmented(key: int, images: Tensor, *, flip: bool, shift: int, first: int = 0) -> Tensor:
+    made = SeededAugment(flip=flip, shift=shift)
+    made.key.fill_(key)
+    made.first = first
+    result: Tensor = made(images)
+    return result
+
+
+def test_augmentation_moves_an_image_as_a_whole_and_repeats_its_edges() -> None:
+    image = torch.arange(64.0).view(1, 1, 8, 8)
+    seen = set()
+    for key in range(300):
+        moved = augmented(key, image, flip=False, shift=1)
+        up, left = int(moved[0, 0, 3, 3] - 27) // 8, int(moved[0, 0, 3, 3] - 27) % 8
+        down, right = (up, left) if left < 4 else (up + 1, left - 8)
+        rows = (torch.arange(8) + down).clamp(0, 7)
+        columns = (torch.arange(8) + right).clamp(0, 7)
+        assert torch.equal(moved[0, 0], image[0, 0][rows][:, columns])
+        seen.add((down, right))
+    assert seen == {(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)}
+
+
+def test_augmentation_mirrors_half_of_the_images() -> None:
+    images = torch.randn(1, 2, 5, 6).expand(1000, -1, -1, -1)
+    moved = augmented(fresh_seed(), images, flip=True, shift=0)
+    mirrored = (moved == images.flip(3)).flatten(1).all(dim=1)
+    assert bool(((moved == images).flatten(1).all(dim=1) ^ mirrored).all())
+    assert 400 < int(mirrored.sum()) < 600
+
+
+def test_an_image_is_augmented_in_a_part_of_a_batch_as_in_the_whole() -> None:
+    images, key = torch.randn(10, 1, 8, 8), fresh_seed()
+    whole = augmented(key, images, flip=True, shift=3)
+    parts = [
+        augmented(key, images[:4], flip=True, shift=3),
+        augmented(key, images[4:], flip=True, shift=3, first=4),
+    ]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_nothing_is_augmented_in_evaluation() -> None:
+    images = torch.randn(4, 1, 8, 8)
+    assert torch.equal(SeededAugment(flip=True, shift=2).eval()(images), images)
+
+
+def test_augmentation_leaves_the_names_of_the_weights() -> None:
+    digits = small_task(shape=(1, 8, 8))
+    plain = build(CnnConfig(name="cnn", channels=[4], kernel_size=3), digits, 0)
+    other = build(CnnConfig(name="cnn", channels=[4], kernel_size=3, flip=True), digits, 0)
+    assert list(plain.state_dict()) == list(other.state_dict())
+    with pytest.raises(ConfigError, match=r"model\.shift=8 .* 8x8"):
+        build(CnnConfig(name="cnn", channels=[4], kernel_size=3, shift=8), digits, 0)

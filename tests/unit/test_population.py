@@ -9,6 +9,7 @@ from federated.cohort import place
 from federated.population import Population
 from heliotrope.config import DirichletConfig
 from heliotrope.data import Partition, partition
+from heliotrope.errors import PartitionError
 from tests.support import fresh_seed
 
 
@@ -49,6 +50,11 @@ def test_held_out_examples_are_never_trained_on_and_none_is_lost(fraction: float
         assert len(train) == population.train_sizes([client])[0] >= 1
         assert len(held) <= fraction * len(parts[client])
         assert (client in population.evaluating()) == (len(held) > 0)
+
+
+def test_a_client_without_examples_is_named() -> None:
+    with pytest.raises(PartitionError, match="client 1 holds no examples, nor do 1 others"):
+        Population(Partition(np.arange(5), np.array([0, 3, 3, 5, 5])), 0.0, 0)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
