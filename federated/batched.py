@@ -65,7 +65,7 @@ class FastTrainer:
         positions, keys = self._on_device(plan)
         means: list[Tensor] = []
         with torch.inference_mode():
-            optimizer = LocalOptimizer(self._clients.optimizer, start, mine, order.proximal_mu)
+            optimizer = self._optimizer(order, start, mine, plan)
             for row, size in enumerate(plan.sizes.tolist()):
                 chosen = positions[row, :size]
                 batch = (
@@ -99,7 +99,7 @@ class FastTrainer:
         sums = torch.zeros(len(cohort), dtype=torch.float64, device=stack[0].device)
         sizes = plan.sizes.to(sums)
         with torch.inference_mode():
-            optimizer = LocalOptimizer(self._clients.optimizer, start, stack, order.proximal_mu)
+            optimizer = self._optimizer(order, start, stack, plan)
             for number in range(plan.steps[0]):
                 rows = plan.rows(number)
                 active, flat = rows.stop - rows.start, positions[rows].view(-1)
@@ -118,6 +118,19 @@ class FastTrainer:
                     for result, trained in zip(final, stack, strict=True):
                         result[done] = trained[done]
         return self._stack(plan, final, sums)
+
+    def _optimizer(
+        self, order: Instruction, start: Sequence[Tensor], trained: Sequence[Tensor], plan: Plan
+    ) -> LocalOptimizer:
+        controls = None
+        if order.controls is not None:
+            of = [order.controls[client] for client in plan.clients]
+            controls = [
+                torch.stack([control[name] for control in of]).to(w).view(w.shape)
+                for name, w in zip(self._names, trained, strict=True)
+            ]
+        cfg = self._clients.optimizer
+        return LocalOptimizer(cfg, start, trained, order.proximal_mu, controls)
 
     def _start(self, weights: Weights) -> list[Tensor]:
         return [weights[name].to(p.detach()) for name, p in self._model.named_parameters()]

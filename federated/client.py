@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -70,10 +70,15 @@ class Clients:
 
 @dataclass(frozen=True)
 class Instruction:
-    """What the strategy asks of the clients of a round."""
+    """What the strategy asks of the clients of a round.
+
+    `controls` holds each client's control variate, added to its gradients: SCAFFOLD's c - c_i
+    (Karimireddy et al. 2020, equation 3).
+    """
 
     server_round: int
     proximal_mu: float = 0.0
+    controls: Mapping[int, Weights] | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,7 @@ def train_client(
             Batch(train.inputs[chosen], train.targets[chosen], len(chosen), step_seed)
             for chosen, step_seed in plan.batches()
         ),
-        proximal_term(model, order.proximal_mu),
+        _penalty(model, order, client),
         clients.optimizer.clip_norm,
     )
     return Stack(
@@ -191,6 +196,20 @@ def train_client(
         seen=plan.seen,
         steps=plan.steps,
     )
+
+
+def _penalty(model: nn.Module, order: Instruction, client: int) -> Callable[[], Tensor] | None:
+    """Return what a client's loss has besides the data's, if anything."""
+    proximal = proximal_term(model, order.proximal_mu)
+    if order.controls is None:
+        return proximal
+    control = order.controls[client]
+
+    def term() -> Tensor:
+        linear = torch.stack([(p * control[name]).sum() for name, p in model.named_parameters()])
+        return linear.sum() + (0.0 if proximal is None else proximal())
+
+    return term
 
 
 def evaluate_client(clients: Clients, weights: Weights, client: int) -> ClassificationMetrics:

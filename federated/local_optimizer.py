@@ -1,8 +1,7 @@
 """torch.optim's SGD, Adam and AdamW as in-place updates of plain tensors, alone or stacked.
 
 Written out because a client lives for a few steps only: making a `torch.optim` object for it
-costs more than the steps, and the fused updates below need the gradient's factors. FedProx's
-pull towards the global weights is part of the gradient.
+costs more than the steps, and the fused updates below need the gradient's factors.
 """
 
 from __future__ import annotations
@@ -19,10 +18,16 @@ from .capture import Gradient
 __all__ = ["LocalOptimizer"]
 
 
+Pull = tuple[float, Tensor | None]
+"""(a, b): what is added to a gradient at weights w besides the data's, a * w + b."""
+
+
 class LocalOptimizer:
     """State of one client's optimizer, or of a stack of clients that step together.
 
-    `start` are the global weights, `weights` those trained: [*shape], or [K, *shape] stacked.
+    `weights` are those trained, [*shape], or [K, *shape] stacked. To each gradient is added
+    `proximal_mu` times the way from the global weights `start`, and the client's control
+    variate, shaped as `weights`, if there are any.
     """
 
     def __init__(
@@ -31,10 +36,17 @@ class LocalOptimizer:
         start: Sequence[Tensor],
         weights: Sequence[Tensor],
         proximal_mu: float,
+        controls: Sequence[Tensor] | None = None,
     ) -> None:
         self._cfg = cfg
-        self._start = start
+        self._stacked = weights[0].dim() > start[0].dim()
         self._mu = proximal_mu
+        self._constants: Sequence[Tensor | None] = controls or [None] * len(weights)
+        if proximal_mu:
+            anchors = [w * -proximal_mu for w in start]
+            if controls is not None:
+                anchors = [a + control for a, control in zip(anchors, controls, strict=True)]
+            self._constants = anchors
         self._count = 0
         slots = 2 if isinstance(cfg, AdamConfig) else int(getattr(cfg, "momentum", 0.0) > 0)
         self._slots = [[torch.zeros_like(p) for p in weights] for _ in range(slots)]
@@ -42,66 +54,61 @@ class LocalOptimizer:
     def step(self, weights: Sequence[Tensor], gradients: Sequence[Gradient]) -> None:
         """Update `weights` in place; with a stack, its first rows, as many as there are."""
         self._count += 1
-        mu = self._mu
+        pulls = [self._pull(index, weight) for index, weight in enumerate(weights)]
         if self._cfg.clip_norm is not None:
-            if mu:  # its pull is a part of what is clipped
-                pairs = zip(weights, gradients, self._start, strict=True)
-                gradients = [_dense(g).add(w - start, alpha=mu) for w, g, start in pairs]
-                mu = 0.0
-            stacked = weights[0].dim() > self._start[0].dim()
-            gradients = _clipped(gradients, self._cfg.clip_norm, stacked=stacked)
+            if any(_pulls(pull) for pull in pulls):  # a part of what is clipped
+                parts = zip(gradients, weights, pulls, strict=True)
+                gradients = [_pulled(_dense(g), weight, pull) for g, weight, pull in parts]
+                pulls = [(0.0, None)] * len(weights)
+            gradients = _clipped(gradients, self._cfg.clip_norm, stacked=self._stacked)
         for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
-            slots = [slot[index] for slot in self._slots]
-            if slots and slots[0].shape != weight.shape:
-                slots = [slot[: len(weight)] for slot in slots]
+            slots = [self._rows(slot[index], weight) for slot in self._slots]
             if isinstance(self._cfg, AdamConfig):
-                self._adam(self._cfg, weight, gradient, slots, (self._start[index], mu))
+                self._adam(self._cfg, weight, gradient, slots, pulls[index])
             else:
                 assert isinstance(self._cfg, SgdConfig)
-                self._sgd(self._cfg, weight, gradient, slots, (self._start[index], mu))
+                self._sgd(self._cfg, weight, gradient, slots, pulls[index])
+
+    def _pull(self, index: int, weight: Tensor) -> Pull:
+        constant = self._constants[index]
+        shared = constant is None or constant.dim() < weight.dim()
+        return self._mu, constant if shared else self._rows(constant, weight)  # type: ignore[arg-type]
+
+    def _rows(self, state: Tensor, weight: Tensor) -> Tensor:
+        """Return the rows of the clients that are still at work."""
+        return state if state.shape == weight.shape else state[: len(weight)]
 
     def _sgd(
-        self,
-        cfg: SgdConfig,
-        weight: Tensor,
-        gradient: Gradient,
-        slots: list[Tensor],
-        proximal: tuple[Tensor, float],
+        self, cfg: SgdConfig, weight: Tensor, gradient: Gradient, slots: list[Tensor], pull: Pull
     ) -> None:
-        start, mu = proximal
-        pull = cfg.weight_decay + mu  # of the weight itself, in the gradient
+        rate, constant = pull[0] + cfg.weight_decay, pull[1]
         if cfg.nesterov:
-            dense = _pulled(_dense(gradient), weight, proximal, cfg.weight_decay)
+            dense = _pulled(_dense(gradient), weight, (rate, constant))
             momentum = slots[0].mul_(cfg.momentum).add_(dense)
             weight.sub_(dense.add(momentum, alpha=cfg.momentum), alpha=cfg.lr)
         elif slots:
             momentum = slots[0].mul_(cfg.momentum)
-            if pull:
-                momentum.add_(weight, alpha=pull)
-            if mu:
-                momentum.sub_(start, alpha=mu)
+            if rate:
+                momentum.add_(weight, alpha=rate)
+            if constant is not None:
+                momentum.add_(constant)
             _add(momentum, gradient, 1.0)
             weight.sub_(momentum, alpha=cfg.lr)
         else:
-            if pull:
-                weight.mul_(1 - cfg.lr * pull)
-            if mu:
-                weight.add_(start, alpha=cfg.lr * mu)
+            if rate:
+                weight.mul_(1 - cfg.lr * rate)
+            if constant is not None:
+                weight.sub_(constant, alpha=cfg.lr)
             _add(weight, gradient, -cfg.lr)
 
     def _adam(
-        self,
-        cfg: AdamConfig,
-        weight: Tensor,
-        gradient: Gradient,
-        slots: list[Tensor],
-        proximal: tuple[Tensor, float],
+        self, cfg: AdamConfig, weight: Tensor, gradient: Gradient, slots: list[Tensor], pull: Pull
     ) -> None:
-        decoupled = cfg.name == "adamw"
-        decay = 0.0 if decoupled else cfg.weight_decay
-        dense = _pulled(_dense(gradient), weight, proximal, decay)
-        if decoupled and cfg.weight_decay:
+        if cfg.name == "adamw":
+            dense = _pulled(_dense(gradient), weight, pull)
             weight.mul_(1 - cfg.lr * cfg.weight_decay)
+        else:
+            dense = _pulled(_dense(gradient), weight, (pull[0] + cfg.weight_decay, pull[1]))
         first, second = slots
         beta_1, beta_2 = cfg.betas
         first.lerp_(dense, 1 - beta_1)
@@ -111,14 +118,16 @@ class LocalOptimizer:
         weight.addcdiv_(first, denominator, value=-cfg.lr / correction_1)
 
 
-def _pulled(dense: Tensor, weight: Tensor, proximal: tuple[Tensor, float], decay: float) -> Tensor:
-    """Return the gradient with weight decay and the proximal term."""
-    start, mu = proximal
-    if decay:
-        dense = dense.add(weight, alpha=decay)
-    if mu:
-        dense = dense.add(weight - start, alpha=mu)
-    return dense
+def _pulls(pull: Pull) -> bool:
+    return bool(pull[0]) or pull[1] is not None
+
+
+def _pulled(dense: Tensor, weight: Tensor, pull: Pull) -> Tensor:
+    """Return the gradient with what is added to it."""
+    rate, constant = pull
+    if rate:
+        dense = dense.add(weight, alpha=rate)
+    return dense if constant is None else dense + constant
 
 
 def _clipped(gradients: Sequence[Gradient], most: float, *, stacked: bool) -> list[Gradient]:

@@ -47,11 +47,12 @@ class _Actor:
 
     def __init__(
         self,
-        setting: tuple[Run, Task, int, str],
+        setting: tuple[Run, Task, Mapping[str, float], str],
         splits: Sequence[str],
         *arrays: NDArray[Any],
     ) -> None:
-        run, task, threads, log = setting
+        run, task, share, log = setting
+        threads = int(share["CPU"])
         torch.set_num_threads(threads)
         log_to(Path(log), f"worker process {os.getpid()}")
         indices, offsets, *rest = arrays
@@ -61,7 +62,8 @@ class _Actor:
         central = dict(zip(splits, map(Split, tensors[::2], tensors[1::2]), strict=True))
         parts = Partition(indices, offsets)
         clients = assemble(run, task, central.pop(_TRAIN), parts, central)
-        self._worker = CohortWorker(clients, threads)
+        device = torch.device("cuda" if share.get("GPU") else "cpu")
+        self._worker = CohortWorker(clients.on(device), threads)
 
     def process(self) -> int:
         """Return the process id, once the actor is set up."""
@@ -97,7 +99,9 @@ class _Actor:
 
 
 class RayPool:
-    """`federated.workers` actors of `threads` CPUs each, in the placement group held for them.
+    """`federated.workers` actors in the placement group that holds each one's `share`.
+
+    `share` are CPUs, which are its threads, and perhaps a part of a GPU.
 
     An actor that dies is replaced and its part of the cohort done again: the result is the
     same, since all draws are seeded.
@@ -107,7 +111,7 @@ class RayPool:
         self,
         run: Run,
         clients: Clients,
-        threads: int,
+        share: Mapping[str, float],
         group: PlacementGroup,
         log: Path,
         on_failure: Callable[[int, str], None],
@@ -121,8 +125,11 @@ class RayPool:
         tensors = [t for split in splits.values() for t in (split.inputs, split.targets)]
         data = [ray.put(parts.indices), ray.put(parts.offsets)]
         data += [ray.put(tensor.cpu().numpy()) for tensor in tensors]
-        kind: Any = ray.remote(num_cpus=threads, max_restarts=0, max_task_retries=0)(_Actor)
-        setting = (run, clients.task, threads, str(log))
+        remote = ray.remote(
+            num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), max_restarts=0, max_task_retries=0
+        )
+        kind: Any = remote(_Actor)
+        setting = (run, clients.task, dict(share), str(log))
 
         def start(worker: int) -> Any:
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=worker)
@@ -130,7 +137,7 @@ class RayPool:
 
         self._start: Callable[[int], Any] = start
         self._actors: list[Any] = [start(worker) for worker in range(workers)]
-        _log.info("%d workers of %d thread(s): processes %s", workers, threads, self.processes())
+        _log.info("%d workers, each of %s: processes %s", workers, share, self.processes())
 
     def processes(self) -> list[int]:
         """Return the process id of each worker, once it is set up."""

@@ -37,7 +37,8 @@ __all__ = ["run_job"]
 def run_job(run: Run, directory: Path) -> None:
     """Train `run` in federated mode and leave its results in `directory`."""
     RunDirectory(directory).refuse_if_taken(run, "federated")
-    device = pick_device(run.device)
+    local = run.federated.pool == "inprocess"
+    device = pick_device(run.device if local else "cpu")
     torch.set_num_threads(available_cpus())
     dataset = load(run.data, run.seed)
     task = task_of(dataset)
@@ -112,11 +113,17 @@ def _pool(
     def on_failure(worker: int, reason: str) -> None:
         tracker.emit("failure", worker=worker, reason=reason)
 
-    threads = run.federated.cpus_per_worker or cluster.cpu_share(run.federated.workers)
+    workers, cfg = run.federated.workers, run.federated
+    share = {"CPU": float(cfg.cpus_per_worker or cluster.cpu_share(workers))}
+    if run.device != "cpu":
+        gpus = cluster.gpu_share("federated.gpus_per_worker", workers, cfg.gpus_per_worker)
+        if gpus == 0 and run.device == "cuda":
+            raise ResourceError("device=cuda, but the cluster has no GPU. Set device=auto or cpu.")
+        share |= {"GPU": gpus} if gpus else {}
     import ray
 
-    with room(ray, cluster, "federated.workers", run.federated.workers, {"CPU": threads}) as group:
-        pool = RayPool(run, clients, threads, group, log, on_failure)
+    with room(ray, cluster, "federated.workers", workers, share) as group:
+        pool = RayPool(run, clients, share, group, log, on_failure)
         try:
             yield pool
         finally:

@@ -55,6 +55,20 @@ class Cluster:
                 return share
         return 0
 
+    def gpu_share(self, key: str, workers: int, wanted: float | None) -> float:
+        """Return the GPUs that each of `workers` has: `wanted`, or an equal share, 1 at most.
+
+        Raises `ResourceError` naming `key` if there are fewer.
+        """
+        if wanted is None:
+            return min(1.0, self.gpus / workers)
+        if wanted * workers > self.gpus:
+            raise ResourceError(
+                f"{key}={wanted:g} for {workers} worker(s) needs {wanted * workers:g} GPUs, but "
+                f"there are {self.gpus}. Lower it, or set it to 0 to train on CPUs."
+            )
+        return wanted
+
 
 @contextmanager
 def session(ray: ModuleType) -> Iterator[Cluster]:
@@ -80,7 +94,7 @@ def session(ray: ModuleType) -> Iterator[Cluster]:
 
 @contextmanager
 def room(
-    ray: ModuleType, cluster: Cluster, key: str, workers: int, each: Mapping[str, int]
+    ray: ModuleType, cluster: Cluster, key: str, workers: int, each: Mapping[str, float]
 ) -> Iterator[Any]:
     """Hold what all workers need, or nothing, inside the block; gives Ray's placement group.
 

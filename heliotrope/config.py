@@ -259,6 +259,7 @@ class FederatedConfig:
     pool: str = "inprocess"
     workers: int = 1
     cpus_per_worker: int | None = None
+    gpus_per_worker: float | None = None
     client_training: str = "auto"
     stack_size: int | None = None
     client_timeout: float | None = None

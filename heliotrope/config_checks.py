@@ -150,6 +150,7 @@ def _check_federated(cfg: FederatedConfig) -> None:
     kinds = ("auto", "sequential", "compiled", "batched")
     _choice("federated.client_training", cfg.client_training, kinds)
     _at_least("federated.cpus_per_worker", cfg.cpus_per_worker, 1)
+    _at_least("federated.gpus_per_worker", cfg.gpus_per_worker, 0)
     _at_least("federated.stack_size", cfg.stack_size, 1)
     _above("federated.client_timeout", cfg.client_timeout, 0)
     _choice("federated.reduce", cfg.reduce, ("auto", "worker", "none"))

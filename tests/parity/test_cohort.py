@@ -41,8 +41,7 @@ _MODELS = [
     "model=mlp model.hidden=[12]",
     "model=mlp model.hidden=[12,8] model.dropout=0.4 model.activation=tanh",
     "model=cnn model.channels=[4] model.kernel_size=3 model.hidden=[8] model.dropout=0.3",
-    "model=cnn model.channels=[3] model.kernel_size=3 model.hidden=[4] model.flip=true "
-    "model.shift=2",
+    "model=cnn model.channels=[3] model.kernel_size=3 model.flip=true model.shift=2",
 ]
 _KINDS = ("sequential", "compiled", "batched")
 _PARTITIONS = [
@@ -91,8 +90,10 @@ def _plain(clients: Clients, order: Instruction, client: int) -> dict[str, Tenso
         reseed(model, step_seed)
         logits = model(clients.train.inputs[rows])
         loss = torch.nn.functional.cross_entropy(logits, clients.train.targets[rows])
-        for p, w in zip(model.parameters(), start, strict=True):
+        for (name, p), w in zip(model.named_parameters(), start, strict=True):
             loss = loss + order.proximal_mu / 2 * ((p - w) ** 2).sum()
+            if order.controls is not None:
+                loss = loss + (order.controls[client][name] * p).sum()
         optimizer.zero_grad()
         loss.backward()
         if cfg.clip_norm is not None:
@@ -111,10 +112,13 @@ def _agree(update: Update, expected: Mapping[str, Tensor], rounding: float = 1e-
         torch.testing.assert_close(update.arrays[name], value, rtol=rounding, atol=rounding)
 
 
-def _check_all_kinds(run: Run, mu: float, cohort: Sequence[int]) -> None:
+def _check_all_kinds(
+    run: Run, mu: float, cohort: Sequence[int], *, controlled: bool = False
+) -> None:
     clients = _ready_in_double(run)
     weights = _weights(clients)
-    order = Instruction(server_round=3, proximal_mu=mu)
+    controls = {c: {n: 0.01 * torch.randn_like(w) for n, w in weights.items()} for c in cohort}
+    order = Instruction(3, mu, controls if controlled else None)
     expected = {client: _plain(clients, order, client) for client in cohort}
     worker = CohortWorker(clients, 1)
     sizes = dict(zip(cohort, clients.population.train_sizes(cohort), strict=True))
@@ -143,10 +147,14 @@ def _check_all_kinds(run: Run, mu: float, cohort: Sequence[int]) -> None:
     assert losses == pytest.approx([losses[0]] * len(losses), rel=rounding)
 
 
+@pytest.mark.parametrize("controlled", [False, True])
+@pytest.mark.parametrize("mu", [0.0, 0.1])
 @pytest.mark.parametrize("optimizer", _OPTIMIZERS)
-def test_every_optimizer_trains_stacked_as_alone(optimizer: str) -> None:
+def test_every_optimizer_trains_stacked_as_alone(
+    optimizer: str, mu: float, controlled: bool
+) -> None:
     run = _compose(optimizer, _MODELS[1], _PARTITIONS[0], "federated.local_epochs=2 seed=5")
-    _check_all_kinds(run, mu=0.1, cohort=[0, 2, 3, 7, 9])
+    _check_all_kinds(run, mu, cohort=[0, 2, 3, 7, 9], controlled=controlled)
 
 
 @pytest.mark.parametrize("trial", range(20))
@@ -178,7 +186,7 @@ def _ray_pool(run: Run, workers: int, log: Path) -> Iterator[RayPool]:
         pytest.fail(f"worker {worker}: {reason}")
 
     with session(ray) as cluster, room(ray, cluster, "workers", workers, {"CPU": 1}) as group:
-        pool = RayPool(run, clients, 1, group, log, on_failure)
+        pool = RayPool(run, clients, {"CPU": 1}, group, log, on_failure)
         try:
             yield pool
         finally:

@@ -73,6 +73,15 @@ def test_the_share_is_the_largest_that_fits() -> None:
         assert Cluster(nodes, (0,) * len(nodes)).cpu_share(workers) == max(fits, default=0)
 
 
+def test_gpus_are_shared_equally_unless_said_otherwise() -> None:
+    cluster = Cluster(node_cpus=(8,), node_gpus=(2,))
+    assert [cluster.gpu_share("gpus", n, None) for n in (1, 2, 4, 8)] == [1.0, 1.0, 0.5, 0.25]
+    assert cluster.gpu_share("gpus", 4, 0.25) == 0.25
+    assert cluster.gpu_share("gpus", 4, 0) == 0
+    with pytest.raises(ResourceError, match=r"gpus=1 for 3 worker\(s\) needs 3 GPUs, .* are 2"):
+        cluster.gpu_share("gpus", 3, 1)
+
+
 def test_the_cause_is_the_rank_that_did_not_merely_lose_its_peer() -> None:
     lost = WorkerFailure(0, "RuntimeError: [gloo/transport/tcp/pair.cc:537] Connection closed")
     died = WorkerFailure(1, "killed by SIGKILL")
