@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from heliotrope import checkpoint
+from heliotrope.background import in_background
 from heliotrope.config import Run
 from heliotrope.data import Dataset, load
 from heliotrope.display import Display
@@ -27,7 +28,6 @@ from heliotrope.tracking import Clock, Tracker
 
 from . import fence
 from .attempt import Attempt, Trained, WorkerFailure
-from .background import in_background
 from .launchers import Launcher
 
 __all__ = ["Parts", "begin", "drive", "prepare", "write_results"]

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from heliotrope.background import in_background
 from heliotrope.config import Run
 from heliotrope.rundir import RunDirectory
 
-from .background import in_background
 from .launchers import opened
 
 if TYPE_CHECKING:

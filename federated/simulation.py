@@ -5,19 +5,21 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from flwr.serverapp.strategy import Strategy
 
-from heliotrope.cluster import Cluster, room, session
+from heliotrope.cluster import Cluster, room
 from heliotrope.config import Run
-from heliotrope.data import load
+from heliotrope.data import Scaling, load
 from heliotrope.display import Display
 from heliotrope.errors import ResourceError
 from heliotrope.finish import finish
 from heliotrope.home import at_home, newest_checkpoint
 from heliotrope.models import parameter_count
-from heliotrope.resources import available_cpus, check_cpus, peak_rss_bytes, pick_device
+from heliotrope.resources import available_cpus, peak_rss_bytes, pick_device
 from heliotrope.result import Outcome
 from heliotrope.rundir import RunDirectory
 from heliotrope.tasks import task_of
@@ -31,34 +33,49 @@ from .server import Server
 from .setup import assemble, divide
 from .strategies import build_strategy, reduces
 
-__all__ = ["run_job"]
+__all__ = ["Parts", "prepare", "simulate"]
 
 
-def run_job(run: Run, directory: Path) -> None:
-    """Train `run` in federated mode and leave its results in `directory`."""
-    RunDirectory(directory).refuse_if_taken(run, "federated")
-    local = run.federated.pool == "inprocess"
-    device = pick_device(run.device if local else "cpu")
-    torch.set_num_threads(available_cpus())
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration means, found to fit before any work."""
+
+    clients: Clients
+    scaling: Scaling
+    strategy: Strategy
+    reduce: bool
+
+
+def prepare(run: Run) -> Parts:
+    """Load and divide the data and build model and strategy, so that what is wrong shows here."""
     dataset = load(run.data, run.seed)
-    task = task_of(dataset)
     splits = {"validation": dataset.validation, "test": dataset.test}
     central = {name: split for name, split in splits.items() if len(split)}
-    clients = assemble(run, task, dataset.train, divide(run, dataset), central)
-    strategy = build_strategy(run)
-    reduce = reduces(run.federated)
+    task = task_of(dataset)
+    return Parts(
+        clients=assemble(run, task, dataset.train, divide(run, dataset), central),
+        scaling=dataset.scaling,
+        strategy=build_strategy(run),
+        reduce=reduces(run.federated),
+    )
+
+
+def simulate(run: Run, directory: Path, parts: Parts, cluster: Cluster | None) -> None:
+    """Train the clients of `run`, in this process or on a Ray cluster, and write its results."""
+    clients = parts.clients
+    device = pick_device(run.device if cluster is None else "cpu")
+    torch.set_num_threads(available_cpus())
     check_kind(clients)
-    with _cluster(run) as cluster, at_home(run, "federated", directory, "server") as place:
-        home, display = place
+    with at_home(run, "federated", directory, "server") as (home, display):
         tracker = Tracker(home.metrics, (display,))
         try:
             with _pool(run, clients.on(device), cluster, home.log, tracker) as pool:
                 server = Server(
                     run,
                     clients,
-                    dataset.scaling,
-                    strategy,
-                    CohortGrid(pool, reduce),
+                    parts.scaling,
+                    parts.strategy,
+                    CohortGrid(pool, parts.reduce),
                     tracker,
                     home.checkpoints,
                 )
@@ -76,29 +93,9 @@ def run_job(run: Run, directory: Path) -> None:
                     target=server.target.summary(),
                     packages=("flwr",) if cluster is None else ("flwr", "ray"),
                 )
-            finish(run, "federated", home, tracker, server.final, task, outcome, display)
+            finish(run, "federated", home, tracker, server.final, clients.task, outcome, display)
         finally:
             tracker.close()
-
-
-@contextmanager
-def _cluster(run: Run) -> Iterator[Cluster | None]:
-    """Be connected to Ray inside the block, if the pool is Ray's; it must have room for it."""
-    if run.federated.pool == "inprocess":
-        yield None
-        return
-    import ray  # only here: importing and starting it takes seconds
-
-    with session(ray) as cluster:
-        workers, each = run.federated.workers, run.federated.cpus_per_worker or 1
-        check_cpus("federated.workers", workers, each, cluster.cpus)
-        if each > cluster.cpu_share(workers):
-            raise ResourceError(
-                f"federated.cpus_per_worker={each} is more than the {cluster.cpu_share(workers)} "
-                f"that each of {workers} worker(s) can have on one node. Lower it, or lower "
-                "federated.workers."
-            )
-        yield cluster
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import torch
 
 import federated.cohort as cohort_module
 from federated.client import Clients, Instruction, Stack, Weights, train_client
-from federated.simulation import run_job
+from federated.job import run_job
 from heliotrope import checkpoint
 from heliotrope.errors import QuorumError
 from tests.support import ROOT, compose, fresh_seed

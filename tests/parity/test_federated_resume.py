@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from federated.simulation import run_job
+from federated.job import run_job
 from heliotrope import checkpoint
 from heliotrope.errors import RunDirectoryError
 from tests.support import ROOT, compose, fresh_seed

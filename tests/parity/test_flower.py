@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from federated.simulation import run_job
+from federated.job import run_job
 from federated.strategies import STRATEGIES
 from heliotrope import checkpoint
 from heliotrope.config import Run

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import distributed.job
-import federated.simulation
+import federated.job
 from heliotrope import checkpoint
 from tests.support import choices, compose
 
@@ -37,7 +37,7 @@ def test_a_federated_full_batch_step_is_a_distributed_step(partition: str, tmp_p
         "federated.batch_size=null",
     )
     distributed.job.run_job(data_parallel, tmp_path / "distributed")
-    federated.simulation.run_job(clients, tmp_path / "federated")
+    federated.job.run_job(clients, tmp_path / "federated")
 
     one, other = (
         checkpoint.latest(tmp_path / mode / "checkpoints", pytest.fail)

@@ -16,6 +16,7 @@ from unittest.mock import patch
 from problem import Problem, arguments, read, report
 
 from federated import simulation
+from federated.job import run_job
 from heliotrope import checkpoint
 from heliotrope.config import (
     CnnConfig,
@@ -97,7 +98,7 @@ def _train(run: Run, problem: Problem, directory: Path) -> None:
         patch.object(simulation, "load", lambda *_: dataset),
         patch.object(simulation, "divide", lambda *_: parts),
     ):
-        simulation.run_job(run, directory)
+        run_job(run, directory)
 
 
 if __name__ == "__main__":
