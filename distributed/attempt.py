@@ -53,6 +53,7 @@ class Place:
 class Trained:
     """What rank 0 says at the end of training; it crosses processes as JSON.
 
+    `stopped` says that there was more to train, but the workers were asked to stop.
     `final` holds each split's metrics; `peak_rss_bytes` is the sum over the workers;
     `seconds_before` and `train_seconds` are those of `heliotrope.tracking.Clock`.
     """
@@ -65,6 +66,7 @@ class Trained:
     train_seconds: float
     startup_seconds: float
     peak_rss_bytes: int
+    stopped: bool = False
 
     def to_json(self) -> str:
         """Return all of it, floats exactly."""

@@ -29,6 +29,7 @@ from heliotrope.tracking import Clock, Tracker
 from . import fence
 from .attempt import Attempt, Trained, WorkerFailure
 from .launchers import Launcher
+from .stop import signals_heard
 
 __all__ = ["Parts", "begin", "drive", "prepare", "write_results"]
 
@@ -72,11 +73,17 @@ def drive(
                 share.device,
             )
             try:
-                trained = launcher.launch(attempt, parts.dataset, display)
+                with signals_heard() as stop:
+                    trained = launcher.launch(attempt, parts.dataset, display, stop)
+                if trained.stopped:
+                    display.say(f"stopped after step {trained.counts.steps}, which is saved")
+                    stop.leave()
                 break
             except WorkerFailure as failure:
                 failures += 1
                 _tell(failure, home, display)
+                if stop.asked():  # a signal to all processes may end workers before they hear
+                    stop.leave()
                 if failures > run.distributed.max_failures:
                     raise _given_up(failure, failures, run, home) from failure
             except RunFailedError as error:

@@ -18,6 +18,7 @@ from .attempt import Attempt, Place, Share, Trained, WorkerFailure
 from .launchers import Launcher
 from .rank import run_rank
 from .share import share_of
+from .stop import Stop
 
 __all__ = ["inline_launcher"]
 
@@ -35,9 +36,9 @@ class _Inline:
     def __init__(self, share: Share) -> None:
         self.share = share
 
-    def launch(self, attempt: Attempt, dataset: Dataset, display: Display) -> Trained:
+    def launch(self, attempt: Attempt, dataset: Dataset, display: Display, stop: Stop) -> Trained:
         try:
-            return run_rank(attempt, Place(), dataset, display)
+            return run_rank(attempt, Place(), dataset, stop.asked, display)
         except HeliotropeError:
             raise
         except Exception as error:

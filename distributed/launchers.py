@@ -17,6 +17,8 @@ from .attempt import Attempt, Share, Trained
 if TYPE_CHECKING:
     from heliotrope.data import Dataset
 
+    from .stop import Stop
+
 __all__ = ["Launcher", "opened"]
 
 
@@ -25,13 +27,14 @@ class Launcher(Protocol):
 
     `share` is each worker's part of the machine. `launch` raises `WorkerFailure` if a worker
     died, a `HeliotropeError` if another attempt would end the same; no worker outlives it.
+    Once `stop` has been asked it makes the workers stop, as soon as their state is saved.
     """
 
     @property
     def share(self) -> Share:
         """What each worker has."""
 
-    def launch(self, attempt: Attempt, dataset: Dataset, display: Display) -> Trained:
+    def launch(self, attempt: Attempt, dataset: Dataset, display: Display, stop: Stop) -> Trained:
         """Run the workers of one attempt to their end."""
 
 

@@ -23,7 +23,7 @@ POSITION = ".position"  # in the run's directory while workers run: epochs done,
 
 
 def reported(
-    items: Iterable[_Item], count: int, before: int, report: Callable[[float], None]
+    items: Iterable[_Item], count: int, before: float, report: Callable[[float], None]
 ) -> Iterator[_Item]:
     """Pass `items` on, reporting now and then `before` + the share of the `count` items done."""
     due = time.monotonic() + _EVERY

@@ -33,15 +33,22 @@ def part_of(count: int, place: Place) -> slice:
 
 
 def batches(
-    train: Split, order: Tensor, batch_size: int, place: Place, run_seed: int, steps_before: int
+    train: Split,
+    order: Tensor,
+    batch_size: int,
+    place: Place,
+    run_seed: int,
+    steps_before: int,
+    first: int = 0,
 ) -> Iterator[Batch]:
     """Yield one rank's part of each global batch of an epoch, also where the part is empty.
 
     DDP averages gradients over the ranks, so each rank divides its sum of losses by
     global batch size / world size: the average is then the exact mean over the global batch.
-    `steps_before` is the number of steps done in earlier epochs.
+    `steps_before` is the number of steps done in earlier epochs, `first` in this one.
     """
-    for number, start in enumerate(range(0, len(order), batch_size)):
+    starts = range(first * batch_size, len(order), batch_size)
+    for number, start in enumerate(starts, start=first):
         whole = order[start : start + batch_size]
         part = part_of(len(whole), place)
         mine = whole[part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
@@ -22,7 +23,11 @@ __all__ = ["run_process", "run_rank"]
 
 
 def run_process(
-    attempt: Attempt, place: Place, dataset: Dataset, store: Store | None = None
+    attempt: Attempt,
+    place: Place,
+    dataset: Dataset,
+    asked: Callable[[], bool],
+    store: Store | None = None,
 ) -> Trained:
     """Join the group that meets in `store` (None: where torchrun says) and train as one rank."""
     home = RunDirectory(attempt.directory)
@@ -33,13 +38,17 @@ def run_process(
         )
     log_to(home.log, f"rank {place.rank}")
     with joined(place, device_of(attempt.share.device, place), store):
-        return run_rank(attempt, place, dataset)
+        return run_rank(attempt, place, dataset, asked)
 
 
 def run_rank(
-    attempt: Attempt, place: Place, dataset: Dataset, display: Display | None = None
+    attempt: Attempt,
+    place: Place,
+    dataset: Dataset,
+    asked: Callable[[], bool],
+    display: Display | None = None,
 ) -> Trained:
-    """Train as one rank of the group that this process has joined.
+    """Train as one rank of the group that this process has joined, until `asked` to stop.
 
     Rank 0 writes the events, shows them on `display` if the terminal is its own, and leaves its
     position in a file otherwise.
@@ -47,10 +56,10 @@ def run_rank(
     home = RunDirectory(attempt.directory)
     with fence.held(home.path):
         if place.rank > 0:
-            return Worker(attempt, place, dataset, None, lambda _: None).train()
+            return Worker(attempt, place, dataset, asked, None, lambda _: None).train()
         tracker = Tracker(home.metrics, () if display is None else (display,))
         report = in_file(home.path / POSITION) if display is None else display.at
         try:
-            return Worker(attempt, place, dataset, tracker, report).train()
+            return Worker(attempt, place, dataset, asked, tracker, report).train()
         finally:
             tracker.close()

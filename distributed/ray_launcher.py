@@ -36,6 +36,8 @@ from .share import share_of
 if TYPE_CHECKING:
     from heliotrope.data import Dataset
 
+    from .stop import Stop
+
 __all__ = ["ray_launcher"]
 
 _log = logging.getLogger(__name__)
@@ -76,9 +78,12 @@ class _Ray:
             PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank)
             for rank in range(self._workers)
         ]
-        return [kind.options(scheduling_strategy=place).remote() for place in places]
+        # Two threads: it trains in one and hears in the other.
+        return [
+            kind.options(scheduling_strategy=place, max_concurrency=2).remote() for place in places
+        ]
 
-    def launch(self, attempt: Attempt, dataset: Dataset, display: Display) -> Trained:
+    def launch(self, attempt: Attempt, dataset: Dataset, display: Display, stop: Stop) -> Trained:
         home = RunDirectory(attempt.directory)
         self._data = self._data or ray.put(shared(dataset))
         self._ranks = self._ranks or self._start()
@@ -89,7 +94,7 @@ class _Ray:
         ]
         with shown(home.metrics, home.path / POSITION, display):
             try:
-                return Trained.from_json(_all(answers)[0])
+                return Trained.from_json(self._all(answers, stop)[0])
             except BaseException:
                 self.stop()
                 raise
@@ -100,26 +105,30 @@ class _Ray:
             ray.kill(actor)
         self._ranks = []
 
+    def _all(self, answers: Sequence[Any], stop: Stop) -> list[str]:
+        """Return every rank's answer; raise the failure that the others followed from.
 
-def _all(answers: Sequence[Any]) -> list[str]:
-    """Return every rank's answer; raise the failure that the others followed from.
-
-    Waits in Python: inside `ray.wait`, Ray turns SIGTERM into an exit of its own.
-    """
-    ranks: dict[Future[str], int] = {answer.future(): rank for rank, answer in enumerate(answers)}
-    waiting, failures, deadline = set(ranks), [], math.inf
-    while waiting and time.monotonic() < deadline:
-        done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-        for answer in done:
-            error = answer.exception()
-            if error is not None:
-                failures.append(_failure(ranks[answer], error))
-                deadline = min(deadline, time.monotonic() + _CAUSE_SECONDS)
-                if not lost_a_peer(failures[-1]):
-                    raise failures[-1] from error
-    if failures:
-        raise failures[0]
-    return [answer.result() for answer in ranks]
+        Waits in Python: inside `ray.wait`, Ray turns SIGTERM into an exit of its own.
+        """
+        ranks: dict[Future[str], int] = {each.future(): rank for rank, each in enumerate(answers)}
+        waiting, failures, deadline = set(ranks), [], math.inf
+        told = False
+        while waiting and time.monotonic() < deadline:
+            done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
+            if stop.asked() and not told:
+                told = True
+                for actor in self._ranks:
+                    actor.stop.remote()
+            for answer in done:
+                error = answer.exception()
+                if error is not None:
+                    failures.append(_failure(ranks[answer], error))
+                    deadline = min(deadline, time.monotonic() + _CAUSE_SECONDS)
+                    if not lost_a_peer(failures[-1]):
+                        raise failures[-1] from error
+        if failures:
+            raise failures[0]
+        return [answer.result() for answer in ranks]
 
 
 def _failure(rank: int, error: BaseException) -> WorkerFailure:

@@ -6,6 +6,7 @@ The driver imports this module before torch is there, to start the workers early
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ class RayRank:
         import_module("torch._dynamo")
         import_module(".rank", __package__)
         self._store: Any = None
+        self._stop = threading.Event()
 
     def meeting_point(self) -> tuple[str, int]:
         """Open the store in which the ranks meet; return its host and port."""
@@ -55,10 +57,15 @@ class RayRank:
 
         try:
             store = self._store or TCPStore(*at, is_master=False)
-            return run_process(attempt, place, _dataset(data), store).to_json()
+            trained = run_process(attempt, place, _dataset(data), self._stop.is_set, store)
+            return trained.to_json()
         except Exception:
             _log.exception("failed")
             raise
+
+    def stop(self) -> None:
+        """Ask the training, which goes on in another thread, to stop."""
+        self._stop.set()
 
 
 def shared(dataset: Dataset) -> Shared:

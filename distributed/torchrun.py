@@ -14,13 +14,13 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -32,15 +32,17 @@ from heliotrope.resources import available_cpus
 from heliotrope.rundir import RunDirectory
 
 from .attempt import Attempt, Share, Trained, WorkerFailure
+from .background import in_background
 from .failures import root_cause
 from .launchers import Launcher
 from .live import POSITION, shown
+from .scratch import ABORT, ANSWER, STOP
 from .share import share_of
+from .stop import Stop
 
 __all__ = ["torchrun_launcher"]
 
 _log = logging.getLogger(__name__)
-_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 @contextmanager
@@ -54,18 +56,39 @@ class _Torchrun:
     def __init__(self, share: Share) -> None:
         self.share = share
 
-    def launch(self, attempt: Attempt, dataset: Dataset, display: Display) -> Trained:  # noqa: ARG002 - each worker loads it
+    def launch(
+        self,
+        attempt: Attempt,
+        dataset: Dataset,  # noqa: ARG002 - each worker loads it
+        display: Display,
+        stop: Stop,
+    ) -> Trained:
         home = RunDirectory(attempt.directory)
         with (
             tempfile.TemporaryDirectory(prefix="heliotrope-") as scratch,
             shown(home.metrics, home.path / POSITION, display),
         ):
-            answer = Path(scratch) / "trained.json"
-            _run_agent(attempt, answer, scratch)
-            return Trained.from_json(answer.read_text())
+            # Beside the main thread: there the agent would take the signals for itself.
+            agent = in_background(lambda: _run_agent(attempt, scratch))
+            _wait_for(agent, Path(scratch), stop)
+            return Trained.from_json((Path(scratch) / ANSWER).read_text())
 
 
-def _run_agent(attempt: Attempt, answer: Path, scratch: str) -> None:
+def _wait_for(agent: Future[None], scratch: Path, stop: Stop) -> None:
+    """Return or raise as the agent does; pass on to the workers what `stop` hears."""
+    try:
+        while not agent.done():
+            wait([agent], timeout=0.1)
+            if stop.asked():
+                (scratch / STOP).touch()
+        agent.result()
+    except BaseException:
+        (scratch / ABORT).touch()
+        wait([agent])
+        raise
+
+
+def _run_agent(attempt: Attempt, scratch: str) -> None:
     """Start the workers and return when all have ended well."""
     config = LaunchConfig(
         min_nodes=1,
@@ -84,30 +107,15 @@ def _run_agent(attempt: Attempt, answer: Path, scratch: str) -> None:
         "started": attempt.started,
         "threads": attempt.share.threads,
         "device": attempt.share.device,
-        "answer": str(answer),
+        "scratch": scratch,
     }
-    with _handlers_kept(), _agent_logged(), _environment(attempt.share.threads):
+    with _agent_logged(), _environment(attempt.share.threads):
         try:
             elastic_launch(config, sys.executable)(
                 "-m", f"{__package__}.worker_main", json.dumps(order)
             )
         except ChildFailedError as error:
             _raise_failure(error)
-        except SignalException as error:
-            if error.sigval == signal.SIGINT:
-                raise KeyboardInterrupt from error
-            raise SystemExit(128 + error.sigval) from error
-
-
-@contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Put this process's signal handlers back: the agent leaves its own behind."""
-    ours = {number: signal.getsignal(number) for number in _HANDLED}
-    try:
-        yield
-    finally:
-        for number, handler in ours.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -144,7 +152,7 @@ def _raise_failure(error: ChildFailedError) -> NoReturn:
     failures = [
         WorkerFailure(rank, _reason(failure))
         for rank, failure in error.failures.items()
-        if failure.exitcode != -signal.SIGTERM
+        if failure.exitcode not in (-signal.SIGTERM, 128 + signal.SIGTERM)
     ] or [WorkerFailure(rank, "killed by SIGTERM") for rank in error.failures]
     first = root_cause(failures)
     kind, _, message = first.reason.partition(": ")

@@ -29,6 +29,7 @@ from .driver import begin, prepare, write_results
 from .group import device_of, joined
 from .rank import run_rank
 from .share import share_of
+from .stop import signals_heard
 
 __all__ = ["place_from_environment", "run_one_rank"]
 
@@ -52,18 +53,22 @@ def run_one_rank(run: Run, directory: Path) -> None:
     share = share_of(run, here, cpus, cpus // here, torch.cuda.device_count())
     parts = prepare(run)
     if place.rank > 0:
-        with joined(place, device_of(share.device, place)):
+        with joined(place, device_of(share.device, place)), signals_heard() as stop:
             told = _from_rank_0(None, place)
             log_to(RunDirectory(told[0]).log, f"rank {place.rank}")
-            run_rank(Attempt(run, *told, share), place, parts.dataset)
+            trained = run_rank(Attempt(run, *told, share), place, parts.dataset, stop.asked)
+        if trained.stopped:
+            stop.leave()
         return
     with at_home(run, "distributed", directory, "rank 0") as (home, display):
         started = time.time() - Clock().seconds
-        with joined(place, device_of(share.device, place)):
+        with joined(place, device_of(share.device, place)), signals_heard() as stop:
             saved = begin(run, home, parts.model, display, run.resume)
             told = _from_rank_0((home.path, saved, started), place)
             attempt = Attempt(run, *told, share)
-            trained = run_rank(attempt, place, parts.dataset, display)
+            trained = run_rank(attempt, place, parts.dataset, stop.asked, display)
+        if trained.stopped:
+            stop.leave()
         write_results(run, home, parts, attempt, trained, display)
 
 

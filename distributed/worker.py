@@ -2,11 +2,12 @@
 
 1. Build the model from the run's seed, or load the checkpoint.
 2. Each epoch: train on this rank's part of every global batch, then add the sums of all ranks.
-3. When due: evaluate this rank's part of each split, add the sums; rank 0 saves a checkpoint.
+3. When due: evaluate this rank's part of each split, add the sums; rank 0 saves a checkpoint,
+   in mid-epoch too: after any step, what is left of the epoch follows from its number.
 4. Rank 0 says what came of it.
 
-Every rank decides the same from the same sums (a diverged loss, a target reached), so none
-waits for another that has stopped. Only rank 0 writes.
+Every rank decides the same from the same sums (a diverged loss, a target reached, a request to
+stop), so none waits for another that has stopped. Only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ from heliotrope.result import Target
 from heliotrope.rundir import RunDirectory
 from heliotrope.tasks import task_of
 from heliotrope.tracking import Clock, Progress, Tracker
-from heliotrope.training import Batch, build_optimizer, train_batches
+from heliotrope.training import Batch, TrainTotals, build_optimizer, train_batches
 
 from .attempt import Attempt, Place, Trained
 from .group import data_parallel, device_of, sum_over_ranks
 from .live import reported
 from .order import batches, part_of, permutation
 from .schedule import scheduled
+from .stop import Agreement
 from .threads import useful_threads
 
 __all__ = ["Worker"]
@@ -50,7 +52,8 @@ _log = logging.getLogger(__name__)
 class Worker:
     """One rank's model, optimizer and progress. The process group must have been joined.
 
-    `tracker` is rank 0's, None on the others; `report` takes the epochs done, as a fraction.
+    `asked` says whether this rank was asked to stop. `tracker` is rank 0's, None on the others;
+    `report` takes the epochs done, as a fraction.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Worker:
         attempt: Attempt,
         place: Place,
         dataset: Dataset,
+        asked: Callable[[], bool],
         tracker: Tracker | None,
         report: Callable[[float], None],
     ) -> None:
@@ -77,7 +81,11 @@ class Worker:
         self._parallel = data_parallel(self._model, self._task, place)
         self._optimizer = build_optimizer(run.optimizer, self._model.parameters())
         self._gradient_bytes = sum(p.nbytes for p in self._model.parameters() if p.requires_grad)
-        self._epoch = 0
+        self._agreement = Agreement(asked, place, self._device)
+        self._epoch = 0  # epochs done
+        self._step = 0  # steps done of the next one
+        self._plan: Iterator[Batch] | None = None  # what is left of that one
+        self._totals = TrainTotals()  # what this rank has summed up in it
         self._counts = Progress()
         self._clock = Clock.since(attempt.started)
         self._startup_seconds: float | None = None
@@ -101,55 +109,92 @@ class Worker:
         return useful_threads(self._model, self._task, largest, share)
 
     def train(self) -> Trained:
-        """Train the remaining epochs, or up to the target; every rank returns the same counts.
+        """Train the remaining epochs, up to the target, or until asked to stop.
 
-        Raises `RunFailedError` naming the epoch if the loss is not finite any more.
+        Every rank returns the same counts. Raises `RunFailedError` naming the epoch if the loss
+        is not finite any more.
         """
-        stop = self._target.stop
-        while self._epoch < self._cfg.epochs and not stop:
-            self._epoch += 1
-            self._train_epoch()
-            last = self._epoch == self._cfg.epochs
-            if last or self._epoch % self._cfg.evaluate_every == 0:
-                stop = self._evaluate_epoch()
-            if last or stop or self._epoch % self._cfg.checkpoint_every == 0:
+        done = self._target.stop or self._epoch == self._cfg.epochs
+        while not done:
+            due = self._train_steps()
+            if self._step == self._steps:
+                done, due = self._end_epoch()
+            if due:
                 self._save()
+            if self._agreement.reached and not done:
+                return self._trained(stopped=True)
         if not self._final:  # nothing was left to train
             self._evaluate()
-        return self._trained()
+        return self._trained(stopped=False)
 
-    def _train_epoch(self) -> None:
+    @property
+    def _steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-len(self._train) // self._cfg.batch_size)
+
+    def _train_steps(self) -> bool:
+        """Train up to the end of the epoch, or until a checkpoint is due; return whether it is."""
         started = time.perf_counter()
-        totals = train_batches(
+        if self._plan is None:
+            self._plan = self._batches()
+        train_batches(
             self._parallel,
             self._optimizer,
             self._task,
-            self._batches(),
+            self._until_due(self._plan),
             clip_norm=self._run.optimizer.clip_norm,
+            totals=self._totals,
         )
         self._clock.train_seconds += time.perf_counter() - started
-        loss_sum, examples = self._sum([totals.loss_sum, totals.examples])
-        counts, others = self._counts, self._place.world_size - 1
-        counts.steps += totals.steps
-        counts.examples_seen += int(examples)
-        # A ring all-reduce: in each half (reduce-scatter, all-gather) all ranks together send
-        # world size - 1 times the gradients.
-        counts.bytes_up += totals.steps * others * self._gradient_bytes
-        counts.bytes_down += totals.steps * others * self._gradient_bytes
-        self._check_finite("training loss", loss_sum)
-        self._emit("train", {"train/loss": loss_sum / examples})
+        return self._due()
 
     def _batches(self) -> Iterator[Batch]:
-        examples, size = len(self._train), self._cfg.batch_size
-        order = permutation(self._run.seed, self._epoch, examples).to(self._device)
-        plan = batches(self._train, order, size, self._place, self._run.seed, self._counts.steps)
+        """Yield this rank's part of what is left of the epoch."""
+        cfg, steps, seed = self._cfg, self._steps, self._run.seed
+        order = permutation(seed, self._epoch + 1, len(self._train)).to(self._device)
+        before = self._counts.steps - self._step
+        plan = batches(
+            self._train, order, cfg.batch_size, self._place, seed, before, first=self._step
+        )
         if self._startup_seconds is None:
             self._startup_seconds = time.time() - self._began
-        steps = -(-examples // size)
-        cfg, place = self._cfg, (self._counts.steps, self._cfg.epochs * steps)
-        lr = self._run.optimizer.lr
-        plan = scheduled(plan, self._optimizer, lr, cfg.lr_schedule, place)
-        return reported(plan, steps, self._epoch - 1, self._report)
+        place = (self._counts.steps, cfg.epochs * steps)
+        plan = scheduled(plan, self._optimizer, self._run.optimizer.lr, cfg.lr_schedule, place)
+        return reported(plan, steps, self._epoch + self._step / steps, self._report)
+
+    def _until_due(self, plan: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass batches on and count the steps, up to one after which something is due."""
+        counts, others = self._counts, self._place.world_size - 1
+        examples, size = len(self._train), self._cfg.batch_size
+        for batch in plan:
+            yield batch
+            counts.examples_seen += min(size, examples - self._step * size)
+            # A ring all-reduce: in each half (reduce-scatter, all-gather) all ranks together
+            # send world size - 1 times the gradients.
+            counts.bytes_up += others * self._gradient_bytes
+            counts.bytes_down += others * self._gradient_bytes
+            counts.steps += 1
+            self._step += 1
+            if self._agreement.after_step() or self._due():
+                return
+
+    def _due(self) -> bool:
+        """Return whether the step just done is one to save."""
+        every = self._cfg.checkpoint_every_steps
+        return self._agreement.reached or (every is not None and self._counts.steps % every == 0)
+
+    def _end_epoch(self) -> tuple[bool, bool]:
+        """Tell of the epoch; return whether it was the last, and whether it is to be saved."""
+        due = self._due()
+        [loss_sum] = self._sum([self._totals.loss_sum])
+        self._epoch, self._step = self._epoch + 1, 0
+        self._plan, self._totals = None, TrainTotals()
+        self._check_finite("training loss", loss_sum)
+        self._emit("train", {"train/loss": loss_sum / len(self._train)})
+        last = self._epoch == self._cfg.epochs
+        if last or self._epoch % self._cfg.evaluate_every == 0:
+            last = self._evaluate_epoch() or last
+        return last, last or due or self._epoch % self._cfg.checkpoint_every == 0
 
     def _evaluate_epoch(self) -> bool:
         """Evaluate, tell, and return whether the target says to stop."""
@@ -181,8 +226,9 @@ class Worker:
 
     def _check_finite(self, what: str, loss_sum: float) -> None:
         if not math.isfinite(loss_sum):
+            epoch = self._epoch + (self._step > 0)
             raise RunFailedError(
-                f"The {what} is {loss_sum} in epoch {self._epoch}: training has diverged. Lower "
+                f"The {what} is {loss_sum} in epoch {epoch}: training has diverged. Lower "
                 f"optimizer.lr={self._run.optimizer.lr:g} and start again in another "
                 "hydra.run.dir; the checkpoints here hold the epochs before."
             )
@@ -200,6 +246,10 @@ class Worker:
             _log.info("epoch %d: %s", self._epoch, said)
 
     def _save(self) -> None:
+        sums = [0.0] * self._place.world_size
+        sums[self._place.rank] = self._totals.loss_sum
+        sums = self._sum(sums)  # each rank's own, for all to know
+        self._check_finite("training loss", sum(sums))
         if self._tracker is None:
             return
         arrays, rest = optimizer_state.flatten(self._optimizer)
@@ -212,6 +262,8 @@ class Worker:
                 arrays=arrays,
                 state={
                     "epoch": self._epoch,
+                    "step": self._step,
+                    "loss_sums": sums,
                     "scaling": asdict(self._dataset.scaling),
                     "optimizer": rest,
                     "counts": asdict(self._counts),
@@ -222,7 +274,7 @@ class Worker:
                 },
             ),
         )
-        _log.info("checkpoint %s holds %d epochs", path.name, self._epoch)
+        _log.info("checkpoint %s holds %d epochs, %d steps", path.name, self._epoch, self._step)
 
     def _resume(self, progress: int) -> None:
         path = checkpoint.path_of(self._home.checkpoints, progress)
@@ -231,13 +283,26 @@ class Worker:
         state = saved.state
         optimizer_state.restore(self._optimizer, saved.arrays, state["optimizer"])
         self._epoch = state["epoch"]
+        self._step = state.get("step", 0)  # version 0.1 saved at the end of epochs only
+        self._totals.loss_sum = self._own(state.get("loss_sums", [0.0]))
         self._counts = Progress(**state["counts"])
         self._clock.seconds_before = state["seconds"]
         self._clock.train_seconds = state["train_seconds"]
         self._target.restore(state["target"])
-        _log.info("resumed from checkpoint %s, after epoch %d", path.name, self._epoch)
+        _log.info(
+            "resumed from checkpoint %s, after epoch %d, step %d",
+            path.name,
+            self._epoch,
+            self._step,
+        )
 
-    def _trained(self) -> Trained:
+    def _own(self, sums: list[float]) -> float:
+        """Return this rank's of the saved sums; with another world size, rank 0 takes them all."""
+        if len(sums) == self._place.world_size:
+            return sums[self._place.rank]
+        return math.fsum(sums) if self._place.rank == 0 else 0.0
+
+    def _trained(self, *, stopped: bool) -> Trained:
         now = time.time() - self._began
         [peak] = self._sum([float(peak_rss_bytes())])
         return Trained(
@@ -249,6 +314,7 @@ class Worker:
             train_seconds=self._clock.train_seconds,
             startup_seconds=now if self._startup_seconds is None else self._startup_seconds,
             peak_rss_bytes=int(peak),
+            stopped=stopped,
         )
 
 

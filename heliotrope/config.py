@@ -139,6 +139,7 @@ class DistributedConfig:
     max_failures: int = 0
     evaluate_every: int = 1
     checkpoint_every: int = 1
+    checkpoint_every_steps: int | None = None
 
 
 # --- federated ----------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def newest_checkpoint(
     """Return the checkpoint to go on from, or None if there is none yet.
 
     A damaged one is refused aloud and the one before it taken. Raises `RunDirectoryError` if
-    more epochs or rounds are done already than the config asks for.
+    more epochs or rounds are begun already than the config asks for.
     """
 
     def loudly(line: str) -> None:
@@ -54,13 +54,15 @@ def newest_checkpoint(
     if saved is None:
         return None
     unit, total = _length(run, mode)
-    done = int(saved.state[unit])
-    if done > total:
+    done, step = int(saved.state[unit]), int(saved.state.get("step", 0))
+    begun = done + (step > 0)
+    if begun > total:
         raise RunDirectoryError(
-            f"{mode}.{unit}s={total}, but hydra.run.dir={home.path} has done {done} already. "
-            f"Set {mode}.{unit}s={done} or more to continue it, or choose another directory."
+            f"{mode}.{unit}s={total}, but hydra.run.dir={home.path} has done {begun} already. "
+            f"Set {mode}.{unit}s={begun} or more to continue it, or choose another directory."
         )
-    display.say(f"resuming after {unit} {done}")
+    within = f", step {step} of the next" if step else ""
+    display.say(f"resuming after {unit} {done}{within}")
     display.at(done)
     return saved
 

@@ -33,6 +33,7 @@ _MAY_CHANGE = {
     "distributed.cpus_per_worker",
     "distributed.max_failures",
     "distributed.checkpoint_every",
+    "distributed.checkpoint_every_steps",
     "federated.rounds",
     "federated.pool",
     "federated.workers",

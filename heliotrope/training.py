@@ -83,15 +83,18 @@ def train_batches(
     batches: Iterable[Batch],
     penalty: Callable[[], Tensor] | None = None,
     clip_norm: float | None = None,
+    totals: TrainTotals | None = None,
 ) -> TrainTotals:
     """Take one optimizer step per batch and return the totals.
 
     `penalty` is added to every step's loss but not to the reported one. Gradients whose norm,
-    of all weights together, exceeds `clip_norm` are scaled down to it.
+    of all weights together, exceeds `clip_norm` are scaled down to it. `totals` goes on from
+    those of earlier batches: the sums are the same, bit for bit, as those of one call for all.
     """
     model.train()
-    loss_sum = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
-    totals = TrainTotals()
+    totals = TrainTotals() if totals is None else totals
+    device = next(model.parameters()).device
+    loss_sum = torch.tensor(totals.loss_sum, dtype=torch.float64, device=device)
     for batch in batches:
         reseed(model, batch.seed, batch.first)
         optimizer.zero_grad(set_to_none=True)

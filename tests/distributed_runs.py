@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -72,7 +73,7 @@ def cut(directory: Path, copy: Path, after: int) -> Path:
 def process(directory: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
     """Start `SMALL` with `overrides` as a command in a session of its own."""
     command = [sys.executable, "-m", "distributed", *SMALL, MOMENTUM, *overrides]
-    started = subprocess.Popen(
+    started = _hearing_ctrl_c(
         [*command, f"hydra.run.dir={directory}"],
         cwd=ROOT,
         env=environment(),
@@ -88,6 +89,15 @@ def process(directory: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]
         started.communicate()
 
 
+def _hearing_ctrl_c(command: list[str], **arguments: Any) -> subprocess.Popen[str]:
+    """Start a process that does not ignore SIGINT, though tests in the background do."""
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, **arguments)
+    finally:
+        signal.signal(signal.SIGINT, ours)
+
+
 def wait_until(condition: Any, seconds: float = 60.0) -> Any:
     """Return what `condition` returns once it is true."""
     deadline = time.monotonic() + seconds
@@ -95,6 +105,12 @@ def wait_until(condition: Any, seconds: float = 60.0) -> Any:
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
     return answer
+
+
+def ready(directory: Path) -> bool:
+    """Return whether a worker of a run is about to train."""
+    log = directory / "run.log"
+    return log.exists() and "ready: process" in log.read_text()
 
 
 def process_of_rank(directory: Path, rank: int, attempt: int = 1) -> int | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -26,11 +26,11 @@ from tests.distributed_runs import (
     RAY,
     TORCHRUN,
     alive,
-    checkpoints,
     cut,
     events_of,
     process,
     process_of_rank,
+    ready,
     train,
     wait_until,
     weights_of,
@@ -191,34 +191,60 @@ def _children(pid: int) -> list[int]:
     return found[1:]
 
 
-def test_ctrl_c_leaves_a_run_to_continue_and_no_process(tmp_path: Path) -> None:
-    output, code = _stopped(tmp_path, signal.SIGINT, *RAY)
-    assert code == 130, output
-    assert checkpoint.latest(tmp_path / "checkpoints", pytest.fail) is not None
-
-
-def test_a_terminated_run_continues_bit_for_bit(undisturbed: Path, tmp_path: Path) -> None:
-    output, code = _stopped(tmp_path, signal.SIGTERM, *TORCHRUN)
-    assert code == 143, output
-    for path in sorted((tmp_path / "checkpoints").iterdir())[1:]:
-        path.rename(tmp_path / path.name)  # leave one, from before the twelfth epoch
-    train(tmp_path, *TORCHRUN, "resume=true", epochs=_EPOCHS)
-    assert_same_tensors(weights_of(undisturbed), weights_of(tmp_path))
-    assert json.loads((tmp_path / "result.json").read_text())["epochs"] == _EPOCHS
-
-
-def _stopped(directory: Path, sent: signal.Signals, *overrides: str) -> tuple[str, int]:
-    """Stop a long run; return its output and exit code once none of its processes is left."""
-    with process(directory, *overrides, "distributed.epochs=2000") as job:
-        wait_until(lambda: checkpoints(directory) > 1)
+@pytest.mark.parametrize(
+    ("launcher", "sent"),
+    [
+        (INLINE, signal.SIGINT),
+        (INLINE, signal.SIGTERM),
+        (TORCHRUN, signal.SIGINT),
+        (TORCHRUN, signal.SIGTERM),
+        (RAY, signal.SIGINT),
+        (RAY, signal.SIGTERM),
+    ],
+    ids=lambda value: value[0].rpartition("=")[2] if isinstance(value, tuple) else value.name,
+)
+def test_a_stopped_run_saves_the_step_it_is_at_and_continues_bit_for_bit(
+    launcher: tuple[str, ...], sent: signal.Signals, tmp_path: Path
+) -> None:
+    # One long epoch, so that nothing is saved but by the signal.
+    size = ("distributed.batch_size=2", "model.hidden=[1024,1024]", "optimizer.lr=0.001")
+    long, parts = (*launcher, "distributed.epochs=1", *size), tmp_path / "parts"
+    with process(parts, *long) as job:
+        wait_until(lambda: ready(parts))
+        time.sleep(random.Random(fresh_seed()).random() / 3)
         below = _children(job.pid)
-        os.killpg(job.pid, sent)  # as Ctrl-C does: to the whole foreground group
+        if launcher is RAY and sent == signal.SIGTERM:
+            job.send_signal(sent)  # its own processes would end as well, and the workers with them
+        else:
+            os.killpg(job.pid, sent)  # as Ctrl-C does: to the whole foreground group
         output, _ = job.communicate(timeout=60)
-    assert f"resume=true hydra.run.dir={directory}" in output
+    assert job.returncode == 128 + sent, output
+    assert f"resume=true hydra.run.dir={parts}" in output
     assert "Traceback" not in output
-    assert len(below) >= 2
     wait_until(lambda: not any(map(alive, below)), seconds=10)
-    return output, job.returncode
+
+    saved = checkpoint.latest(parts / "checkpoints", pytest.fail)
+    assert saved is not None
+    assert f"stopped after step {saved.progress}" in output
+    assert 0 < saved.state["step"] < 647
+    local = INLINE if launcher is INLINE else TORCHRUN
+    train(parts, *long, *local, "resume=true", epochs=1)
+    whole = train(tmp_path / "whole", *long, *local, epochs=1)
+    assert_same_tensors(weights_of(whole), weights_of(parts))
+    assert events_of(whole) == events_of(parts)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
+    with process(tmp_path, *TORCHRUN, "distributed.epochs=2000") as job:
+        pids = [wait_until(lambda rank=rank: process_of_rank(tmp_path, rank)) for rank in (0, 1)]
+        os.kill(pids[1], signal.SIGSTOP)  # no step will end any more
+        job.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            job.wait(timeout=2)
+        job.send_signal(signal.SIGINT)
+        os.kill(pids[1], signal.SIGCONT)
+        assert job.wait(timeout=20) == 130
+        wait_until(lambda: not any(map(alive, pids)), seconds=10)
 
 
 def test_workers_do_not_outlive_a_driver_that_was_killed(tmp_path: Path) -> None:

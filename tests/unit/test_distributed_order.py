@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -46,6 +47,25 @@ def test_all_ranks_together_see_what_one_worker_sees() -> None:
             ]
         seen = torch.cat([batch.targets for batch in alone])
         assert sorted(seen.tolist()) == list(range(examples))
+
+
+def test_an_epoch_goes_on_from_any_step_with_any_number_of_ranks() -> None:
+    draw = random.Random(fresh_seed())
+    for _ in range(20):
+        examples, size = draw.randint(1, 60), draw.randint(1, 20)
+        train, order = _numbered(examples), permutation(1, 2, examples)
+        done = draw.randint(0, -(-examples // size))
+        seen = []
+        for world, first, last in ((draw.randint(1, 4), 0, done), (draw.randint(1, 4), done, None)):
+            for rank in range(world):
+                rest = batches(train, order, size, Place(rank, world), 1, 0, first=first)
+                seen += [batch.targets for batch in itertools.islice(rest, last)]
+        assert sorted(torch.cat(seen).tolist()) == list(range(examples))
+
+        whole = list(batches(train, order, size, Place(), 1, 7))[done:]
+        rest = list(batches(train, order, size, Place(), 1, 7, first=done))
+        assert [batch.seed for batch in rest] == [batch.seed for batch in whole]
+        assert [batch.targets.tolist() for batch in rest] == [b.targets.tolist() for b in whole]
 
 
 def test_the_last_batch_is_smaller_and_may_leave_a_rank_without_examples() -> None:
