@@ -18,6 +18,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import torch
@@ -40,6 +41,8 @@ from .attempt import Attempt, Place, Trained
 from .group import data_parallel, device_of, sum_over_ranks
 from .live import reported
 from .order import batches, part_of, permutation
+from .retention import Best
+from .saver import Saver
 from .schedule import scheduled
 from .stop import Agreement
 from .threads import useful_threads
@@ -90,7 +93,12 @@ class Worker:
         self._clock = Clock.since(attempt.started)
         self._startup_seconds: float | None = None
         self._target = Target(run.target)
+        self._best = Best(self._cfg.best_metric, self._cfg.keep_best)
         self._final: dict[str, ClassificationMetrics] = {}
+        self._saver: Saver | None = None
+        if tracker is not None:
+            root = self._home.checkpoints
+            self._saver = Saver(root, self._optimizer, tracker, self._cfg.keep_last)
         if attempt.checkpoint is not None:
             self._resume(attempt.checkpoint)
         _log.info(
@@ -114,6 +122,10 @@ class Worker:
         Every rank returns the same counts. Raises `RunFailedError` naming the epoch if the loss
         is not finite any more.
         """
+        with self._saver or nullcontext():
+            return self._train_all()
+
+    def _train_all(self) -> Trained:
         done = self._target.stop or self._epoch == self._cfg.epochs
         while not done:
             due = self._train_steps()
@@ -175,6 +187,8 @@ class Worker:
             counts.bytes_down += others * self._gradient_bytes
             counts.steps += 1
             self._step += 1
+            if self._saver is not None:
+                self._saver.raise_if_failed()
             if self._agreement.after_step() or self._due():
                 return
 
@@ -192,15 +206,18 @@ class Worker:
         self._check_finite("training loss", loss_sum)
         self._emit("train", {"train/loss": loss_sum / len(self._train)})
         last = self._epoch == self._cfg.epochs
+        due = due or self._epoch % self._cfg.checkpoint_every == 0
         if last or self._epoch % self._cfg.evaluate_every == 0:
-            last = self._evaluate_epoch() or last
-        return last, last or due or self._epoch % self._cfg.checkpoint_every == 0
+            values = self._evaluate_epoch()
+            due = self._best.offer(values, self._counts.steps) or due
+            unit = {"epoch": self._epoch}
+            last = self._target.observe(values, unit, self._counts, self._clock) or last
+        return last, due or last
 
-    def _evaluate_epoch(self) -> bool:
-        """Evaluate, tell, and return whether the target says to stop."""
+    def _evaluate_epoch(self) -> dict[str, float]:
         values = self._evaluate()
         self._emit("evaluate", values)
-        return self._target.observe(values, {"epoch": self._epoch}, self._counts, self._clock)
+        return values
 
     def _evaluate(self) -> dict[str, float]:
         """Measure each split that has examples; every rank a part of it, the sums are exact."""
@@ -250,31 +267,28 @@ class Worker:
         sums[self._place.rank] = self._totals.loss_sum
         sums = self._sum(sums)  # each rank's own, for all to know
         self._check_finite("training loss", sum(sums))
-        if self._tracker is None:
+        if self._saver is None or self._tracker is None:
             return
         arrays, rest = optimizer_state.flatten(self._optimizer)
-        self._tracker.sync()
-        path = checkpoint.save(
-            self._home.checkpoints,
-            Checkpoint(
-                progress=self._counts.steps,
-                model=self._model.state_dict(),
-                arrays=arrays,
-                state={
-                    "epoch": self._epoch,
-                    "step": self._step,
-                    "loss_sums": sums,
-                    "scaling": asdict(self._dataset.scaling),
-                    "optimizer": rest,
-                    "counts": asdict(self._counts),
-                    "seconds": self._clock.seconds,
-                    "train_seconds": self._clock.train_seconds,
-                    "target": self._target.saved(),
-                    "metrics_offset": self._tracker.offset,
-                },
-            ),
-        )
-        _log.info("checkpoint %s holds %d epochs, %d steps", path.name, self._epoch, self._step)
+        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        state = {
+            "epoch": self._epoch,
+            "step": self._step,
+            "loss_sums": sums,
+            "scaling": asdict(self._dataset.scaling),
+            "optimizer": rest,
+            "counts": asdict(self._counts),
+            "seconds": self._clock.seconds,
+            "train_seconds": self._clock.train_seconds,
+            "target": self._target.saved(),
+            "best": self._best.saved(),
+            "metrics_offset": self._tracker.offset,
+        }
+        # A forward pass may change buffers, and the saver copies beside the next one.
+        model = {name: buffers.get(name, v) for name, v in self._model.state_dict().items()}
+        present = Checkpoint(self._counts.steps, model, arrays, state)
+        self._saver.save(present, self._best.progresses)
+        _log.info("step %d: saving epoch %d, step %d", self._counts.steps, self._epoch, self._step)
 
     def _resume(self, progress: int) -> None:
         path = checkpoint.path_of(self._home.checkpoints, progress)
@@ -289,6 +303,8 @@ class Worker:
         self._clock.seconds_before = state["seconds"]
         self._clock.train_seconds = state["train_seconds"]
         self._target.restore(state["target"])
+        if "best" in state:
+            self._best.restore(state["best"])
         _log.info(
             "resumed from checkpoint %s, after epoch %d, step %d",
             path.name,

@@ -17,23 +17,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from heliotrope.errors import CheckpointError, ConfigError
+from heliotrope.tensor_file import write_bytes, write_tensors
 
 __all__ = ["Checkpoint", "latest", "load", "load_weights", "path_of", "save"]
 
 _SCHEMA = 1
-_KEEP = 3
 _REPLACED = ".replaced"  # a checkpoint that another of the same progress is about to replace
 
 
@@ -52,15 +50,25 @@ def path_of(root: Path, progress: int) -> Path:
     return root / f"{progress:08d}"
 
 
-def save(root: Path, checkpoint: Checkpoint) -> Path:
-    """Write `checkpoint` durably under `root`, drop all but the newest few, return its path.
+def save(
+    root: Path, checkpoint: Checkpoint, keep_last: int = 3, keep: Collection[int] = ()
+) -> Path:
+    """Write `checkpoint` durably under `root` and return its path.
 
-    Interrupted at any point, it leaves the earlier checkpoints readable. Raises
+    Of the others, only the newest stay, `keep_last` with this one, and those whose progress is
+    in `keep`. Interrupted at any point, it leaves the earlier checkpoints readable. Raises
     `CheckpointError` if the files cannot be written.
     """
     try:
-        return _save(root, checkpoint)
+        path = _save(root, checkpoint)
+        # Newer ones, which a resume found damaged, do not count: this one must never be dropped.
+        found = _directories(root)
+        for old in found[: max(0, found.index(path) + 1 - keep_last)]:
+            if int(old.name.removesuffix(_REPLACED)) not in keep:
+                shutil.rmtree(old, ignore_errors=True)
+        return path
     except OSError as error:
+        _sweep(root)  # half a checkpoint would keep the room that is missing
         raise CheckpointError(
             f"The checkpoint at {checkpoint.progress} could not be written under {root}: {error}. "
             "The earlier ones are whole: make room there and continue with resume=true."
@@ -72,21 +80,16 @@ def _save(root: Path, checkpoint: Checkpoint) -> Path:
     temporary = root / f".{final.name}.tmp{os.getpid()}"
     _sweep(root)
     temporary.mkdir(parents=True)
-    payloads = {
-        "model.safetensors": save_tensors(_storable(checkpoint.model)),
-        "state.safetensors": save_tensors(_storable(checkpoint.arrays)),
-        "state.json": json.dumps(dict(checkpoint.state), sort_keys=True).encode(),
-    }
+    state = json.dumps(dict(checkpoint.state), sort_keys=True).encode()
+    model, arrays = "model.safetensors", "state.safetensors"
     files = {
-        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        for name, data in payloads.items()
+        model: write_tensors(temporary / model, checkpoint.model),
+        arrays: write_tensors(temporary / arrays, checkpoint.arrays),
+        "state.json": write_bytes(temporary / "state.json", state),
     }
     order = {"model": list(checkpoint.model), "arrays": list(checkpoint.arrays)}
-    payloads["manifest.json"] = _signed(
-        {"schema": _SCHEMA, "progress": checkpoint.progress, "files": files, "order": order}
-    )
-    for name, data in payloads.items():
-        _write_durably(temporary / name, data)
+    manifest = {"schema": _SCHEMA, "progress": checkpoint.progress, "files": files, "order": order}
+    write_bytes(temporary / "manifest.json", _signed(manifest))
     _sync_directory(temporary)
     replaced = root / f"{final.name}{_REPLACED}"
     if final.exists():  # the same progress, reached again after a resume
@@ -95,10 +98,6 @@ def _save(root: Path, checkpoint: Checkpoint) -> Path:
     temporary.rename(final)
     _sync_directory(root)
     shutil.rmtree(replaced, ignore_errors=True)
-    # Newer ones, which a resume found damaged, do not count: this one must never be dropped.
-    kept = _directories(root)
-    for old in kept[: max(0, kept.index(final) + 1 - _KEEP)]:
-        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -170,14 +169,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) 
     model.load_state_dict(dict(weights))
 
 
-def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies on the CPU: safetensors refuses arrays that share memory (tied weights)."""
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-
-
 def _signed(manifest: Mapping[str, Any]) -> bytes:
     """Return the manifest as JSON that ends in its own SHA-256."""
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
@@ -205,13 +196,6 @@ def _directories(root: Path) -> list[Path]:
     for name in [name for name in found if name.endswith(_REPLACED)]:
         found.setdefault(name.removesuffix(_REPLACED), found[name])  # the swap was interrupted
     return [found[name] for name in sorted(filter(str.isdigit, found), key=int)]
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:

@@ -140,6 +140,9 @@ class DistributedConfig:
     evaluate_every: int = 1
     checkpoint_every: int = 1
     checkpoint_every_steps: int | None = None
+    keep_last: int = 3
+    keep_best: int = 0
+    best_metric: str | None = None
 
 
 # --- federated ----------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def check(run: Run, mode: Mode) -> None:
     check_shared(run)
     if mode == "distributed":
         _check_distributed(run.distributed)
+        _check_retention(run)
     else:
         _check_federated(run.federated)
 
@@ -118,10 +119,10 @@ def check_shared(run: Run) -> None:
         missing = "target.value" if run.target.value is None else "target.metric"
         raise ConfigError(f"A target needs both target.metric and target.value. Set {missing}.")
     if run.target.metric is not None:
-        _choice("target.metric", run.target.metric, _target_metrics(run))
+        _choice("target.metric", run.target.metric, _metrics(run))
 
 
-def _target_metrics(run: Run) -> tuple[str, ...]:
+def _metrics(run: Run) -> tuple[str, ...]:
     splits = ("test", "validation") if run.data.validation_fraction else ("test",)
     return tuple(f"{split}/{name}" for split in splits for name in ("accuracy", "loss", "macro_f1"))
 
@@ -143,6 +144,24 @@ def _check_distributed(cfg: DistributedConfig) -> None:
         raise ConfigError(
             f"distributed.batch_size={cfg.batch_size} is global and smaller than "
             f"distributed.workers={cfg.workers}. Raise the batch size or use fewer workers."
+        )
+
+
+def _check_retention(run: Run) -> None:
+    cfg = run.distributed
+    _at_least("distributed.keep_last", cfg.keep_last, 1)
+    _at_least("distributed.keep_best", cfg.keep_best, 0)
+    if cfg.best_metric is not None:
+        _choice("distributed.best_metric", cfg.best_metric, _metrics(run))
+    if cfg.keep_best and cfg.best_metric is None:
+        raise ConfigError(
+            f"distributed.keep_best={cfg.keep_best} needs a metric to be best by. Set "
+            f"distributed.best_metric, such as {_metrics(run)[-2]}."
+        )
+    if cfg.best_metric is not None and not cfg.keep_best:
+        raise ConfigError(
+            f"distributed.best_metric={cfg.best_metric} has no effect with "
+            "distributed.keep_best=0. Set distributed.keep_best to the number of checkpoints."
         )
 
 

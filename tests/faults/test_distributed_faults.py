@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import threading
@@ -26,6 +27,7 @@ from tests.distributed_runs import (
     RAY,
     TORCHRUN,
     alive,
+    checkpoints,
     cut,
     events_of,
     process,
@@ -118,6 +120,26 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path) -> Non
     (tmp_path / "checkpoints").write_text("a file in the way")
     with pytest.raises(CheckpointError, match="could not be written"):
         train(tmp_path, *INLINE)
+
+
+def test_a_disk_that_fills_ends_the_run_and_leaves_what_was_whole(tmp_path: Path) -> None:
+    large = (*INLINE, "model.hidden=[300,300]", "distributed.epochs=300")
+    with process(tmp_path, *large) as job:
+        wait_until(lambda: checkpoints(tmp_path) > 1)
+        resource.prlimit(job.pid, resource.RLIMIT_FSIZE, (2**18, 2**18))  # bytes a file
+        output, _ = job.communicate(timeout=60)
+    assert job.returncode == 1, output
+    assert "could not be written" in output
+    assert "File too large" in output
+    assert "Traceback" not in output
+    assert all(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
+    saved = checkpoint.latest(tmp_path / "checkpoints", pytest.fail)
+    assert saved is not None
+
+    epochs = saved.state["epoch"] + 2
+    train(tmp_path, *large, "resume=true", epochs=epochs)
+    whole = train(tmp_path / "whole", *large, epochs=epochs)
+    assert_same_tensors(weights_of(whole), weights_of(tmp_path))
 
 
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from heliotrope.commands import evaluate_run
 from heliotrope.errors import ConfigError
 from tests.distributed_runs import INLINE, RAY, SMALL, TORCHRUN, events_of, train
 from tests.support import ROOT, command, environment
@@ -127,6 +128,26 @@ def test_a_target_stops_training_where_it_is_reached(tmp_path: Path) -> None:
     higher = ["target.metric=test/accuracy", "target.value=0.9"]
     train(tmp_path / "run", *INLINE, *higher, "resume=true", epochs=50)
     assert _result(tmp_path / "run")["epochs"] > result["epochs"]
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("metric", ["validation/loss", "test/accuracy"])
+def test_the_newest_and_the_best_checkpoints_are_kept(metric: str, tmp_path: Path) -> None:
+    keep = [
+        "distributed.keep_last=1",
+        "distributed.keep_best=2",
+        f"distributed.best_metric={metric}",
+    ]
+    noisy = ["optimizer.lr=0.3", "distributed.checkpoint_every=100"]
+    train(tmp_path, *INLINE, *keep, *noisy, epochs=4)
+    train(tmp_path, *INLINE, *keep, *noisy, "resume=true", epochs=8)
+    values = [(event[metric], event["steps"]) for event in events_of(tmp_path, "evaluate")]
+    sign = 1 if metric.endswith("loss") else -1
+    best = sorted(values, key=lambda value: (sign * value[0], value[1]))[:2]
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {steps for _, steps in best} | {8 * 11}
+    for value, steps in best:
+        assert evaluate_run(tmp_path, f"{steps:08d}")[metric] == pytest.approx(value, rel=1e-6)
 
 
 @pytest.mark.usefixtures("no_report")

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from heliotrope import checkpoint
 from heliotrope.checkpoint import Checkpoint
 from heliotrope.errors import CheckpointError, ConfigError
+from heliotrope.tensor_file import write_tensors
 from tests.support import assert_same_tensors, fresh_seed
 
 FILES = ("model.safetensors", "state.safetensors", "state.json", "manifest.json")
@@ -356,3 +358,18 @@ def test_weights_of_another_model_are_refused_naming_the_array(
     assert str(tmp_path) in str(caught.value)
     assert "Set model.*" in str(caught.value)
     assert_same_tensors(model.state_dict(), before)
+
+
+def test_files_are_those_that_the_safetensors_library_writes(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(fresh_seed())
+    kinds = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+    kinds += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+    tensors = {
+        f"{number}.{kind}": torch.randint(0, 2, shape, generator=generator).to(kind)
+        for kind in kinds
+        for number, shape in enumerate([(), (0,), (3,), (2, 5), (4, 1, 3)])
+    }
+    tensors["transposed"] = torch.rand(3, 4, generator=generator).T
+    write_tensors(tmp_path / "ours", tensors)
+    theirs = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    assert_same_tensors(safetensors.torch.load_file(tmp_path / "ours"), theirs)

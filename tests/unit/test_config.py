@@ -107,6 +107,27 @@ def test_the_command_line_wins_over_the_experiment() -> None:
 
 # Overrides of a valid config, and what the message must name: the key, the value, the remedy.
 REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
+    (
+        "distributed",
+        ("distributed.checkpoint_every_steps=0",),
+        ("distributed.checkpoint_every_steps=0", "at least 1"),
+    ),
+    ("distributed", ("distributed.keep_last=0",), ("distributed.keep_last=0", "at least 1")),
+    (
+        "distributed",
+        ("distributed.keep_best=2",),
+        ("distributed.keep_best=2", "Set distributed.best_metric"),
+    ),
+    (
+        "distributed",
+        ("distributed.best_metric=test/loss",),
+        ("distributed.best_metric=test/loss", "Set distributed.keep_best"),
+    ),
+    (
+        "distributed",
+        ("distributed.keep_best=1", "distributed.best_metric=test/los"),
+        ("distributed.best_metric=test/los", "Did you mean 'test/loss'?"),
+    ),
     ("federated", ("seed=-1",), ("seed=-1", "at least 0")),
     ("federated", ("device=gpu",), ("device=gpu", "auto, cpu, cuda")),
     ("federated", ("device=cud",), ("device=cud", "Did you mean 'cuda'?")),

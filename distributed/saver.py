@@ -1,0 +1,121 @@
+"""Checkpoints written while training goes on.
+
+The weights and the optimizer's state do not change until the optimizer's next step, so they are
+copied beside the forward and backward pass that come before it: that step waits for the copy,
+and the copy is then written while training goes on. One checkpoint is in flight at most.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from heliotrope import checkpoint
+from heliotrope.checkpoint import Checkpoint
+from heliotrope.tensor_file import raw_bytes
+from heliotrope.tracking import Tracker
+
+from .background import in_background
+
+__all__ = ["Saver"]
+
+_log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Writes the checkpoints of a run under `root`; a context manager, which awaits the last.
+
+    An error of the writer is raised by the next call of `save` or `raise_if_failed`, or at the
+    end of the block: a `CheckpointError`.
+    """
+
+    def __init__(self, root: Path, optimizer: Optimizer, tracker: Tracker, keep_last: int) -> None:
+        self._root = root
+        self._tracker = tracker
+        self._keep_last = keep_last
+        self._copied = threading.Event()
+        self._copied.set()
+        self._copies: dict[str, Tensor] = {}
+        self._writing: Future[None] | None = None
+        optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writing is not None:
+            failed = self._writing.exception()  # waits for it
+            if failed is not None and kind is None:
+                raise failed
+
+    def save(self, present: Checkpoint, keep: Collection[int]) -> None:
+        """Begin to write `present`; the tensors in it may change at the optimizer's next step.
+
+        Those whose progress is in `keep` are not dropped. Waits for the one before to be written.
+        """
+        if self._writing is not None:
+            self._writing.result()
+        self._copied.clear()
+        self._writing = in_background(lambda: self._write(present, keep))
+
+    def raise_if_failed(self) -> None:
+        """Raise the writer's error, if there is one; costs nothing to call at each step."""
+        if self._writing is not None and self._writing.done():
+            self._writing.result()
+
+    def _wait_for_copy(self) -> None:
+        self._copied.wait()
+
+    def _write(self, present: Checkpoint, keep: Collection[int]) -> None:
+        try:
+            copy = replace(
+                present,
+                model=self._copy("model", present.model),
+                arrays=self._copy("arrays", present.arrays),
+            )
+        finally:
+            self._copied.set()
+        _give_way()
+        self._tracker.sync()
+        path = checkpoint.save(self._root, copy, self._keep_last, keep)
+        _log.info("checkpoint %s is written", path.name)
+
+    def _copy(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copy into memory that is kept for the next time: new memory takes twice as long."""
+        copies = {}
+        for name, tensor in tensors.items():
+            kept = self._copies.get(f"{kind}/{name}")
+            if kept is None or (kept.shape, kept.dtype) != (tensor.shape, tensor.dtype):
+                kept = torch.empty(tensor.shape, dtype=tensor.dtype)
+                self._copies[f"{kind}/{name}"] = kept
+            if tensor.device.type == "cpu" and tensor.is_contiguous():
+                np.copyto(np.asarray(raw_bytes(kept)), np.asarray(raw_bytes(tensor)))
+            else:
+                kept.copy_(tensor.detach())
+            copies[name] = kept
+        return copies
+
+
+def _give_way() -> None:
+    """Let the threads that train have the processor before this one, where the system can."""
+    if hasattr(os, "setpriority"):
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        except OSError:  # cosmetic
+            _log.debug("the writer keeps its priority")
