@@ -22,11 +22,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from heliotrope import checkpoint
+from heliotrope.background import in_background
 from heliotrope.checkpoint import Checkpoint
 from heliotrope.tensor_file import raw_bytes
 from heliotrope.tracking import Tracker
-
-from .background import in_background
 
 __all__ = ["Saver"]
 

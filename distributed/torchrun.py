@@ -25,6 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from heliotrope import errors
+from heliotrope.background import in_background
 from heliotrope.config import Run
 from heliotrope.data import Dataset
 from heliotrope.display import Display
@@ -32,7 +33,6 @@ from heliotrope.resources import available_cpus
 from heliotrope.rundir import RunDirectory
 
 from .attempt import Attempt, Share, Trained, WorkerFailure
-from .background import in_background
 from .failures import root_cause
 from .launchers import Launcher
 from .live import POSITION, shown
