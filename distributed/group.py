@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from heliotrope.tasks import Task
 
 from .attempt import Place
+from .hung import HungRank, missing_ranks, timed_out
 
 __all__ = ["data_parallel", "device_of", "joined", "sum_over_ranks"]
 
@@ -26,24 +29,34 @@ def device_of(name: str, place: Place) -> torch.device:
 
 
 @contextmanager
-def joined(place: Place, device: torch.device, store: Store | None = None) -> Iterator[None]:
+def joined(
+    place: Place, device: torch.device, timeout: float, store: Store | None = None
+) -> Iterator[None]:
     """Be a member of the process group inside the block; alone, there is none.
 
     The ranks meet in `store`, or where torchrun's environment variables say. After an error
-    the group is left as it is: leaving it in order can wait for ever for a dead peer.
+    the group is left as it is: leaving it in order can wait for ever for a dead peer. Raises
+    `HungRank`, which names the ranks that did not come, `timeout` seconds after the others.
     """
     if place.world_size == 1:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    store = store or next(rendezvous("env://"))[0]
     dist.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
         store=store,
         rank=place.rank,
         world_size=place.world_size,
+        timeout=timedelta(seconds=timeout),
     )
-    yield
+    try:
+        yield
+    except RuntimeError as error:
+        if not timed_out(error):
+            raise
+        raise HungRank(missing_ranks(store, place), timeout) from error
     dist.destroy_process_group()
 
 

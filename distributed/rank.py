@@ -37,7 +37,8 @@ def run_process(
             f"{place.rank}. Choose a directory on a file system that all machines share."
         )
     log_to(home.log, f"rank {place.rank}")
-    with joined(place, device_of(attempt.share.device, place), store):
+    timeout = attempt.run.distributed.collective_timeout
+    with joined(place, device_of(attempt.share.device, place), timeout, store):
         return run_rank(attempt, place, dataset, asked)
 
 

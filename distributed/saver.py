@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 from collections.abc import Collection, Mapping
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +21,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from heliotrope import checkpoint
-from heliotrope.background import in_background
 from heliotrope.checkpoint import Checkpoint
 from heliotrope.tensor_file import raw_bytes
 from heliotrope.tracking import Tracker
@@ -46,7 +44,8 @@ class Saver:
         self._copied = threading.Event()
         self._copied.set()
         self._copies: dict[str, Tensor] = {}
-        self._writing: Future[None] | None = None
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
         optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
 
     def __enter__(self) -> Saver:
@@ -58,25 +57,28 @@ class Saver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._writing is not None:
-            failed = self._writing.exception()  # waits for it
-            if failed is not None and kind is None:
-                raise failed
+        if self._thread is not None:
+            self._thread.join()
+        if kind is None:
+            self.raise_if_failed()
 
     def save(self, present: Checkpoint, keep: Collection[int]) -> None:
         """Begin to write `present`; the tensors in it may change at the optimizer's next step.
 
         Those whose progress is in `keep` are not dropped. Waits for the one before to be written.
         """
-        if self._writing is not None:
-            self._writing.result()
+        if self._thread is not None:
+            self._thread.join()
+        self.raise_if_failed()
         self._copied.clear()
-        self._writing = in_background(lambda: self._write(present, keep))
+        arguments = (present, keep)
+        self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
+        self._thread.start()
 
     def raise_if_failed(self) -> None:
         """Raise the writer's error, if there is one; costs nothing to call at each step."""
-        if self._writing is not None and self._writing.done():
-            self._writing.result()
+        if self._error is not None:
+            raise self._error
 
     def _wait_for_copy(self) -> None:
         self._copied.wait()
@@ -88,12 +90,15 @@ class Saver:
                 model=self._copy("model", present.model),
                 arrays=self._copy("arrays", present.arrays),
             )
+            self._copied.set()
+            _give_way()
+            self._tracker.sync()
+            path = checkpoint.save(self._root, copy, self._keep_last, keep)
+            _log.info("checkpoint %s is written", path.name)
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that trains
+            self._error = error
         finally:
             self._copied.set()
-        _give_way()
-        self._tracker.sync()
-        path = checkpoint.save(self._root, copy, self._keep_last, keep)
-        _log.info("checkpoint %s is written", path.name)
 
     def _copy(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy into memory that is kept for the next time: new memory takes twice as long."""

@@ -51,9 +51,10 @@ def run_one_rank(run: Run, directory: Path) -> None:
     run = replace(run, resume=run.resume or restarted)
     here, cpus = int(os.environ["LOCAL_WORLD_SIZE"]), available_cpus()
     share = share_of(run, here, cpus, cpus // here, torch.cuda.device_count())
+    device, timeout = device_of(share.device, place), run.distributed.collective_timeout
     parts = prepare(run)
     if place.rank > 0:
-        with joined(place, device_of(share.device, place)), signals_heard() as stop:
+        with joined(place, device, timeout), signals_heard() as stop:
             told = _from_rank_0(None, place)
             log_to(RunDirectory(told[0]).log, f"rank {place.rank}")
             trained = run_rank(Attempt(run, *told, share), place, parts.dataset, stop.asked)
@@ -62,7 +63,7 @@ def run_one_rank(run: Run, directory: Path) -> None:
         return
     with at_home(run, "distributed", directory, "rank 0") as (home, display):
         started = time.time() - Clock().seconds
-        with joined(place, device_of(share.device, place)), signals_heard() as stop:
+        with joined(place, device, timeout), signals_heard() as stop:
             saved = begin(run, home, parts.model, display, run.resume)
             told = _from_rank_0((home.path, saved, started), place)
             attempt = Attempt(run, *told, share)

@@ -137,6 +137,7 @@ class DistributedConfig:
     batch_size: int = 32
     lr_schedule: str = "constant"
     max_failures: int = 0
+    collective_timeout: float = 1800.0
     evaluate_every: int = 1
     checkpoint_every: int = 1
     checkpoint_every_steps: int | None = None

@@ -134,6 +134,7 @@ def _check_distributed(cfg: DistributedConfig) -> None:
         _at_least(f"distributed.{name}", getattr(cfg, name), 1)
     _at_least("distributed.cpus_per_worker", cfg.cpus_per_worker, 1)
     _at_least("distributed.max_failures", cfg.max_failures, 0)
+    _at_least("distributed.collective_timeout", cfg.collective_timeout, 1)
     _at_least("distributed.checkpoint_every_steps", cfg.checkpoint_every_steps, 1)
     if cfg.launcher == "inline" and cfg.workers != 1:
         raise ConfigError(

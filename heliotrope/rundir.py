@@ -32,6 +32,7 @@ _MAY_CHANGE = {
     "distributed.workers",
     "distributed.cpus_per_worker",
     "distributed.max_failures",
+    "distributed.collective_timeout",
     "distributed.checkpoint_every",
     "distributed.checkpoint_every_steps",
     "distributed.keep_last",

@@ -49,13 +49,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("runs") / "whole", *TORCHRUN, epochs=_EPOCHS)
 
 
-def _kill_in_time(directory: Path, rank: int, epoch: int) -> threading.Thread:
-    """Kill a rank with SIGKILL as soon as the run has that many epochs in metrics.jsonl."""
+def _signal_in_time(
+    directory: Path, rank: int, epoch: int, sent: signal.Signals = signal.SIGKILL
+) -> threading.Thread:
+    """Send a rank a signal as soon as the run has that many epochs in metrics.jsonl."""
 
     def kill() -> None:
         pid = wait_until(lambda: process_of_rank(directory, rank))
         wait_until(lambda: '"train"' in _tail(directory, epoch))
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, sent)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -76,7 +78,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
 ) -> None:
     draw = random.Random(fresh_seed())
     rank = draw.randint(0, 1)
-    killer = _kill_in_time(tmp_path, rank, draw.randint(1, _EPOCHS // 2))
+    killer = _signal_in_time(tmp_path, rank, draw.randint(1, _EPOCHS // 2))
     train(tmp_path, *launcher, "distributed.max_failures=1", epochs=_EPOCHS)
     killer.join()
 
@@ -91,7 +93,7 @@ def test_a_killed_worker_without_a_second_attempt_fails_the_run(
     tmp_path: Path,
     ray_session: object,
 ) -> None:
-    killer = _kill_in_time(tmp_path, 1, 1)
+    killer = _signal_in_time(tmp_path, 1, 1)
     with pytest.raises(
         WorkerError, match=r"rank 1 failed: its process died.*resume=true"
     ) as raised:
@@ -275,3 +277,22 @@ def test_workers_do_not_outlive_a_driver_that_was_killed(tmp_path: Path) -> None
         job.kill()
         job.wait()
         wait_until(lambda: not any(map(alive, pids)), seconds=10)
+
+
+@pytest.mark.slow  # torchrun's agent waits 30 s for a process that does not end
+@pytest.mark.parametrize("launcher", [RAY, TORCHRUN], ids=["ray", "torchrun"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_is_named_and_replaced(
+    rank: int,
+    launcher: tuple[str, ...],
+    undisturbed: Path,
+    tmp_path: Path,
+    ray_session: object,
+) -> None:
+    hang = _signal_in_time(tmp_path, rank, epoch=2, sent=signal.SIGSTOP)
+    choice = ("distributed.collective_timeout=2", "distributed.max_failures=1")
+    train(tmp_path, *launcher, *choice, epochs=_EPOCHS)
+    hang.join()
+    [failure] = events_of(tmp_path, "failure")
+    assert f"missing: rank {rank}" in failure["reason"]
+    assert_same_tensors(weights_of(undisturbed), weights_of(tmp_path))
