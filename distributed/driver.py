@@ -16,7 +16,7 @@ from heliotrope.background import in_background
 from heliotrope.config import Run
 from heliotrope.data import Dataset, load
 from heliotrope.display import Display
-from heliotrope.errors import RunFailedError, WorkerError
+from heliotrope.errors import ResourceError, RunFailedError, WorkerError
 from heliotrope.finish import finish
 from heliotrope.home import at_home, newest_checkpoint
 from heliotrope.models import build, parameter_count
@@ -27,7 +27,7 @@ from heliotrope.tasks import Task, task_of
 from heliotrope.tracking import Clock, Tracker
 
 from . import fence
-from .attempt import Attempt, Trained, WorkerFailure
+from .attempt import Attempt, Share, Trained, WorkerFailure
 from .launchers import Launcher
 from .stop import signals_heard
 
@@ -60,42 +60,58 @@ def drive(
     `close` closes the launcher: while the report is drawn, for Ray takes a second to stop.
     """
     with at_home(run, "distributed", directory, "driver") as (home, display):
-        started = time.time() - Clock().seconds
-        failures, resume, share = 0, run.resume, launcher.share
-        while True:
-            saved = begin(run, home, parts.model, display, resume)
-            attempt = Attempt(run, home.path, saved, started, share)
-            _log.info(
-                "launcher %s: %d worker(s), %d thread(s) on %s each",
-                run.distributed.launcher,
-                run.distributed.workers,
-                share.threads,
-                share.device,
-            )
-            try:
-                with signals_heard() as stop:
-                    trained = launcher.launch(attempt, parts.dataset, display, stop)
-                if trained.stopped:
-                    display.say(f"stopped after step {trained.counts.steps}, which is saved")
-                    stop.leave()
-                break
-            except WorkerFailure as failure:
-                failures += 1
-                _tell(failure, home, display)
-                if stop.asked():  # a signal to all processes may end workers before they hear
-                    stop.leave()
-                if failures > run.distributed.max_failures:
-                    raise _given_up(failure, failures, run, home) from failure
-            except RunFailedError as error:
-                _note(home, (), reason=str(error))
-                raise
-            display.say("starting the workers again from the last checkpoint", style="yellow")
-            started, resume = time.time(), True
+        attempt, trained = _attempts(run, home, parts, launcher, display)
         closing = in_background(close)
         try:
             write_results(run, home, parts, attempt, trained, display)
         finally:
             closing.result()
+
+
+def _attempts(
+    run: Run, home: RunDirectory, parts: Parts, launcher: Launcher, display: Display
+) -> tuple[Attempt, Trained]:
+    """Attempt the run until it is trained; return the last attempt and what came of it."""
+    started, resume = time.time() - Clock().seconds, run.resume
+    failures: list[WorkerFailure] = []
+    while True:
+        workers, share = _gathered(launcher, failures, run, home)
+        saved = begin(run, home, parts.model, display, resume)
+        attempt = Attempt(run, home.path, saved, started, share)
+        what = "launcher %s: %d worker(s), %d thread(s) on %s each"
+        _log.info(what, run.distributed.launcher, workers, share.threads, share.device)
+        try:
+            with signals_heard() as stop:
+                trained = launcher.launch(attempt, parts.dataset, display, stop)
+            if not trained.stopped:
+                return attempt, trained
+            if stop.asked():
+                display.say(f"stopped after step {trained.counts.steps}, which is saved")
+                stop.leave()
+            display.say(f"there is room for more than {workers} worker(s): going on with them")
+        except WorkerFailure as failure:
+            failures.append(failure)
+            _tell(failure, home, display)
+            if stop.asked():  # a signal to all processes may end workers before they hear
+                stop.leave()
+            if len(failures) > run.distributed.max_failures:
+                raise _given_up(failures, run, home) from failure
+            display.say("starting the workers again from the last checkpoint", style="yellow")
+        except RunFailedError as error:
+            _note(home, (), reason=str(error))
+            raise
+        started, resume = time.time(), True
+
+
+def _gathered(
+    launcher: Launcher, failures: list[WorkerFailure], run: Run, home: RunDirectory
+) -> tuple[int, Share]:
+    try:
+        return launcher.gather()
+    except ResourceError as error:
+        if not failures:
+            raise
+        raise _given_up(failures, run, home, f" {error}") from error
 
 
 def begin(
@@ -132,9 +148,12 @@ def _note(home: RunDirectory, listeners: tuple[Any, ...], **fields: Any) -> None
     tracker.close()
 
 
-def _given_up(failure: WorkerFailure, failures: int, run: Run, home: RunDirectory) -> WorkerError:
+def _given_up(
+    failures: list[WorkerFailure], run: Run, home: RunDirectory, why: str = ""
+) -> WorkerError:
+    last = failures[-1]
     return WorkerError(
-        f"rank {failure.rank} failed: {failure.reason}. {failures} failure(s), "
+        f"rank {last.rank} failed: {last.reason}.{why} {len(failures)} failure(s), "
         f"distributed.max_failures={run.distributed.max_failures}. {home.log} has what the "
         "workers said. Continue from the last checkpoint with resume=true "
         f"hydra.run.dir={home.path}."

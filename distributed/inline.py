@@ -34,7 +34,10 @@ def inline_launcher(run: Run) -> Iterator[Launcher]:
 
 class _Inline:
     def __init__(self, share: Share) -> None:
-        self.share = share
+        self._share = share
+
+    def gather(self) -> tuple[int, Share]:
+        return 1, self._share
 
     def launch(self, attempt: Attempt, dataset: Dataset, display: Display, stop: Stop) -> Trained:
         try:

@@ -25,14 +25,16 @@ __all__ = ["Launcher", "opened"]
 class Launcher(Protocol):
     """Starts the workers of an attempt and waits for them.
 
-    `share` is each worker's part of the machine. `launch` raises `WorkerFailure` if a worker
-    died, a `HeliotropeError` if another attempt would end the same; no worker outlives it.
-    Once `stop` has been asked it makes the workers stop, as soon as their state is saved.
+    `launch` raises `WorkerFailure` if a worker died, a `HeliotropeError` if another attempt
+    would end the same; no worker outlives it. Once `stop` has been asked it makes the workers
+    stop, as soon as their state is saved; it may do so by itself, to gather more.
     """
 
-    @property
-    def share(self) -> Share:
-        """What each worker has."""
+    def gather(self) -> tuple[int, Share]:
+        """Find room for an attempt's workers; return how many, and what each has.
+
+        Raises `ResourceError` if there is not enough, also after waiting for what was lost.
+        """
 
     def launch(self, attempt: Attempt, dataset: Dataset, display: Display, stop: Stop) -> Trained:
         """Run the workers of one attempt to their end."""

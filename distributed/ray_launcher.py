@@ -12,18 +12,18 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayTaskError
-from ray.util.placement_group import PlacementGroup
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from heliotrope.cluster import room, session
+from heliotrope.cluster import Cluster, alive, room, session
 from heliotrope.config import Run
 from heliotrope.display import Display
-from heliotrope.errors import HeliotropeError
+from heliotrope.elastic import worker_range
+from heliotrope.errors import HeliotropeError, ResourceError
 from heliotrope.rundir import RunDirectory
 
 from .attempt import Attempt, Place, Share, Trained, WorkerFailure
@@ -31,7 +31,7 @@ from .failures import lost_a_peer
 from .launchers import Launcher
 from .live import POSITION, shown
 from .ray_rank import RayRank, shared
-from .share import share_of
+from .share import fitting
 
 if TYPE_CHECKING:
     from heliotrope.data import Dataset
@@ -42,68 +42,83 @@ __all__ = ["ray_launcher"]
 
 _log = logging.getLogger(__name__)
 
+_REPLACEMENT_SECONDS = 60.0  # how long to wait for a node in the place of one that was lost
+_LOOK_SECONDS = 5.0  # between two looks for room for more workers
 _CAUSE_SECONDS = 5.0  # how long the cause may take to show, after a rank that only lost its peer
 
 
 @contextmanager
 def ray_launcher(run: Run) -> Iterator[Launcher]:
     """Actors on the running cluster, or on a Ray of our own here; see `heliotrope.cluster`."""
-    workers = run.distributed.workers
     with session(ray) as cluster:
-        share = share_of(run, workers, cluster.cpus, cluster.cpu_share(workers), cluster.gpus)
-        each = {"CPU": share.threads} | ({"GPU": 1} if share.device == "cuda" else {})
-        with room(ray, cluster, "distributed.workers", workers, each) as group:
-            launcher = _Ray(workers, share, group)
-            try:
-                yield launcher
-            finally:
-                launcher.stop()
+        launcher = _Ray(run)
+        try:
+            launcher.start(cluster, patience=30.0)  # they import torch while the driver does
+            yield launcher
+        finally:
+            launcher.stop()
 
 
 class _Ray:
-    def __init__(self, workers: int, share: Share, group: PlacementGroup) -> None:
-        self.share = share
-        self._workers = workers
-        self._group = group
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._held = ExitStack()  # the room on the cluster
+        self._ranks: list[Any] = []
+        self._share = Share(0, "")
+        self._look = 0.0  # when to look for more room
         self._data: Any = None
-        self._ranks = self._start()  # they import torch while the driver does
 
-    def _start(self) -> list[Any]:
-        kind: Any = ray.remote(
-            num_cpus=self.share.threads,
-            num_gpus=int(self.share.device == "cuda"),
-            max_restarts=0,
-        )(RayRank)
-        places = [
-            PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank)
-            for rank in range(self._workers)
-        ]
-        # Two threads: it trains in one and hears in the other.
-        return [
-            kind.options(scheduling_strategy=place, max_concurrency=2).remote() for place in places
-        ]
+    def gather(self) -> tuple[int, Share]:
+        deadline = time.monotonic() + _REPLACEMENT_SECONDS
+        while not self._ranks:
+            try:
+                self.start(alive(ray), patience=3.0)
+            except ResourceError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+        return len(self._ranks), self._share
+
+    def start(self, cluster: Cluster, patience: float) -> None:
+        """Start the workers; `ResourceError` if `cluster` has no room for them."""
+        workers, self._share = fitting(self._run, cluster)
+        gpus = int(self._share.device == "cuda")
+        each = {"CPU": self._share.threads} | ({"GPU": gpus} if gpus else {})
+        group = self._held.enter_context(
+            room(ray, cluster, "distributed.workers", workers, each, patience)
+        )
+        kind: Any = ray.remote(num_cpus=each["CPU"], num_gpus=gpus, max_restarts=0)(RayRank)
+        for rank in range(workers):
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+            # Two threads: it trains in one and hears in the other.
+            actor = kind.options(scheduling_strategy=place, max_concurrency=2)
+            self._ranks.append(actor.remote())
+        self._look = time.monotonic() + _LOOK_SECONDS
 
     def launch(self, attempt: Attempt, dataset: Dataset, display: Display, stop: Stop) -> Trained:
         home = RunDirectory(attempt.directory)
         self._data = self._data or ray.put(shared(dataset))
-        self._ranks = self._ranks or self._start()
         at = self._ranks[0].meeting_point.remote()
         answers = [
-            actor.train.remote(attempt, Place(rank, self._workers), self._data, at)
+            actor.train.remote(attempt, Place(rank, len(self._ranks)), self._data, at)
             for rank, actor in enumerate(self._ranks)
         ]
         with shown(home.metrics, home.path / POSITION, display):
             try:
-                return Trained.from_json(self._all(answers, stop)[0])
+                trained = Trained.from_json(self._all(answers, stop)[0])
             except BaseException:
                 self.stop()
                 raise
+        if trained.stopped:  # they will not be asked again
+            self.stop()
+        return trained
 
     def stop(self) -> None:
-        """End every worker, whatever it is doing."""
+        """End every worker, whatever it is doing, and give its room back."""
         for actor in self._ranks:
             ray.kill(actor)
         self._ranks = []
+        self._held.close()
 
     def _all(self, answers: Sequence[Any], stop: Stop) -> list[str]:
         """Return every rank's answer; raise the failure that the others followed from.
@@ -115,7 +130,7 @@ class _Ray:
         told = False
         while waiting and time.monotonic() < deadline:
             done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
-            if stop.asked() and not told:
+            if not told and (stop.asked() or self._room_for_more()):
                 told = True
                 for actor in self._ranks:
                     actor.stop.remote()
@@ -130,6 +145,20 @@ class _Ray:
             raise failures[0]
         return [answer.result() for answer in ranks]
 
+    def _room_for_more(self) -> bool:
+        """Return whether an elastic run could have more workers than it has."""
+        now = len(self._ranks)
+        if now == worker_range(self._run.distributed.workers)[1] or time.monotonic() < self._look:
+            return False
+        self._look = time.monotonic() + _LOOK_SECONDS
+        try:
+            workers, share = fitting(self._run, alive(ray))
+        except ResourceError:  # a node is going: its workers will be missed soon enough
+            return False
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        ours = now * self._share.threads
+        return workers > now and free.get("CPU", 0) + ours >= workers * share.threads
+
 
 def _failure(rank: int, error: BaseException) -> WorkerFailure:
     """Return what happened to a rank; raise it where another attempt would end the same."""
@@ -142,4 +171,6 @@ def _failure(rank: int, error: BaseException) -> WorkerFailure:
         return WorkerFailure(rank, "its process ran out of memory")
     if "creation task" in str(error):  # such as: this package is not there on that node
         return WorkerFailure(rank, f"could not start: {str(error).splitlines()[-1]}")
+    if isinstance(error, ActorUnavailableError):  # Ray does not know yet that it is dead
+        return WorkerFailure(rank, "its process died, it seems with its node")
     return WorkerFailure(rank, "its process died")

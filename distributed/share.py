@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 
+from heliotrope.cluster import Cluster
 from heliotrope.config import Run
+from heliotrope.elastic import worker_range
 from heliotrope.errors import ResourceError
 from heliotrope.resources import check_cpus
 
 from .attempt import Share
 
-__all__ = ["share_of"]
+__all__ = ["fitting", "share_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +32,19 @@ def share_of(run: Run, workers: int, cpus: int, largest: int, gpus: int) -> Shar
             "distributed.workers."
         )
     return Share(threads=wanted or largest, device=_device(run, workers, gpus))
+
+
+def fitting(run: Run, cluster: Cluster) -> tuple[int, Share]:
+    """Return the most workers that find room on `cluster`, and what each of them gets.
+
+    Raises `ResourceError` if there is no room for the fewest that the run may have.
+    """
+    fewest, most = worker_range(run.distributed.workers)
+    cpus = run.distributed.cpus_per_worker or 1
+    gpus = cluster.gpus if run.device == "cuda" else most
+    larger = (n for n in range(most, fewest, -1) if cluster.cpu_share(n) >= cpus and gpus >= n)
+    workers = next(larger, fewest)
+    return workers, share_of(run, workers, cluster.cpus, cluster.cpu_share(workers), cluster.gpus)
 
 
 def _device(run: Run, workers: int, gpus: int) -> str:

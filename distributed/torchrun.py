@@ -49,12 +49,17 @@ _log = logging.getLogger(__name__)
 def torchrun_launcher(run: Run) -> Iterator[Launcher]:
     """Start processes on this machine; for several machines, see `under_torchrun`."""
     cpus, workers = available_cpus(), run.distributed.workers
-    yield _Torchrun(share_of(run, workers, cpus, cpus // workers, torch.cuda.device_count()))
+    share = share_of(run, workers, cpus, cpus // workers, torch.cuda.device_count())
+    yield _Torchrun(workers, share)
 
 
 class _Torchrun:
-    def __init__(self, share: Share) -> None:
-        self.share = share
+    def __init__(self, workers: int, share: Share) -> None:
+        self._workers = workers
+        self._share = share
+
+    def gather(self) -> tuple[int, Share]:
+        return self._workers, self._share
 
     def launch(
         self,

@@ -20,9 +20,7 @@ from typing import Any
 from heliotrope.errors import ResourceError
 from heliotrope.resources import available_cpus
 
-__all__ = ["Cluster", "room", "session"]
-
-_ROOM_SECONDS = 30.0  # how long to wait for CPUs that others hold
+__all__ = ["Cluster", "alive", "room", "session"]
 
 # No dashboard, and no copy of the workers' output on the terminal: they log to the run's log.
 _QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
@@ -82,30 +80,35 @@ def session(ray: ModuleType) -> Iterator[Cluster]:
     Raises `ResourceError` if `RAY_ADDRESS` names a cluster that does not answer.
     """
     if ray.is_initialized():
-        yield _cluster(ray)
+        yield alive(ray)
         return
     try:
         with _own_signal_handler():
             _connect(ray)
-        yield _cluster(ray)
+        yield alive(ray)
     finally:
         ray.shutdown()  # of a cluster that was running before, only our connection
 
 
 @contextmanager
 def room(
-    ray: ModuleType, cluster: Cluster, key: str, workers: int, each: Mapping[str, float]
+    ray: ModuleType,
+    cluster: Cluster,
+    key: str,
+    workers: int,
+    each: Mapping[str, float],
+    patience: float = 30.0,
 ) -> Iterator[Any]:
     """Hold what all workers need, or nothing, inside the block; gives Ray's placement group.
 
     All or nothing, so that two runs cannot block each other. Raises `ResourceError` naming
-    `key` if others hold too much of the cluster for long.
+    `key` if others hold too much of the cluster for `patience` seconds.
     """
     groups = importlib.import_module(f"{ray.__name__}.util.placement_group")
     bundle = {name: float(count) for name, count in each.items()}
     group = groups.placement_group([bundle] * workers, strategy="PACK")
     try:
-        if not group.wait(_ROOM_SECONDS):
+        if not group.wait(patience):
             free = ray.available_resources()
             raise ResourceError(
                 f"{key}={workers} needs {dict(each)} each, but of the cluster's {cluster.cpus} "
@@ -158,9 +161,10 @@ def _own_signal_handler() -> Iterator[None]:
             signal.signal(signal.SIGTERM, ours)
 
 
-def _cluster(ray: ModuleType) -> Cluster:
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def alive(ray: ModuleType) -> Cluster:
+    """Return the cluster as it is now."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return Cluster(
-        node_cpus=tuple(int(node.get("CPU", 0)) for node in alive),
-        node_gpus=tuple(int(node.get("GPU", 0)) for node in alive),
+        node_cpus=tuple(int(node.get("CPU", 0)) for node in nodes),
+        node_gpus=tuple(int(node.get("GPU", 0)) for node in nodes),
     )

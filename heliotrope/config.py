@@ -128,10 +128,13 @@ class TargetConfig:
 
 @dataclass
 class DistributedConfig:
-    """Data-parallel training. `batch_size` is global: it is divided among the workers."""
+    """Data-parallel training. `batch_size` is global: it is divided among the workers.
+
+    `workers` is a number or, for an elastic run, two: see `heliotrope.elastic`.
+    """
 
     launcher: str = "ray"
-    workers: int = 2
+    workers: Any = 2
     cpus_per_worker: int | None = None
     epochs: int = 5
     batch_size: int = 32

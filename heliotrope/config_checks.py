@@ -21,6 +21,7 @@ from heliotrope.config import (
     StrategyConfig,
 )
 from heliotrope.config_errors import unknown_key
+from heliotrope.elastic import worker_range
 from heliotrope.errors import ConfigError, closest
 
 __all__ = ["check", "check_shared"]
@@ -130,18 +131,24 @@ def _metrics(run: Run) -> tuple[str, ...]:
 def _check_distributed(cfg: DistributedConfig) -> None:
     _choice("distributed.lr_schedule", cfg.lr_schedule, ("constant", "linear", "cosine"))
     _choice("distributed.launcher", cfg.launcher, ("inline", "torchrun", "ray"))
-    for name in ("workers", "epochs", "batch_size", "evaluate_every", "checkpoint_every"):
+    for name in ("epochs", "batch_size", "evaluate_every", "checkpoint_every"):
         _at_least(f"distributed.{name}", getattr(cfg, name), 1)
     _at_least("distributed.cpus_per_worker", cfg.cpus_per_worker, 1)
     _at_least("distributed.max_failures", cfg.max_failures, 0)
     _at_least("distributed.collective_timeout", cfg.collective_timeout, 1)
     _at_least("distributed.checkpoint_every_steps", cfg.checkpoint_every_steps, 1)
-    if cfg.launcher == "inline" and cfg.workers != 1:
+    fewest, most = worker_range(cfg.workers)
+    if fewest != most and cfg.launcher != "ray":
+        raise ConfigError(
+            f"distributed.workers={cfg.workers} needs distributed.launcher=ray, which alone can "
+            f"change their number. Set it, or distributed.workers={most}."
+        )
+    if cfg.launcher == "inline" and most != 1:
         raise ConfigError(
             f"distributed.workers={cfg.workers} has no effect with distributed.launcher=inline, "
             "which is one process. Set distributed.workers=1 or distributed.launcher=ray."
         )
-    if cfg.batch_size < cfg.workers:
+    if cfg.batch_size < most:
         raise ConfigError(
             f"distributed.batch_size={cfg.batch_size} is global and smaller than "
             f"distributed.workers={cfg.workers}. Raise the batch size or use fewer workers."

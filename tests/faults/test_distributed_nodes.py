@@ -1,0 +1,113 @@
+"""Nodes of a Ray cluster that go and come while a run trains on them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from heliotrope import checkpoint
+from tests.distributed_runs import (
+    RAY,
+    TORCHRUN,
+    checkpoints,
+    events_of,
+    process,
+    process_of_rank,
+    train,
+    wait_until,
+    weights_of,
+)
+from tests.support import assert_same_tensors
+
+pytestmark = [pytest.mark.usefixtures("no_report"), pytest.mark.slow]
+
+_EPOCHS = 200
+_LONG = ("model.hidden=[300,300]", f"distributed.epochs={_EPOCHS}")
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head of one CPU; nodes can be added. Runs in processes of their own find it."""
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    monkeypatch.setenv("RAY_ADDRESS", started.address)
+    yield started
+    started.shutdown()
+
+
+def _added(cluster: Cluster) -> Any:
+    """Add a node with an address of its own: on the head's, a driver could be at home on it."""
+    return cluster.add_node(num_cpus=1, node_ip_address="127.0.0.2")
+
+
+def _lost(cluster: Cluster, node: Any) -> None:
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def _ended(job: subprocess.Popen[str]) -> str:
+    output, _ = job.communicate(timeout=240)
+    return output
+
+
+def test_a_node_that_dies_is_replaced_and_nothing_is_lost(cluster: Cluster, tmp_path: Path) -> None:
+    node = _added(cluster)
+    run = tmp_path / "run"
+    with process(run, *RAY, *_LONG, "distributed.max_failures=1") as job:
+        wait_until(lambda: checkpoints(run) > 1)
+        _lost(cluster, node)
+        _added(cluster)
+        output = _ended(job)
+    assert job.returncode == 0, output
+    [failure] = events_of(run, "failure")
+    assert "node" in failure["reason"]
+    whole = train(tmp_path / "whole", *TORCHRUN, *_LONG, epochs=_EPOCHS)
+    assert_same_tensors(weights_of(whole), weights_of(run))
+
+
+def test_a_node_that_is_not_replaced_ends_the_run_with_the_last_checkpoint(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    node = _added(cluster)
+    with process(tmp_path, *RAY, *_LONG, "distributed.max_failures=1") as job:
+        wait_until(lambda: checkpoints(tmp_path) > 1)
+        _lost(cluster, node)
+        output = _ended(job)
+    assert job.returncode == 1, output
+    assert "its process died, it seems with its node" in output
+    assert "distributed.workers=2" in output
+    assert "resume=true" in output
+    assert "Traceback" not in output
+    assert checkpoint.latest(tmp_path / "checkpoints", pytest.fail) is not None
+
+
+def test_an_elastic_run_goes_on_with_fewer_and_grows_again(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    node = _added(cluster)
+    run = tmp_path / "run"
+    elastic = ("distributed.workers=[1,2]", "distributed.max_failures=1")
+    with process(run, *RAY, *elastic, "distributed.epochs=100000") as job:
+        wait_until(lambda: _worlds(run) == [2] and checkpoints(run) > 1, seconds=120)
+        _lost(cluster, node)
+        wait_until(lambda: _worlds(run) == [2, 1], seconds=120)
+        _added(cluster)
+        wait_until(lambda: _worlds(run) == [2, 1, 2], seconds=120)
+        wait_until(lambda: process_of_rank(run, 1, attempt=2), seconds=120)
+        job.send_signal(signal.SIGTERM)
+        output = _ended(job)
+    assert job.returncode == 143, output
+    assert "room for more than 1 worker(s)" in output
+    seen = [event["examples_seen"] for event in events_of(run, "train")]
+    assert seen == [1294 * epoch for epoch in range(1, len(seen) + 1)]
+
+
+def _worlds(directory: Path) -> list[int]:
+    """The number of workers of each attempt that has begun, as the run's log tells."""
+    log = directory / "run.log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [int(line.split("ray: ")[1].split()[0]) for line in lines if "launcher ray:" in line]
