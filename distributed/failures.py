@@ -7,9 +7,17 @@ from collections.abc import Sequence
 
 from .attempt import WorkerFailure
 
-__all__ = ["lost_a_peer", "root_cause"]
+__all__ = ["lost_a_peer", "reason_of", "root_cause"]
 
 _PEER_IS_GONE = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe", re.IGNORECASE)
+
+
+_NO_MEMORY = re.compile(r"^MemoryError|out of memory|can't allocate memory", re.IGNORECASE)
+
+
+def reason_of(error: str) -> str:
+    """Return why a rank failed; `error` is the exception's type, a colon, and what it says."""
+    return f"ran out of memory: {error}" if _NO_MEMORY.search(error) else error
 
 
 def lost_a_peer(failure: WorkerFailure) -> bool:

@@ -15,6 +15,7 @@ from heliotrope.errors import HeliotropeError
 from heliotrope.resources import available_cpus
 
 from .attempt import Attempt, Place, Share, Trained, WorkerFailure
+from .failures import reason_of
 from .launchers import Launcher
 from .rank import run_rank
 from .share import share_of
@@ -46,4 +47,4 @@ class _Inline:
             raise
         except Exception as error:
             _log.exception("rank 0 failed")
-            raise WorkerFailure(0, f"{type(error).__name__}: {error}") from error
+            raise WorkerFailure(0, reason_of(f"{type(error).__name__}: {error}")) from error

@@ -27,7 +27,7 @@ from heliotrope.errors import HeliotropeError, ResourceError
 from heliotrope.rundir import RunDirectory
 
 from .attempt import Attempt, Place, Share, Trained, WorkerFailure
-from .failures import lost_a_peer
+from .failures import lost_a_peer, reason_of
 from .launchers import Launcher
 from .live import POSITION, shown
 from .ray_rank import RayRank, shared
@@ -165,10 +165,10 @@ def _failure(rank: int, error: BaseException) -> WorkerFailure:
     if isinstance(error, RayTaskError):
         if isinstance(error.cause, HeliotropeError):
             raise error.cause from None
-        return WorkerFailure(rank, f"{type(error.cause).__name__}: {error.cause}")
+        return WorkerFailure(rank, reason_of(f"{type(error.cause).__name__}: {error.cause}"))
     _log.error("rank %d: %s", rank, " ".join(str(error).split()))
     if isinstance(error, OutOfMemoryError):
-        return WorkerFailure(rank, "its process ran out of memory")
+        return WorkerFailure(rank, "ran out of memory: Ray ended its process")
     if "creation task" in str(error):  # such as: this package is not there on that node
         return WorkerFailure(rank, f"could not start: {str(error).splitlines()[-1]}")
     if isinstance(error, ActorUnavailableError):  # Ray does not know yet that it is dead

@@ -33,7 +33,7 @@ from heliotrope.resources import available_cpus
 from heliotrope.rundir import RunDirectory
 
 from .attempt import Attempt, Share, Trained, WorkerFailure
-from .failures import root_cause
+from .failures import reason_of, root_cause
 from .launchers import Launcher
 from .live import POSITION, shown
 from .scratch import ABORT, ANSWER, STOP
@@ -170,5 +170,5 @@ def _reason(failure: ProcessFailure) -> str:
     if failure.exitcode < 0:
         return f"killed by {failure.signal_name()}"
     if isinstance(failure.message, dict):
-        return str(failure.message["message"])
+        return reason_of(str(failure.message["message"]))
     return f"exited with code {failure.exitcode}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import resource
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from heliotrope import checkpoint
 from heliotrope.errors import (
@@ -22,6 +24,7 @@ from heliotrope.errors import (
     RunFailedError,
     WorkerError,
 )
+from heliotrope.tasks import Classification
 from tests.distributed_runs import (
     INLINE,
     RAY,
@@ -122,6 +125,49 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path) -> Non
     (tmp_path / "checkpoints").write_text("a file in the way")
     with pytest.raises(CheckpointError, match="could not be written"):
         train(tmp_path, *INLINE)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate "
+            "memory: you tried to allocate 17179869184 bytes."
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_worker_without_memory_is_named_and_tried_again(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = "distributed.checkpoint_every_steps=5"
+    whole = train(tmp_path / "whole", *INLINE, steps, epochs=2)
+    full = [error]
+    losses = Classification.losses
+
+    def losses_once_too_much(self: Classification, *tensors: torch.Tensor) -> torch.Tensor:
+        full_at_step_17 = next(count) == 17 and full
+        if full_at_step_17:
+            raise full.pop()
+        return losses(self, *tensors)
+
+    count = itertools.count(1)
+    monkeypatch.setattr(Classification, "losses", losses_once_too_much)
+    train(tmp_path / "run", *INLINE, steps, "distributed.max_failures=1", epochs=2)
+    assert not full
+    [failure] = events_of(tmp_path / "run", "failure")
+    assert failure["reason"].startswith("ran out of memory: ")
+    assert_same_tensors(weights_of(whole), weights_of(tmp_path / "run"))
+
+
+def test_a_worker_that_ray_ended_for_its_memory_is_named() -> None:
+    from ray.exceptions import OutOfMemoryError
+
+    from distributed.ray_launcher import _failure
+
+    assert "ran out of memory" in _failure(1, OutOfMemoryError("killed")).reason
 
 
 def test_a_disk_that_fills_ends_the_run_and_leaves_what_was_whole(tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import random
+import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ from tests.distributed_runs import (
     wait_until,
     weights_of,
 )
-from tests.support import assert_same_tensors
+from tests.support import assert_same_tensors, fresh_seed
 
 pytestmark = [pytest.mark.usefixtures("no_report"), pytest.mark.slow]
 
@@ -111,3 +115,35 @@ def _worlds(directory: Path) -> list[int]:
     log = directory / "run.log"
     lines = log.read_text().splitlines() if log.exists() else []
     return [int(line.split("ray: ")[1].split()[0]) for line in lines if "launcher ray:" in line]
+
+
+def test_twenty_kills_in_a_row_lose_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    draw = random.Random(fresh_seed())
+    node, run = _added(cluster), tmp_path / "run"
+    long = ("model.hidden=[64]", "distributed.epochs=400", "distributed.checkpoint_every_steps=3")
+    with process(run, *RAY, *long, "distributed.max_failures=20") as job:
+        for kill in range(20):
+            pids = wait_until(lambda kill=kill: _ranks_of_attempt(run, kill + 1), seconds=180)
+            time.sleep(draw.random())
+            if draw.random() < 0.2:
+                _lost(cluster, node)
+                node = _added(cluster)
+            else:
+                os.kill(draw.choice(pids), signal.SIGKILL)
+        output, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, output
+    assert len(events_of(run, "failure")) == 20
+    whole = train(tmp_path / "whole", *TORCHRUN, *long, epochs=400)
+    assert_same_tensors(weights_of(whole), weights_of(run))
+    mine = [event for event in events_of(run) if event["event"] != "failure"]
+    assert mine == events_of(whole)
+
+
+def _ranks_of_attempt(directory: Path, attempt: int) -> list[int]:
+    """The process ids of both ranks, once both of this attempt are there."""
+    log = directory / "run.log"
+    attempts = (log.read_text() if log.exists() else "").split("launcher ray:")
+    found = (
+        re.findall(r"ready: process (\d+) ", attempts[attempt]) if len(attempts) > attempt else []
+    )
+    return [int(pid) for pid in found] if len(found) == 2 else []

@@ -112,6 +112,20 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
         ("distributed.checkpoint_every_steps=0",),
         ("distributed.checkpoint_every_steps=0", "at least 1"),
     ),
+    (
+        "distributed",
+        ("distributed.collective_timeout=0",),
+        ("distributed.collective_timeout=0", "at least 1"),
+    ),
+    ("distributed", ("distributed.workers=two",), ("distributed.workers=two", "such as [1,4]")),
+    ("distributed", ("distributed.workers=1.5",), ("distributed.workers=1.5", "whole number")),
+    ("distributed", ("distributed.workers=[4,1]",), ("distributed.workers=[4, 1]", "the fewest")),
+    ("distributed", ("distributed.workers=[0,1]",), ("distributed.workers=[0, 1]", "at least 1")),
+    (
+        "distributed",
+        ("distributed.workers=[1,4]", "distributed.launcher=torchrun"),
+        ("distributed.workers=[1, 4]", "distributed.launcher=ray"),
+    ),
     ("distributed", ("distributed.keep_last=0",), ("distributed.keep_last=0", "at least 1")),
     (
         "distributed",
