@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 _STACKS = (16, 64, 256)  # clients trained together; beyond, nothing gets faster
-_STACK_BYTES = 1 << 30  # of the weights of a stack
+_STACK_BYTES = 1 << 27  # of the weights of a stack
 _LONG_STEP = 3e-3  # seconds: stacking saves overhead, which is lost in a longer step
 
 
