@@ -200,23 +200,26 @@ class _Mean:
 
         A sum is finite only if all its terms are: looking at each takes as long as the sum.
         """
-        sums = _weighted_sums(stack)
+        sums, scale = _weighted_sums(stack)
         sound = all(
-            self._shapes[name] == total.shape and bool(torch.isfinite(total).all())
+            self._shapes[name] == total.shape and bool(torch.isfinite(total.sum()))
             for name, total in sums.items()
         )
         if sound:
-            self._count(stack, sums)
+            self._count(stack, sums, scale)
         return sound
 
     def add(self, stack: Stack) -> None:
         """Add the clients of a stack."""
         if stack.clients:
-            self._count(stack, _weighted_sums(stack))
+            self._count(stack, *_weighted_sums(stack))
 
-    def _count(self, stack: Stack, sums: Weights) -> None:
+    def _count(self, stack: Stack, sums: Weights, scale: int) -> None:
         for name, total in sums.items():
-            self._sums[name] = self._sums[name].add_(total) if name in self._sums else total
+            if name in self._sums:
+                self._sums[name].add_(total, alpha=scale)
+            else:
+                self._sums[name] = total * scale
         self._clients += stack.clients
         self._examples += sum(stack.examples)
         self._loss_sum += sum(stack.loss_sums)
@@ -239,13 +242,16 @@ class _Mean:
         ]
 
 
-def _weighted_sums(stack: Stack) -> dict[str, Tensor]:
+def _weighted_sums(stack: Stack) -> tuple[dict[str, Tensor], int]:
+    """Return sums over the clients, and the factor by which they are too small."""
+    kinds = {name: _accumulator(value.dtype) for name, value in stack.arrays.items()}
+    if len(stack.clients) == 1:
+        return {name: v[0].to(kinds[name]) for name, v in stack.arrays.items()}, stack.examples[0]
     sums = {}
     for name, value in stack.arrays.items():
-        kind = _accumulator(value.dtype)
-        examples = torch.tensor(stack.examples, dtype=kind, device=value.device)
-        sums[name] = torch.tensordot(examples, value.to(kind), 1)
-    return sums
+        examples = torch.tensor(stack.examples, dtype=kinds[name], device=value.device)
+        sums[name] = torch.tensordot(examples, value.to(kinds[name]), 1)
+    return sums, 1
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
