@@ -184,7 +184,9 @@ def _measure(
             rounds = round(options.seconds / result.estimate)
             rounds = min(_MOST, max(_FEWEST, rounds)) + _WARM_UP
             result.busy.append(wait_until_idle(options.patience))
-            answer = run(result.entry, pythons[result.entry.peer], problem, rounds)
+            answer = run(
+                result.entry, pythons[result.entry.peer], str(problem), f"--rounds={rounds}"
+            )
             result.rounds.append(np.diff(answer["times"])[_WARM_UP:].tolist())
             console.print(
                 f"{problem.stem}: {repeat + 1}/{options.repeats} {result.entry.label}: "
@@ -197,7 +199,8 @@ def _measure(
 def _first_run(entry: Entry, python: str, problem: Path) -> Measured:
     weights = problem.with_name("weights.npz")
     launched = time.time()
-    answer = run(entry, python, problem, _CHECK_ROUNDS, "--weights", str(weights))
+    wanted = (f"--rounds={_CHECK_ROUNDS}", f"--weights={weights}")
+    answer = run(entry, python, str(problem), *wanted)
     begun, first, *_, last = answer.pop("times")
     return Measured(
         entry=entry,

@@ -116,7 +116,7 @@ def _measure(clients: int, cohort: int, options: argparse.Namespace, path: Path)
     entry = Entry("heliotrope", "heliotrope", "cohort_engine.py", options.pool)
     busy = wait_until_idle(options.patience)
     launched = time.time()
-    answer = run(entry, sys.executable, path, options.rounds + _WARM_UP)
+    answer = run(entry, sys.executable, str(path), f"--rounds={options.rounds + _WARM_UP}")
     return Point(
         clients=clients,
         cohort=cohort,
