@@ -33,7 +33,7 @@ from heliotrope.result import Target
 from heliotrope.rundir import RunDirectory
 from heliotrope.tasks import task_of
 from heliotrope.tracking import Clock, Progress, Tracker
-from heliotrope.training import Batch, build_optimizer, train_batches
+from heliotrope.training import Batch, Recipe, build_optimizer, train_batches
 
 from .attempt import Attempt, Place, Trained
 from .group import data_parallel, device_of, sum_over_ranks
@@ -76,6 +76,7 @@ class Worker:
         torch.set_num_threads(self._threads(attempt.share.threads))
         self._parallel = data_parallel(self._model, self._task, place)
         self._optimizer = build_optimizer(run.optimizer, self._model.parameters())
+        self._recipe = Recipe(self._cfg.accumulation_steps, run.optimizer.clip_norm)
         self._gradient_bytes = sum(p.nbytes for p in self._model.parameters() if p.requires_grad)
         self._epoch = 0
         self._counts = Progress()
@@ -97,7 +98,8 @@ class Worker:
         """Return the threads to use of this worker's share; as many as are asked for, if so."""
         if self._cfg.cpus_per_worker is not None or self._device.type != "cpu":
             return share
-        largest = -(-self._cfg.batch_size // self._place.world_size)
+        parts = self._place.world_size * self._cfg.accumulation_steps
+        largest = -(-self._cfg.batch_size // parts)
         return useful_threads(self._model, self._task, largest, share)
 
     def train(self) -> Trained:
@@ -121,11 +123,7 @@ class Worker:
     def _train_epoch(self) -> None:
         started = time.perf_counter()
         totals = train_batches(
-            self._parallel,
-            self._optimizer,
-            self._task,
-            self._batches(),
-            clip_norm=self._run.optimizer.clip_norm,
+            self._parallel, self._optimizer, self._task, self._batches(), recipe=self._recipe
         )
         self._clock.train_seconds += time.perf_counter() - started
         loss_sum, examples = self._sum([totals.loss_sum, totals.examples])

@@ -13,7 +13,7 @@ from heliotrope.data import Split
 from heliotrope.evaluation import evaluate
 from heliotrope.metrics import ClassificationMetrics
 from heliotrope.tasks import Task
-from heliotrope.training import Batch, build_optimizer, proximal_term, train_batches
+from heliotrope.training import Batch, Recipe, build_optimizer, proximal_term, train_batches
 
 from .plan import Plan, make_plan
 from .population import Population
@@ -186,7 +186,7 @@ def train_client(
             for chosen, step_seed in plan.batches()
         ),
         _penalty(model, order, client),
-        clients.optimizer.clip_norm,
+        Recipe(clip_norm=clients.optimizer.clip_norm),
     )
     return Stack(
         clients=(client,),

@@ -135,6 +135,7 @@ class DistributedConfig:
     cpus_per_worker: int | None = None
     epochs: int = 5
     batch_size: int = 32
+    accumulation_steps: int = 1
     lr_schedule: str = "constant"
     max_failures: int = 0
     evaluate_every: int = 1

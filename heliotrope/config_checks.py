@@ -129,7 +129,14 @@ def _target_metrics(run: Run) -> tuple[str, ...]:
 def _check_distributed(cfg: DistributedConfig) -> None:
     _choice("distributed.lr_schedule", cfg.lr_schedule, ("constant", "linear", "cosine"))
     _choice("distributed.launcher", cfg.launcher, ("inline", "torchrun", "ray"))
-    for name in ("workers", "epochs", "batch_size", "evaluate_every", "checkpoint_every"):
+    for name in (
+        "workers",
+        "epochs",
+        "batch_size",
+        "accumulation_steps",
+        "evaluate_every",
+        "checkpoint_every",
+    ):
         _at_least(f"distributed.{name}", getattr(cfg, name), 1)
     _at_least("distributed.cpus_per_worker", cfg.cpus_per_worker, 1)
     _at_least("distributed.max_failures", cfg.max_failures, 0)
@@ -142,6 +149,24 @@ def _check_distributed(cfg: DistributedConfig) -> None:
         raise ConfigError(
             f"distributed.batch_size={cfg.batch_size} is global and smaller than "
             f"distributed.workers={cfg.workers}. Raise the batch size or use fewer workers."
+        )
+    _check_accumulation(cfg)
+
+
+def _check_accumulation(cfg: DistributedConfig) -> None:
+    parts, size = cfg.accumulation_steps, cfg.batch_size
+    most = size // cfg.workers
+    fits = max(n for n in range(1, min(parts, most) + 1) if size % n == 0)
+    remedy = f"Set distributed.accumulation_steps={fits}, or another batch size."
+    if size % parts:
+        raise ConfigError(
+            f"distributed.accumulation_steps={parts} does not divide "
+            f"distributed.batch_size={size}. {remedy}"
+        )
+    if parts > most:
+        raise ConfigError(
+            f"distributed.accumulation_steps={parts} cuts a worker's {most} examples of "
+            f"distributed.batch_size={size} into parts of less than one. {remedy}"
         )
 
 

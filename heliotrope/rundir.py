@@ -31,6 +31,7 @@ _MAY_CHANGE = {
     "distributed.launcher",
     "distributed.workers",
     "distributed.cpus_per_worker",
+    "distributed.accumulation_steps",
     "distributed.max_failures",
     "distributed.checkpoint_every",
     "federated.rounds",

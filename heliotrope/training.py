@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from heliotrope.config import AdamConfig, OptimizerConfig, SgdConfig
 from heliotrope.models.seeded import reseed
 from heliotrope.tasks import Task
 
-__all__ = ["Batch", "TrainTotals", "build_optimizer", "proximal_term", "train_batches"]
+__all__ = [
+    "Batch",
+    "Recipe",
+    "TrainTotals",
+    "build_optimizer",
+    "proximal_term",
+    "train_batches",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,34 @@ class Batch:
     divisor: float
     seed: int
     first: int = 0
+
+    def parts(self, count: int) -> Iterator[Batch]:
+        """Yield `count` contiguous parts, whose gradients add up to that of the whole.
+
+        They differ by at most one example, the last is the largest, and of a batch with fewer
+        examples than `count` some are empty: every rank does the same number of passes.
+        """
+        if count == 1:
+            yield self
+            return
+        total = len(self.targets)
+        for index in range(count):
+            rows = slice(total * index // count, total * (index + 1) // count)
+            inputs, targets = self.inputs[rows], self.targets[rows]
+            yield replace(self, inputs=inputs, targets=targets, first=self.first + rows.start)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the gradient of a step is made and applied; the defaults are the plain step.
+
+    `accumulation_steps` is the number of micro-batches into which each batch is cut; their
+    gradients are added up before the one update, and exchanged between ranks once.
+    With `clip_norm`, gradients are scaled down to at most that norm, over all parameters.
+    """
+
+    accumulation_steps: int = 1
+    clip_norm: float | None = None
 
 
 @dataclass
@@ -82,29 +119,46 @@ def train_batches(
     task: Task,
     batches: Iterable[Batch],
     penalty: Callable[[], Tensor] | None = None,
-    clip_norm: float | None = None,
+    recipe: Recipe = Recipe(),
 ) -> TrainTotals:
     """Take one optimizer step per batch and return the totals.
 
-    `penalty` is added to every step's loss but not to the reported one. Gradients whose norm,
-    of all weights together, exceeds `clip_norm` are scaled down to it.
+    `penalty` is added to every step's loss but not to the reported one.
     """
     model.train()
     loss_sum = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
     totals = TrainTotals()
     for batch in batches:
-        reseed(model, batch.seed, batch.first)
         optimizer.zero_grad(set_to_none=True)
-        batch_loss = task.losses(model(batch.inputs), batch.targets).sum()
-        objective = batch_loss / batch.divisor
-        if penalty is not None:
-            objective = objective + penalty()
-        objective.backward()  # type: ignore[no-untyped-call]
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        for number, part in enumerate(batch.parts(recipe.accumulation_steps), start=1):
+            last = number == recipe.accumulation_steps
+            with nullcontext() if last else _not_exchanged(model):
+                loss_sum += _backward(model, task, part, penalty if last else None)
+        if recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
-        loss_sum += batch_loss.detach()
         totals.examples += len(batch.targets)
         totals.steps += 1
     totals.loss_sum = float(loss_sum)
     return totals
+
+
+def _backward(
+    model: nn.Module, task: Task, batch: Batch, penalty: Callable[[], Tensor] | None
+) -> Tensor:
+    """Add the gradient of one pass to the parameters'; return the sum of its losses, []."""
+    reseed(model, batch.seed, batch.first)
+    batch_loss = task.losses(model(batch.inputs), batch.targets).sum()
+    objective = batch_loss / batch.divisor
+    if penalty is not None:
+        objective = objective + penalty()
+    objective.backward()  # type: ignore[no-untyped-call]
+    return batch_loss.detach()
+
+
+def _not_exchanged(model: nn.Module) -> AbstractContextManager[None]:
+    """Return the context in which a wrapped model keeps its gradients to its own rank."""
+    if isinstance(model, DistributedDataParallel):
+        kept: AbstractContextManager[None] = model.no_sync()
+        return kept
+    return nullcontext()

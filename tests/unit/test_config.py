@@ -230,6 +230,24 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
         ("distributed.batch_size=1",),
         ("distributed.batch_size=1", "distributed.workers=2", "Raise the batch size"),
     ),
+    (
+        "distributed",
+        ("distributed.accumulation_steps=5",),
+        (
+            "distributed.accumulation_steps=5",
+            "batch_size=32",
+            "Set distributed.accumulation_steps=4",
+        ),
+    ),
+    (
+        "distributed",
+        ("distributed.accumulation_steps=32",),
+        (
+            "distributed.accumulation_steps=32",
+            "16 examples",
+            "Set distributed.accumulation_steps=16",
+        ),
+    ),
 ]
 
 

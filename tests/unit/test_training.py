@@ -16,6 +16,7 @@ from heliotrope.models import build
 from heliotrope.tasks import Classification
 from heliotrope.training import (
     Batch,
+    Recipe,
     TrainTotals,
     build_optimizer,
     proximal_term,
@@ -154,6 +155,23 @@ def test_averaged_over_ranks_the_gradient_is_that_of_the_global_batch(
         )
     ]
     torch.testing.assert_close(torch.stack(ranks).mean(dim=0), whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulation_steps", [2, 3, 7])
+def test_micro_batches_give_the_gradient_of_their_batch(accumulation_steps: int) -> None:
+    """Also with dropout, in ragged batches, and where some micro-batches are empty."""
+    seed = fresh_seed()
+    whole, parts = model_of(seed, dropout=0.3), model_of(seed, dropout=0.3)
+    cfg = SgdConfig("sgd", lr=0.1, momentum=0.9)
+    totals = []
+    for model, recipe in ((whole, Recipe()), (parts, Recipe(accumulation_steps))):
+        optimizer = build_optimizer(cfg, model.parameters())
+        penalty = proximal_term(model, 0.5)
+        totals.append(train_batches(model, optimizer, TASK, batches_of(seed), penalty, recipe))
+    assert (totals[1].steps, totals[1].examples) == (totals[0].steps, totals[0].examples)
+    assert totals[1].loss == pytest.approx(totals[0].loss, rel=1e-5)
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
 # --- the proximal term --------------------------------------------------------------------

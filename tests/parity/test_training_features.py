@@ -1,0 +1,46 @@
+"""Each training feature: two workers are one, and a resumed run is an uninterrupted one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed_runs import INLINE, RAY, cut, events_of, train, weights_of
+from tests.support import assert_same_tensors
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+# The last batch of 1294 training examples is ragged: 1294 = 10 * 128 + 14.
+FEATURES: dict[str, tuple[str, ...]] = {
+    "accumulation": ("distributed.accumulation_steps=4",),
+}
+_EPOCHS = 2
+
+
+def _close(one: Path, other: Path) -> None:
+    left, right = weights_of(one), weights_of(other)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(right[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_two_ray_workers_are_one_and_a_resumed_run_is_a_whole_one(
+    feature: str, ray_session: object, tmp_path: Path
+) -> None:
+    overrides = FEATURES[feature]
+    whole = train(tmp_path / "whole", *INLINE, *overrides, epochs=_EPOCHS)
+    _close(whole, train(tmp_path / "ray", *RAY, *overrides, epochs=_EPOCHS))
+
+    parts = cut(whole, tmp_path / "parts", after=1)
+    train(parts, *INLINE, "resume=true", *overrides, epochs=_EPOCHS)
+    assert_same_tensors(weights_of(whole), weights_of(parts))
+    assert events_of(whole) == events_of(parts)
+
+
+def test_micro_batches_change_no_more_than_rounding(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", *INLINE, epochs=_EPOCHS)
+    parts = train(tmp_path / "parts", *INLINE, *FEATURES["accumulation"], epochs=_EPOCHS)
+    _close(whole, parts)
