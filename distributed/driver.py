@@ -29,6 +29,7 @@ from heliotrope.tracking import Clock, Tracker
 from . import fence
 from .attempt import Attempt, Trained, WorkerFailure
 from .launchers import Launcher
+from .schedule import check_schedule
 
 __all__ = ["Parts", "begin", "drive", "prepare", "write_results"]
 
@@ -47,6 +48,7 @@ class Parts:
 def prepare(run: Run) -> Parts:
     """Load the data and build the model once, so that what is wrong with them shows here."""
     dataset = load(run.data, run.seed)
+    check_schedule(run.distributed, len(dataset.train))
     task = task_of(dataset)
     return Parts(dataset, task, build(run.model, task, run.seed))
 

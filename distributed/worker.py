@@ -146,7 +146,7 @@ class Worker:
         steps = -(-examples // size)
         cfg, place = self._cfg, (self._counts.steps, self._cfg.epochs * steps)
         lr = self._run.optimizer.lr
-        plan = scheduled(plan, self._optimizer, lr, cfg.lr_schedule, place)
+        plan = scheduled(plan, self._optimizer, lr, cfg, place)
         return reported(plan, steps, self._epoch - 1, self._report)
 
     def _evaluate_epoch(self) -> bool:

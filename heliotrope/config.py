@@ -137,6 +137,9 @@ class DistributedConfig:
     batch_size: int = 32
     accumulation_steps: int = 1
     lr_schedule: str = "constant"
+    lr_warmup_steps: int = 0
+    lr_decay_steps: int | None = None
+    lr_decay_factor: float = 0.1
     max_failures: int = 0
     evaluate_every: int = 1
     checkpoint_every: int = 1

@@ -127,7 +127,6 @@ def _target_metrics(run: Run) -> tuple[str, ...]:
 
 
 def _check_distributed(cfg: DistributedConfig) -> None:
-    _choice("distributed.lr_schedule", cfg.lr_schedule, ("constant", "linear", "cosine"))
     _choice("distributed.launcher", cfg.launcher, ("inline", "torchrun", "ray"))
     for name in (
         "workers",
@@ -151,6 +150,32 @@ def _check_distributed(cfg: DistributedConfig) -> None:
             f"distributed.workers={cfg.workers}. Raise the batch size or use fewer workers."
         )
     _check_accumulation(cfg)
+    _check_schedule(cfg)
+
+
+def _check_schedule(cfg: DistributedConfig) -> None:
+    """Check a schedule by itself; whether it fits the run depends on the data."""
+    schedules = ("constant", "linear", "cosine", "step", "one_cycle")
+    _choice("distributed.lr_schedule", cfg.lr_schedule, schedules)
+    _at_least("distributed.lr_warmup_steps", cfg.lr_warmup_steps, 0)
+    _at_least("distributed.lr_decay_steps", cfg.lr_decay_steps, 1)
+    _within("distributed.lr_decay_factor", cfg.lr_decay_factor, 0, 1, open_low=True)
+    if cfg.lr_schedule == "step" and cfg.lr_decay_steps is None:
+        raise ConfigError(
+            "distributed.lr_schedule=step needs distributed.lr_decay_steps, the number of steps "
+            "between two decays. Set it."
+        )
+    if cfg.lr_schedule != "step" and cfg.lr_decay_steps is not None:
+        raise ConfigError(
+            f"distributed.lr_decay_steps={cfg.lr_decay_steps} has no effect with "
+            f"distributed.lr_schedule={cfg.lr_schedule}. Set distributed.lr_schedule=step."
+        )
+    if cfg.lr_schedule == "one_cycle" and cfg.lr_warmup_steps:
+        raise ConfigError(
+            f"distributed.lr_warmup_steps={cfg.lr_warmup_steps} has no place in "
+            "distributed.lr_schedule=one_cycle, which rises by itself. Set "
+            "distributed.lr_warmup_steps=0."
+        )
 
 
 def _check_accumulation(cfg: DistributedConfig) -> None:

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_report")
 # The last batch of 1294 training examples is ragged: 1294 = 10 * 128 + 14.
 FEATURES: dict[str, tuple[str, ...]] = {
     "accumulation": ("distributed.accumulation_steps=4",),
+    "warm-up": ("distributed.lr_warmup_steps=5", "distributed.lr_schedule=cosine"),
 }
 _EPOCHS = 2
 

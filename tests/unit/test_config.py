@@ -248,6 +248,16 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
             "Set distributed.accumulation_steps=16",
         ),
     ),
+    ("distributed", ("distributed.lr_schedule=cosin",), ("lr_schedule=cosin", "'cosine'")),
+    ("distributed", ("distributed.lr_warmup_steps=-1",), ("lr_warmup_steps=-1", "at least 0")),
+    ("distributed", ("distributed.lr_schedule=step",), ("Set it", "distributed.lr_decay_steps")),
+    ("distributed", ("distributed.lr_decay_steps=5",), ("Set distributed.lr_schedule=step",)),
+    ("distributed", ("distributed.lr_decay_factor=0",), ("lr_decay_factor=0", "(0, 1]")),
+    (
+        "distributed",
+        ("distributed.lr_schedule=one_cycle", "distributed.lr_warmup_steps=3"),
+        ("distributed.lr_warmup_steps=3", "one_cycle", "Set distributed.lr_warmup_steps=0"),
+    ),
 ]
 
 
