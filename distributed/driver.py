@@ -49,7 +49,7 @@ def prepare(run: Run) -> Parts:
     """Load the data and build the model once, so that what is wrong with them shows here."""
     dataset = load(run.data, run.seed)
     check_schedule(run.distributed, len(dataset.train))
-    task = task_of(dataset)
+    task = task_of(dataset, run.loss.label_smoothing)
     return Parts(dataset, task, build(run.model, task, run.seed))
 
 

@@ -17,6 +17,7 @@ from heliotrope.seeding import seed, torch_generator
 from heliotrope.training import Batch
 
 from .attempt import Place
+from .mixup import mixed
 
 __all__ = ["batches", "part_of", "permutation"]
 
@@ -33,22 +34,31 @@ def part_of(count: int, place: Place) -> slice:
 
 
 def batches(
-    train: Split, order: Tensor, batch_size: int, place: Place, run_seed: int, steps_before: int
+    train: Split,
+    order: Tensor,
+    batch_size: int,
+    place: Place,
+    run_seed: int,
+    steps_before: int,
+    mixup: float = 0.0,
 ) -> Iterator[Batch]:
     """Yield one rank's part of each global batch of an epoch, also where the part is empty.
 
     DDP averages gradients over the ranks, so each rank divides its sum of losses by
     global batch size / world size: the average is then the exact mean over the global batch.
-    `steps_before` is the number of steps done in earlier epochs.
+    `steps_before` is the number of steps done in earlier epochs; `mixup` is the alpha of
+    `mixed`, 0 for none.
     """
     for number, start in enumerate(range(0, len(order), batch_size)):
         whole = order[start : start + batch_size]
         part = part_of(len(whole), place)
         mine = whole[part]
-        yield Batch(
+        step = steps_before + number
+        batch = Batch(
             inputs=train.inputs.index_select(0, mine),
             targets=train.targets.index_select(0, mine),
             divisor=len(whole) / place.world_size,
-            seed=seed(run_seed, "dropout", steps_before + number),
+            seed=seed(run_seed, "dropout", step),
             first=part.start,
         )
+        yield mixed(batch, train, whole, mixup, run_seed, step) if mixup else batch

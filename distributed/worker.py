@@ -33,7 +33,7 @@ from heliotrope.result import Target
 from heliotrope.rundir import RunDirectory
 from heliotrope.tasks import task_of
 from heliotrope.tracking import Clock, Progress, Tracker
-from heliotrope.training import Batch, Recipe, build_optimizer, train_batches
+from heliotrope.training import Batch, Recipe, build_optimizer, penalty_of, train_batches
 
 from .attempt import Attempt, Place, Trained
 from .group import data_parallel, device_of, sum_over_ranks
@@ -71,7 +71,7 @@ class Worker:
         self._device = device_of(attempt.share.device, place)
         self._dataset = dataset
         self._train = _on(self._device, dataset.train)
-        self._task = task_of(dataset)
+        self._task = task_of(dataset, run.loss.label_smoothing)
         self._model = build(run.model, self._task, run.seed).to(self._device)
         torch.set_num_threads(self._threads(attempt.share.threads))
         self._parallel = data_parallel(self._model, self._task, place)
@@ -123,7 +123,12 @@ class Worker:
     def _train_epoch(self) -> None:
         started = time.perf_counter()
         totals = train_batches(
-            self._parallel, self._optimizer, self._task, self._batches(), recipe=self._recipe
+            self._parallel,
+            self._optimizer,
+            self._task,
+            self._batches(),
+            penalty_of(self._model, self._run.loss),
+            self._recipe,
         )
         self._clock.train_seconds += time.perf_counter() - started
         loss_sum, examples = self._sum([totals.loss_sum, totals.examples])
@@ -140,7 +145,15 @@ class Worker:
     def _batches(self) -> Iterator[Batch]:
         examples, size = len(self._train), self._cfg.batch_size
         order = permutation(self._run.seed, self._epoch, examples).to(self._device)
-        plan = batches(self._train, order, size, self._place, self._run.seed, self._counts.steps)
+        plan = batches(
+            self._train,
+            order,
+            size,
+            self._place,
+            self._run.seed,
+            self._counts.steps,
+            self._cfg.mixup,
+        )
         if self._startup_seconds is None:
             self._startup_seconds = time.time() - self._began
         steps = -(-examples // size)

@@ -51,7 +51,7 @@ def prepare(run: Run) -> Parts:
     dataset = load(run.data, run.seed)
     splits = {"validation": dataset.validation, "test": dataset.test}
     central = {name: split for name, split in splits.items() if len(split)}
-    task = task_of(dataset)
+    task = task_of(dataset, run.loss.label_smoothing)
     return Parts(
         clients=assemble(run, task, dataset.train, divide(run, dataset), central),
         scaling=dataset.scaling,

@@ -15,6 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from heliotrope.config_training import LossConfig
 from heliotrope.errors import ConfigError
 
 __all__ = [
@@ -136,6 +137,7 @@ class DistributedConfig:
     epochs: int = 5
     batch_size: int = 32
     accumulation_steps: int = 1
+    mixup: float = 0.0
     lr_schedule: str = "constant"
     lr_warmup_steps: int = 0
     lr_decay_steps: int | None = None
@@ -291,6 +293,7 @@ class Run:
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING
+    loss: LossConfig = field(default_factory=LossConfig)
     distributed: DistributedConfig = MISSING
     federated: FederatedConfig = MISSING
     target: TargetConfig = field(default_factory=TargetConfig)

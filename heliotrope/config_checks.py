@@ -113,6 +113,9 @@ def check_shared(run: Run) -> None:
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"optimizer.betas={list(betas)} must be two numbers in [0, 1).")
         _above("optimizer.eps", run.optimizer.eps, 0)
+    _share("loss.label_smoothing", run.loss.label_smoothing)
+    _at_least("loss.l1", run.loss.l1, 0)
+    _at_least("loss.l2", run.loss.l2, 0)
     _share("data.validation_fraction", run.data.validation_fraction)
     if (run.target.metric is None) != (run.target.value is None):
         missing = "target.value" if run.target.value is None else "target.metric"
@@ -138,6 +141,7 @@ def _check_distributed(cfg: DistributedConfig) -> None:
     ):
         _at_least(f"distributed.{name}", getattr(cfg, name), 1)
     _at_least("distributed.cpus_per_worker", cfg.cpus_per_worker, 1)
+    _at_least("distributed.mixup", cfg.mixup, 0)
     _at_least("distributed.max_failures", cfg.max_failures, 0)
     if cfg.launcher == "inline" and cfg.workers != 1:
         raise ConfigError(

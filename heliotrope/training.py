@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from heliotrope.config import AdamConfig, OptimizerConfig, SgdConfig
+from heliotrope.config_training import LossConfig
 from heliotrope.models.seeded import reseed
 from heliotrope.tasks import Task
 
@@ -20,6 +21,7 @@ __all__ = [
     "Recipe",
     "TrainTotals",
     "build_optimizer",
+    "penalty_of",
     "proximal_term",
     "train_batches",
 ]
@@ -33,7 +35,8 @@ class Batch:
     examples for a plain mean; global batch size / world size for a data-parallel worker,
     since DDP averages gradients over ranks, which need not hold equally many examples.
     `seed` fixes the dropout masks of the step; `first` is the place of these examples in the
-    batch they are a part of, whose masks are drawn as one.
+    batch they are a part of, whose masks are drawn as one. With mixup, `inputs` are mixed
+    already: `share` of each loss is that of `targets`, the rest that of `other_targets`.
     """
 
     inputs: Tensor
@@ -41,6 +44,8 @@ class Batch:
     divisor: float
     seed: int
     first: int = 0
+    other_targets: Tensor | None = None
+    share: float = 1.0
 
     def parts(self, count: int) -> Iterator[Batch]:
         """Yield `count` contiguous parts, whose gradients add up to that of the whole.
@@ -54,8 +59,14 @@ class Batch:
         total = len(self.targets)
         for index in range(count):
             rows = slice(total * index // count, total * (index + 1) // count)
-            inputs, targets = self.inputs[rows], self.targets[rows]
-            yield replace(self, inputs=inputs, targets=targets, first=self.first + rows.start)
+            others = None if self.other_targets is None else self.other_targets[rows]
+            yield replace(
+                self,
+                inputs=self.inputs[rows],
+                targets=self.targets[rows],
+                first=self.first + rows.start,
+                other_targets=others,
+            )
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,29 @@ def proximal_term(model: nn.Module, mu: float) -> Callable[[], Tensor] | None:
     return term
 
 
+def penalty_of(
+    model: nn.Module, loss: LossConfig, proximal_mu: float = 0.0
+) -> Callable[[], Tensor] | None:
+    """Return the sum of `loss`'s penalties and the proximal term, or None if all are off."""
+    terms = [_weight_penalty(model, loss), proximal_term(model, proximal_mu)]
+    wanted = [term for term in terms if term is not None]
+    if len(wanted) < 2:
+        return wanted[0] if wanted else None
+    return lambda: torch.stack([term() for term in wanted]).sum()
+
+
+def _weight_penalty(model: nn.Module, loss: LossConfig) -> Callable[[], Tensor] | None:
+    if loss.l1 == loss.l2 == 0.0:
+        return None
+    weights = list(model.parameters())
+
+    def term() -> Tensor:
+        each = [w.abs().sum() * loss.l1 + w.square().sum() * (loss.l2 / 2) for w in weights]
+        return torch.stack(each).sum()
+
+    return term
+
+
 def train_batches(
     model: nn.Module,
     optimizer: Optimizer,
@@ -148,12 +182,20 @@ def _backward(
 ) -> Tensor:
     """Add the gradient of one pass to the parameters'; return the sum of its losses, []."""
     reseed(model, batch.seed, batch.first)
-    batch_loss = task.losses(model(batch.inputs), batch.targets).sum()
+    batch_loss = _loss_sum(task, model(batch.inputs), batch)
     objective = batch_loss / batch.divisor
     if penalty is not None:
         objective = objective + penalty()
     objective.backward()  # type: ignore[no-untyped-call]
     return batch_loss.detach()
+
+
+def _loss_sum(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
+    total = task.losses(outputs, batch.targets).sum()
+    if batch.other_targets is None:
+        return total
+    others = task.losses(outputs, batch.other_targets).sum()
+    return total * batch.share + others * (1.0 - batch.share)
 
 
 def _not_exchanged(model: nn.Module) -> AbstractContextManager[None]:

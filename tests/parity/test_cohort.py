@@ -89,7 +89,13 @@ def _plain(clients: Clients, order: Instruction, client: int) -> dict[str, Tenso
     for rows, step_seed in clients.plan(order.server_round, [client]).batches():
         reseed(model, step_seed)
         logits = model(clients.train.inputs[rows])
-        loss = torch.nn.functional.cross_entropy(logits, clients.train.targets[rows])
+        loss = torch.nn.functional.cross_entropy(
+            logits,
+            clients.train.targets[rows],
+            label_smoothing=clients.task.label_smoothing,  # type: ignore[attr-defined]
+        )
+        for p in model.parameters():
+            loss = loss + clients.loss.l1 * p.abs().sum() + clients.loss.l2 / 2 * p.square().sum()
         for (name, p), w in zip(model.named_parameters(), start, strict=True):
             loss = loss + order.proximal_mu / 2 * ((p - w) ** 2).sum()
             if order.controls is not None:
@@ -155,6 +161,13 @@ def test_every_optimizer_trains_stacked_as_alone(
 ) -> None:
     run = _compose(optimizer, _MODELS[1], _PARTITIONS[0], "federated.local_epochs=2 seed=5")
     _check_all_kinds(run, mu, cohort=[0, 2, 3, 7, 9], controlled=controlled)
+
+
+@pytest.mark.parametrize("optimizer", [_OPTIMIZERS[0], _OPTIMIZERS[2], _OPTIMIZERS[4]])
+def test_smoothed_labels_and_penalties_train_stacked_as_alone(optimizer: str) -> None:
+    loss = "loss.label_smoothing=0.1 loss.l1=0.0002 loss.l2=0.01"
+    run = _compose(optimizer, loss, _MODELS[1], _PARTITIONS[0], "seed=5")
+    _check_all_kinds(run, mu=0.1, cohort=[0, 2, 3, 7, 9])
 
 
 @pytest.mark.parametrize("trial", range(20))

@@ -15,6 +15,13 @@ pytestmark = pytest.mark.usefixtures("no_report")
 # The last batch of 1294 training examples is ragged: 1294 = 10 * 128 + 14.
 FEATURES: dict[str, tuple[str, ...]] = {
     "accumulation": ("distributed.accumulation_steps=4",),
+    "smoothing and penalties": (
+        "loss.label_smoothing=0.1",
+        "loss.l1=0.0001",
+        "loss.l2=0.001",
+        "distributed.accumulation_steps=2",
+    ),
+    "mixup": ("distributed.mixup=0.4", "distributed.accumulation_steps=2"),
     "warm-up": ("distributed.lr_warmup_steps=5", "distributed.lr_schedule=cosine"),
 }
 _EPOCHS = 2

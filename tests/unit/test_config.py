@@ -258,6 +258,10 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
         ("distributed.lr_schedule=one_cycle", "distributed.lr_warmup_steps=3"),
         ("distributed.lr_warmup_steps=3", "one_cycle", "Set distributed.lr_warmup_steps=0"),
     ),
+    ("federated", ("loss.label_smoothing=1",), ("loss.label_smoothing=1", "[0, 1)")),
+    ("federated", ("loss.l1=-1",), ("loss.l1=-1", "at least 0")),
+    ("federated", ("loss.l2=-1",), ("loss.l2=-1", "at least 0")),
+    ("distributed", ("distributed.mixup=-1",), ("distributed.mixup=-1", "at least 0")),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from heliotrope.config import AdamConfig, MlpConfig, OptimizerConfig, SgdConfig
+from heliotrope.config_training import LossConfig
 from heliotrope.models import build
 from heliotrope.tasks import Classification
 from heliotrope.training import (
@@ -19,6 +21,7 @@ from heliotrope.training import (
     Recipe,
     TrainTotals,
     build_optimizer,
+    penalty_of,
     proximal_term,
     train_batches,
 )
@@ -275,6 +278,52 @@ def test_losses_are_each_examples_own() -> None:
     probabilities = outputs.double().softmax(dim=1)[torch.arange(7), targets]
     wanted = (-probabilities.log()).tolist()
     assert task.losses(outputs, targets).tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
+def test_smoothed_labels_are_for_training_alone() -> None:
+    outputs = torch.randn(7, 3, generator=torch.Generator().manual_seed(fresh_seed()))
+    targets = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    plain = Classification("c", (3,), ("a", "b", "c"))
+    smooth = Classification("c", (3,), ("a", "b", "c"), label_smoothing=0.3)
+    logs = outputs.double().log_softmax(dim=1)
+    wanted = -(0.7 * logs[torch.arange(7), targets] + 0.3 * logs.mean(dim=1))
+    assert smooth.losses(outputs, targets).tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
+    assert smooth.measure(outputs, targets).loss_sum == plain.measure(outputs, targets).loss_sum
+
+
+def test_penalties_of_the_weights_are_in_the_gradient_but_not_in_the_reported_loss() -> None:
+    seed, lr, l1, l2 = fresh_seed(), 0.2, 0.01, 0.3
+    ours, theirs = model_of(seed), model_of(seed)
+    batches = batches_of(seed)[:1]
+    batch = batches[0]
+    functional.cross_entropy(theirs(batch.inputs), batch.targets).backward()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.sub_(lr * (weight.grad + l1 * weight.sign() + l2 * weight))
+    optimizer = build_optimizer(SgdConfig("sgd", lr=lr), ours.parameters())
+    penalty = penalty_of(ours, LossConfig(l1=l1, l2=l2))
+    totals = train_batches(ours, optimizer, TASK, batches, penalty)
+    plain = TASK.losses(model_of(seed)(batch.inputs), batch.targets).mean()
+    assert totals.loss == pytest.approx(plain.item(), rel=1e-6)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_mixup_weighs_the_losses_of_both_labels() -> None:
+    seed = fresh_seed()
+    ours, theirs = model_of(seed), model_of(seed)
+    [batch, other, *_] = batches_of(seed)
+    logits = theirs(batch.inputs)
+    first, second = (functional.cross_entropy(logits, b.targets) for b in (batch, other))
+    (0.3 * first + 0.7 * second).backward()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.sub_(weight.grad)
+    optimizer = build_optimizer(SgdConfig("sgd", lr=1.0), ours.parameters())
+    mixed = replace(batch, other_targets=other.targets, share=0.3)
+    train_batches(ours, optimizer, TASK, [mixed], recipe=Recipe(2))
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
 def test_totals_of_nothing_have_no_loss() -> None:
