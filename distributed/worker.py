@@ -21,7 +21,7 @@ from dataclasses import asdict
 
 import torch
 
-from heliotrope import checkpoint, optimizer_state
+from heliotrope import checkpoint
 from heliotrope.checkpoint import Checkpoint
 from heliotrope.data import Dataset, Split
 from heliotrope.errors import RunFailedError
@@ -33,14 +33,15 @@ from heliotrope.result import Target
 from heliotrope.rundir import RunDirectory
 from heliotrope.tasks import task_of
 from heliotrope.tracking import Clock, Progress, Tracker
-from heliotrope.training import Batch, Recipe, build_optimizer, penalty_of, train_batches
+from heliotrope.training import Batch, train_batches
 
 from .attempt import Attempt, Place, Trained
-from .group import data_parallel, device_of, sum_over_ranks
+from .group import device_of, sum_over_ranks
 from .live import reported
 from .order import batches, part_of, permutation
 from .schedule import scheduled
 from .threads import useful_threads
+from .trainee import Trainee
 
 __all__ = ["Worker"]
 
@@ -74,9 +75,7 @@ class Worker:
         self._task = task_of(dataset, run.loss.label_smoothing)
         self._model = build(run.model, self._task, run.seed).to(self._device)
         torch.set_num_threads(self._threads(attempt.share.threads))
-        self._parallel = data_parallel(self._model, self._task, place)
-        self._optimizer = build_optimizer(run.optimizer, self._model.parameters())
-        self._recipe = Recipe(self._cfg.accumulation_steps, run.optimizer.clip_norm)
+        self._trainee = Trainee(run, self._model, self._task, place)
         self._gradient_bytes = sum(p.nbytes for p in self._model.parameters() if p.requires_grad)
         self._epoch = 0
         self._counts = Progress()
@@ -122,13 +121,14 @@ class Worker:
 
     def _train_epoch(self) -> None:
         started = time.perf_counter()
+        trainee = self._trainee
         totals = train_batches(
-            self._parallel,
-            self._optimizer,
+            trainee.wrapped,
+            trainee.optimizer,
             self._task,
             self._batches(),
-            penalty_of(self._model, self._run.loss),
-            self._recipe,
+            trainee.penalty,
+            trainee.recipe,
         )
         self._clock.train_seconds += time.perf_counter() - started
         loss_sum, examples = self._sum([totals.loss_sum, totals.examples])
@@ -159,13 +159,14 @@ class Worker:
         steps = -(-examples // size)
         cfg, place = self._cfg, (self._counts.steps, self._cfg.epochs * steps)
         lr = self._run.optimizer.lr
-        plan = scheduled(plan, self._optimizer, lr, cfg, place)
+        plan = scheduled(plan, self._trainee.optimizer, lr, cfg, place)
         return reported(plan, steps, self._epoch - 1, self._report)
 
     def _evaluate_epoch(self) -> bool:
         """Evaluate, tell, and return whether the target says to stop."""
         values = self._evaluate()
-        self._emit("evaluate", values)
+        averaged = {} if self._cfg.ema_decay is None else {"weights": "ema"}
+        self._emit("evaluate", values, **averaged)
         return self._target.observe(values, {"epoch": self._epoch}, self._counts, self._clock)
 
     def _evaluate(self) -> dict[str, float]:
@@ -182,7 +183,7 @@ class Worker:
     def _measure(self, split: Split) -> ClassificationMetrics:
         part = part_of(len(split), self._place)
         mine = evaluate(
-            self._model,
+            self._trainee.evaluated,
             self._task,
             Split(split.inputs[part], split.targets[part]),
             self._run.evaluation_batch_size,
@@ -203,28 +204,28 @@ class Worker:
         total: list[float] = sum_over_ranks(shared, self._place, self._device).tolist()
         return total
 
-    def _emit(self, event: str, values: Mapping[str, float]) -> None:
+    def _emit(self, event: str, values: Mapping[str, float], **others: str) -> None:
         unit = {"epoch": self._epoch}
         if self._tracker is not None:
-            self._tracker.progress(event, self._counts, self._clock, unit, **values)
+            self._tracker.progress(event, self._counts, self._clock, unit, **values, **others)
             said = "  ".join(f"{name} {value:.6g}" for name, value in values.items())
             _log.info("epoch %d: %s", self._epoch, said)
 
     def _save(self) -> None:
         if self._tracker is None:
             return
-        arrays, rest = optimizer_state.flatten(self._optimizer)
+        snapshot = self._trainee.snapshot()
         self._tracker.sync()
         path = checkpoint.save(
             self._home.checkpoints,
             Checkpoint(
                 progress=self._counts.steps,
-                model=self._model.state_dict(),
-                arrays=arrays,
+                model=snapshot.model,
+                arrays=snapshot.arrays,
                 state={
+                    **snapshot.rest,
                     "epoch": self._epoch,
                     "scaling": asdict(self._dataset.scaling),
-                    "optimizer": rest,
                     "counts": asdict(self._counts),
                     "seconds": self._clock.seconds,
                     "train_seconds": self._clock.train_seconds,
@@ -238,9 +239,8 @@ class Worker:
     def _resume(self, progress: int) -> None:
         path = checkpoint.path_of(self._home.checkpoints, progress)
         saved = checkpoint.load(path)
-        checkpoint.load_weights(self._model, saved.model, path)
         state = saved.state
-        optimizer_state.restore(self._optimizer, saved.arrays, state["optimizer"])
+        self._trainee.restore(saved, path, saved.progress)
         self._epoch = state["epoch"]
         self._counts = Progress(**state["counts"])
         self._clock.seconds_before = state["seconds"]

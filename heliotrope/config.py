@@ -138,6 +138,7 @@ class DistributedConfig:
     batch_size: int = 32
     accumulation_steps: int = 1
     mixup: float = 0.0
+    ema_decay: float | None = None
     lr_schedule: str = "constant"
     lr_warmup_steps: int = 0
     lr_decay_steps: int | None = None

@@ -142,6 +142,8 @@ def _check_distributed(cfg: DistributedConfig) -> None:
         _at_least(f"distributed.{name}", getattr(cfg, name), 1)
     _at_least("distributed.cpus_per_worker", cfg.cpus_per_worker, 1)
     _at_least("distributed.mixup", cfg.mixup, 0)
+    if cfg.ema_decay is not None:
+        _share("distributed.ema_decay", cfg.ema_decay)
     _at_least("distributed.max_failures", cfg.max_failures, 0)
     if cfg.launcher == "inline" and cfg.workers != 1:
         raise ConfigError(

@@ -4,7 +4,7 @@ Events and their own fields (every one has `event` and `time`, in unix seconds):
 
     start     mode, name, seed
     train     epoch | round, train/loss
-    evaluate  epoch | round, <split>/<metric> ...
+    evaluate  epoch | round, <split>/<metric> ..., weights: "ema" if they are averaged ones
     clients   round, clients: [{client, examples, accuracy, loss}], clients/<metric>
     failure   round | epoch, client | rank | worker, reason
     final     <split>/<metric> ..., confusion_matrix, class_names

@@ -76,10 +76,12 @@ class Recipe:
     `accumulation_steps` is the number of micro-batches into which each batch is cut; their
     gradients are added up before the one update, and exchanged between ranks once.
     With `clip_norm`, gradients are scaled down to at most that norm, over all parameters.
+    `after_update` is called after each update.
     """
 
     accumulation_steps: int = 1
     clip_norm: float | None = None
+    after_update: Callable[[], None] | None = None
 
 
 @dataclass
@@ -171,6 +173,8 @@ def train_batches(
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
+        if recipe.after_update is not None:
+            recipe.after_update()
         totals.examples += len(batch.targets)
         totals.steps += 1
     totals.loss_sum = float(loss_sum)

@@ -57,6 +57,12 @@ def events_of(directory: Path, *kinds: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in e.items() if k not in ("time", "seconds")} for e in events]
 
 
+def result_of(directory: Path) -> dict[str, Any]:
+    """Return what a finished run says of itself."""
+    found: dict[str, Any] = json.loads((directory / "result.json").read_text())
+    return found
+
+
 def cut(directory: Path, copy: Path, after: int) -> Path:
     """Copy a finished run as it was when it was killed after its checkpoint number `after`."""
     shutil.copytree(directory, copy)

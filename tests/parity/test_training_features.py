@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed_runs import INLINE, RAY, cut, events_of, train, weights_of
+from heliotrope import checkpoint
+from heliotrope.commands import evaluate_run
+from tests.distributed_runs import INLINE, RAY, cut, events_of, result_of, train, weights_of
 from tests.support import assert_same_tensors
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -22,6 +24,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
         "distributed.accumulation_steps=2",
     ),
     "mixup": ("distributed.mixup=0.4", "distributed.accumulation_steps=2"),
+    "ema": ("distributed.ema_decay=0.9", "optimizer=adam", "distributed.accumulation_steps=2"),
     "warm-up": ("distributed.lr_warmup_steps=5", "distributed.lr_schedule=cosine"),
 }
 _EPOCHS = 2
@@ -46,6 +49,19 @@ def test_two_ray_workers_are_one_and_a_resumed_run_is_a_whole_one(
     train(parts, *INLINE, "resume=true", *overrides, epochs=_EPOCHS)
     assert_same_tensors(weights_of(whole), weights_of(parts))
     assert events_of(whole) == events_of(parts)
+
+
+def test_averaged_weights_are_those_evaluated_and_exported(tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", *INLINE, epochs=_EPOCHS)
+    averaged = train(tmp_path / "ema", *INLINE, "distributed.ema_decay=0.9", epochs=_EPOCHS)
+    found = checkpoint.latest(averaged / "checkpoints", pytest.fail)
+    assert found is not None
+    trained = {name.removeprefix("weights/"): value for name, value in found.arrays.items()}
+    for name, value in weights_of(plain).items():
+        assert torch.equal(trained[name], value), "the average must not change the training"
+        assert not torch.equal(found.model[name], value)
+    assert evaluate_run(averaged) == result_of(averaged)["metrics"]
+    assert {event["weights"] for event in events_of(averaged, "evaluate")} == {"ema"}
 
 
 def test_micro_batches_change_no_more_than_rounding(tmp_path: Path) -> None:

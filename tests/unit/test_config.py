@@ -262,6 +262,7 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
     ("federated", ("loss.l1=-1",), ("loss.l1=-1", "at least 0")),
     ("federated", ("loss.l2=-1",), ("loss.l2=-1", "at least 0")),
     ("distributed", ("distributed.mixup=-1",), ("distributed.mixup=-1", "at least 0")),
+    ("distributed", ("distributed.ema_decay=1",), ("distributed.ema_decay=1", "[0, 1)")),
 ]
 
 

@@ -1,0 +1,81 @@
+"""The model in training, with all that is updated beside it and must be saved with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from heliotrope import checkpoint, optimizer_state
+from heliotrope.checkpoint import Checkpoint
+from heliotrope.config import Run
+from heliotrope.models import build
+from heliotrope.tasks import Task
+from heliotrope.training import Recipe, build_optimizer, penalty_of
+
+from .attempt import Place
+from .ema import Ema
+from .group import data_parallel
+
+__all__ = ["Snapshot", "Trainee"]
+
+_RAW = "weights/"  # in a checkpoint with averaged weights, the prefix of those in training
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint keeps of a trainee: exported weights, other arrays, and the rest."""
+
+    model: Mapping[str, Tensor]
+    arrays: Mapping[str, Tensor]
+    rest: dict[str, Any]
+
+
+class Trainee:
+    """One rank's `model` and its optimizer, wrapped for training with the other ranks.
+
+    `wrapped` is what a training step calls, `evaluated` the model whose weights count.
+    """
+
+    def __init__(self, run: Run, model: nn.Module, task: Task, place: Place) -> None:
+        cfg = run.distributed
+        self._model = model
+        self.wrapped = data_parallel(model, task, place)
+        self.optimizer = build_optimizer(run.optimizer, model.parameters())
+        self.penalty = penalty_of(model, run.loss)
+        self._ema: Ema | None = None
+        if cfg.ema_decay is not None:
+            average = build(run.model, task, run.seed).to(next(model.parameters()).device)
+            self._ema = Ema(average, model, cfg.ema_decay)
+        self.recipe = Recipe(
+            accumulation_steps=cfg.accumulation_steps,
+            clip_norm=run.optimizer.clip_norm,
+            after_update=None if self._ema is None else self._ema.update,
+        )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model to evaluate: the averaged one if there is one."""
+        return self._model if self._ema is None else self._ema.model
+
+    def snapshot(self) -> Snapshot:
+        """Return references to everything that a checkpoint must hold."""
+        arrays, rest = optimizer_state.flatten(self.optimizer)
+        if self._ema is not None:
+            raw = self._model.state_dict()
+            arrays |= {f"{_RAW}{name}": value for name, value in raw.items()}
+        return Snapshot(self.evaluated.state_dict(), arrays, {"optimizer": rest})
+
+    def restore(self, saved: Checkpoint, path: Path, steps: int) -> None:
+        """Go on from the checkpoint at `path`, which was saved after `steps` steps."""
+        checkpoint.load_weights(self.evaluated, saved.model, path)
+        arrays = {name: a for name, a in saved.arrays.items() if not name.startswith(_RAW)}
+        if self._ema is not None:
+            raw = {name: a for name, a in saved.arrays.items() if name.startswith(_RAW)}
+            weights = {name.removeprefix(_RAW): value for name, value in raw.items()}
+            checkpoint.load_weights(self._model, weights, path)
+            self._ema.steps = steps
+        optimizer_state.restore(self.optimizer, arrays, saved.state["optimizer"])
