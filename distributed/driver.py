@@ -28,7 +28,9 @@ from heliotrope.tracking import Clock, Tracker
 
 from . import fence
 from .attempt import Attempt, Trained, WorkerFailure
+from .compiler import check_compiler
 from .launchers import Launcher
+from .recompute import recompute
 from .schedule import check_schedule
 
 __all__ = ["Parts", "begin", "drive", "prepare", "write_results"]
@@ -50,7 +52,12 @@ def prepare(run: Run) -> Parts:
     dataset = load(run.data, run.seed)
     check_schedule(run.distributed, len(dataset.train))
     task = task_of(dataset, run.loss.label_smoothing)
-    return Parts(dataset, task, build(run.model, task, run.seed))
+    model = build(run.model, task, run.seed)
+    if run.distributed.activation_checkpointing:
+        recompute(model)
+    if run.distributed.compile:
+        check_compiler()
+    return Parts(dataset, task, model)
 
 
 def drive(

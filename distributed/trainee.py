@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from heliotrope import checkpoint, optimizer_state
 from heliotrope.checkpoint import Checkpoint
 from heliotrope.config import Run
 from heliotrope.models import build
 from heliotrope.tasks import Task
-from heliotrope.training import Recipe, build_optimizer, penalty_of
+from heliotrope.training import Batch, Recipe, build_optimizer, penalty_of
 
 from .attempt import Place
 from .ema import Ema
 from .group import data_parallel
+from .recompute import recompute
 
 __all__ = ["Snapshot", "Trainee"]
 
@@ -41,20 +45,37 @@ class Trainee:
     """
 
     def __init__(self, run: Run, model: nn.Module, task: Task, place: Place) -> None:
-        cfg = run.distributed
+        self._cfg = cfg = run.distributed
         self._model = model
+        self._device = next(model.parameters()).device
+        if cfg.activation_checkpointing:
+            recompute(model)
         self.wrapped = data_parallel(model, task, place)
+        if cfg.compile:  # for one shape at a time: inductor cannot count places in other ones
+            self.wrapped = cast(nn.Module, torch.compile(self.wrapped, dynamic=False))
         self.optimizer = build_optimizer(run.optimizer, model.parameters())
         self.penalty = penalty_of(model, run.loss)
         self._ema: Ema | None = None
         if cfg.ema_decay is not None:
-            average = build(run.model, task, run.seed).to(next(model.parameters()).device)
+            average = build(run.model, task, run.seed).to(self._device)
             self._ema = Ema(average, model, cfg.ema_decay)
+        self._scaler = GradScaler(self._device.type) if cfg.precision == "fp16" else None
         self.recipe = Recipe(
             accumulation_steps=cfg.accumulation_steps,
             clip_norm=run.optimizer.clip_norm,
+            around_forward=self._around_forward,
+            scaler=self._scaler,
             after_update=None if self._ema is None else self._ema.update,
         )
+
+    def _around_forward(self, batch: Batch) -> AbstractContextManager[object]:
+        context = ExitStack()
+        if self._cfg.precision != "fp32":
+            dtype = torch.bfloat16 if self._cfg.precision == "bf16" else torch.float16
+            context.enter_context(torch.autocast(self._device.type, dtype))
+        if self._cfg.compile and not len(batch.targets):  # compiled convolutions need examples
+            context.enter_context(torch.compiler.set_stance("force_eager"))
+        return context
 
     @property
     def evaluated(self) -> nn.Module:
@@ -67,7 +88,9 @@ class Trainee:
         if self._ema is not None:
             raw = self._model.state_dict()
             arrays |= {f"{_RAW}{name}": value for name, value in raw.items()}
-        return Snapshot(self.evaluated.state_dict(), arrays, {"optimizer": rest})
+        scaler = None if self._scaler is None else self._scaler.state_dict()
+        others = {"optimizer": rest, "scaler": scaler}
+        return Snapshot(self.evaluated.state_dict(), arrays, others)
 
     def restore(self, saved: Checkpoint, path: Path, steps: int) -> None:
         """Go on from the checkpoint at `path`, which was saved after `steps` steps."""
@@ -78,4 +101,6 @@ class Trainee:
             weights = {name.removeprefix(_RAW): value for name, value in raw.items()}
             checkpoint.load_weights(self._model, weights, path)
             self._ema.steps = steps
+        if self._scaler is not None:
+            self._scaler.load_state_dict(saved.state["scaler"])
         optimizer_state.restore(self.optimizer, arrays, saved.state["optimizer"])

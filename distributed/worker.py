@@ -36,6 +36,7 @@ from heliotrope.tracking import Clock, Progress, Tracker
 from heliotrope.training import Batch, train_batches
 
 from .attempt import Attempt, Place, Trained
+from .early_stopping import EarlyStopping
 from .group import device_of, sum_over_ranks
 from .live import reported
 from .order import batches, part_of, permutation
@@ -82,6 +83,7 @@ class Worker:
         self._clock = Clock.since(attempt.started)
         self._startup_seconds: float | None = None
         self._target = Target(run.target)
+        self._early = EarlyStopping(self._cfg.early_stopping)
         self._final: dict[str, ClassificationMetrics] = {}
         if attempt.checkpoint is not None:
             self._resume(attempt.checkpoint)
@@ -106,7 +108,7 @@ class Worker:
 
         Raises `RunFailedError` naming the epoch if the loss is not finite any more.
         """
-        stop = self._target.stop
+        stop = self._target.stop or self._early.stop
         while self._epoch < self._cfg.epochs and not stop:
             self._epoch += 1
             self._train_epoch()
@@ -163,11 +165,14 @@ class Worker:
         return reported(plan, steps, self._epoch - 1, self._report)
 
     def _evaluate_epoch(self) -> bool:
-        """Evaluate, tell, and return whether the target says to stop."""
+        """Evaluate, tell, and return whether the run is to stop here."""
         values = self._evaluate()
         averaged = {} if self._cfg.ema_decay is None else {"weights": "ema"}
         self._emit("evaluate", values, **averaged)
-        return self._target.observe(values, {"epoch": self._epoch}, self._counts, self._clock)
+        if early := self._early.observe(values):
+            _log.info("stopping early after epoch %d: %s", self._epoch, self._early)
+        unit = {"epoch": self._epoch}
+        return self._target.observe(values, unit, self._counts, self._clock) or early
 
     def _evaluate(self) -> dict[str, float]:
         """Measure each split that has examples; every rank a part of it, the sums are exact."""
@@ -230,6 +235,7 @@ class Worker:
                     "seconds": self._clock.seconds,
                     "train_seconds": self._clock.train_seconds,
                     "target": self._target.saved(),
+                    "early_stopping": self._early.saved(),
                     "metrics_offset": self._tracker.offset,
                 },
             ),
@@ -246,6 +252,8 @@ class Worker:
         self._clock.seconds_before = state["seconds"]
         self._clock.train_seconds = state["train_seconds"]
         self._target.restore(state["target"])
+        if "early_stopping" in state:  # version 0.1 did not stop early
+            self._early.restore(state["early_stopping"])
         _log.info("resumed from checkpoint %s, after epoch %d", path.name, self._epoch)
 
     def _trained(self) -> Trained:

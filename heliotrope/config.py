@@ -15,10 +15,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from heliotrope.config_training import LossConfig
+from heliotrope.config_training import EarlyStoppingConfig, LossConfig
 from heliotrope.errors import ConfigError
 
 __all__ = [
+    "AdafactorConfig",
     "AdamConfig",
     "CnnConfig",
     "DataConfig",
@@ -116,6 +117,13 @@ class AdamConfig(OptimizerConfig):
 
 
 @dataclass
+class AdafactorConfig(OptimizerConfig):
+    """`torch.optim.Adafactor` (Shazeer and Stern 2018): Adam in less memory."""
+
+    beta2_decay: float = -0.8
+
+
+@dataclass
 class TargetConfig:
     """A metric to reach, and whether to stop there. Off while `metric` is null."""
 
@@ -139,6 +147,9 @@ class DistributedConfig:
     accumulation_steps: int = 1
     mixup: float = 0.0
     ema_decay: float | None = None
+    precision: str = "fp32"
+    compile: bool = False
+    activation_checkpointing: bool = False
     lr_schedule: str = "constant"
     lr_warmup_steps: int = 0
     lr_decay_steps: int | None = None
@@ -146,6 +157,7 @@ class DistributedConfig:
     max_failures: int = 0
     evaluate_every: int = 1
     checkpoint_every: int = 1
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 
 
 # --- federated ----------------------------------------------------------------------------
@@ -304,7 +316,12 @@ class Run:
 SCHEMAS: dict[str, dict[str, type[Any]]] = {
     "model": {"mlp": MlpConfig, "cnn": CnnConfig},
     "data": {"digits": DataConfig, "mnist": DataConfig, "fashion_mnist": DataConfig},
-    "optimizer": {"sgd": SgdConfig, "adam": AdamConfig, "adamw": AdamConfig},
+    "optimizer": {
+        "sgd": SgdConfig,
+        "adam": AdamConfig,
+        "adamw": AdamConfig,
+        "adafactor": AdafactorConfig,
+    },
     "federated/partition": {
         "iid": PartitionConfig,
         "dirichlet": DirichletConfig,

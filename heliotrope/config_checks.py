@@ -8,6 +8,7 @@ from typing import Any
 
 from heliotrope.config import (
     SCHEMAS,
+    AdafactorConfig,
     AdamConfig,
     DirichletConfig,
     DistributedConfig,
@@ -65,6 +66,7 @@ def check(run: Run, mode: Mode) -> None:
     check_shared(run)
     if mode == "distributed":
         _check_distributed(run.distributed)
+        _check_early_stopping(run)
     else:
         _check_federated(run.federated)
 
@@ -113,6 +115,8 @@ def check_shared(run: Run) -> None:
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"optimizer.betas={list(betas)} must be two numbers in [0, 1).")
         _above("optimizer.eps", run.optimizer.eps, 0)
+    if isinstance(run.optimizer, AdafactorConfig) and not run.optimizer.beta2_decay <= 0:
+        raise ConfigError(f"optimizer.beta2_decay={run.optimizer.beta2_decay} must be at most 0.")
     _share("loss.label_smoothing", run.loss.label_smoothing)
     _at_least("loss.l1", run.loss.l1, 0)
     _at_least("loss.l2", run.loss.l2, 0)
@@ -141,6 +145,7 @@ def _check_distributed(cfg: DistributedConfig) -> None:
     ):
         _at_least(f"distributed.{name}", getattr(cfg, name), 1)
     _at_least("distributed.cpus_per_worker", cfg.cpus_per_worker, 1)
+    _choice("distributed.precision", cfg.precision, ("fp32", "bf16", "fp16"))
     _at_least("distributed.mixup", cfg.mixup, 0)
     if cfg.ema_decay is not None:
         _share("distributed.ema_decay", cfg.ema_decay)
@@ -182,6 +187,15 @@ def _check_schedule(cfg: DistributedConfig) -> None:
             "distributed.lr_schedule=one_cycle, which rises by itself. Set "
             "distributed.lr_warmup_steps=0."
         )
+
+
+def _check_early_stopping(run: Run) -> None:
+    cfg, key = run.distributed.early_stopping, "distributed.early_stopping"
+    _choice(f"{key}.mode", cfg.mode, ("auto", "min", "max"))
+    _at_least(f"{key}.patience", cfg.patience, 1)
+    _at_least(f"{key}.min_delta", cfg.min_delta, 0)
+    if cfg.metric is not None:
+        _choice(f"{key}.metric", cfg.metric, _target_metrics(run))
 
 
 def _check_accumulation(cfg: DistributedConfig) -> None:

@@ -1,10 +1,10 @@
-"""Schema of what a training step minimises."""
+"""Schema of what training minimises, and when it ends."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LossConfig"]
+__all__ = ["EarlyStoppingConfig", "LossConfig"]
 
 
 @dataclass
@@ -17,3 +17,13 @@ class LossConfig:
     label_smoothing: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """Ends a run whose `metric` has not improved in `patience` evaluations. Off while null."""
+
+    metric: str | None = None
+    patience: int = 3
+    min_delta: float = 0.0
+    mode: str = "auto"

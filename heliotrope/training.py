@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from heliotrope.config import AdamConfig, OptimizerConfig, SgdConfig
+from heliotrope.config import AdafactorConfig, AdamConfig, OptimizerConfig, SgdConfig
 from heliotrope.config_training import LossConfig
 from heliotrope.models.seeded import reseed
 from heliotrope.tasks import Task
@@ -76,11 +76,15 @@ class Recipe:
     `accumulation_steps` is the number of micro-batches into which each batch is cut; their
     gradients are added up before the one update, and exchanged between ranks once.
     With `clip_norm`, gradients are scaled down to at most that norm, over all parameters.
+    `around_forward` gives the context of each forward pass, such as autocast; losses are taken
+    in full precision outside of it. `scaler` keeps small gradients of float16 from vanishing.
     `after_update` is called after each update.
     """
 
     accumulation_steps: int = 1
     clip_norm: float | None = None
+    around_forward: Callable[[Batch], AbstractContextManager[object]] = nullcontext
+    scaler: GradScaler | None = None
     after_update: Callable[[], None] | None = None
 
 
@@ -107,6 +111,10 @@ def build_optimizer(cfg: OptimizerConfig, parameters: Iterable[nn.Parameter]) ->
             momentum=cfg.momentum,
             nesterov=cfg.nesterov,
             weight_decay=cfg.weight_decay,
+        )
+    if isinstance(cfg, AdafactorConfig):
+        return torch.optim.Adafactor(
+            parameters, lr=cfg.lr, beta2_decay=cfg.beta2_decay, weight_decay=cfg.weight_decay
         )
     assert isinstance(cfg, AdamConfig)
     kind = torch.optim.AdamW if cfg.name == "adamw" else torch.optim.Adam
@@ -169,12 +177,8 @@ def train_batches(
         for number, part in enumerate(batch.parts(recipe.accumulation_steps), start=1):
             last = number == recipe.accumulation_steps
             with nullcontext() if last else _not_exchanged(model):
-                loss_sum += _backward(model, task, part, penalty if last else None)
-        if recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-        optimizer.step()
-        if recipe.after_update is not None:
-            recipe.after_update()
+                loss_sum += _backward(model, task, part, penalty if last else None, recipe)
+        _update(model, optimizer, recipe)
         totals.examples += len(batch.targets)
         totals.steps += 1
     totals.loss_sum = float(loss_sum)
@@ -182,16 +186,41 @@ def train_batches(
 
 
 def _backward(
-    model: nn.Module, task: Task, batch: Batch, penalty: Callable[[], Tensor] | None
+    model: nn.Module,
+    task: Task,
+    batch: Batch,
+    penalty: Callable[[], Tensor] | None,
+    recipe: Recipe,
 ) -> Tensor:
     """Add the gradient of one pass to the parameters'; return the sum of its losses, []."""
     reseed(model, batch.seed, batch.first)
-    batch_loss = _loss_sum(task, model(batch.inputs), batch)
+    with recipe.around_forward(batch):
+        outputs = model(batch.inputs)
+    if outputs.dtype in (torch.bfloat16, torch.float16):
+        outputs = outputs.float()
+    batch_loss = _loss_sum(task, outputs, batch)
     objective = batch_loss / batch.divisor
     if penalty is not None:
         objective = objective + penalty()
+    if recipe.scaler is not None:
+        objective = recipe.scaler.scale(objective)
     objective.backward()  # type: ignore[no-untyped-call]
     return batch_loss.detach()
+
+
+def _update(model: nn.Module, optimizer: Optimizer, recipe: Recipe) -> None:
+    scaler = recipe.scaler
+    if recipe.clip_norm is not None:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+    if scaler is None:
+        optimizer.step()
+    else:  # leaves the step out if a gradient is not finite, and lowers the scale
+        scaler.step(optimizer)
+        scaler.update()
+    if recipe.after_update is not None:
+        recipe.after_update()
 
 
 def _loss_sum(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
@@ -204,7 +233,6 @@ def _loss_sum(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
 
 def _not_exchanged(model: nn.Module) -> AbstractContextManager[None]:
     """Return the context in which a wrapped model keeps its gradients to its own rank."""
-    if isinstance(model, DistributedDataParallel):
-        kept: AbstractContextManager[None] = model.no_sync()
-        return kept
-    return nullcontext()
+    no_sync = getattr(model, "no_sync", None)  # of DistributedDataParallel, also when compiled
+    context: AbstractContextManager[None] = nullcontext() if no_sync is None else no_sync()
+    return context

@@ -137,3 +137,23 @@ def test_evaluations_and_checkpoints_come_when_due_and_at_the_end(tmp_path: Path
     steps = 11  # 1294 examples in batches of 128
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == [f"{steps * epoch:08d}" for epoch in (3, 5)]
+
+
+@pytest.mark.usefixtures("no_report", "ray_session")
+@pytest.mark.parametrize("launcher", [INLINE, RAY])
+def test_a_run_that_no_longer_improves_stops_early(
+    launcher: tuple[str, ...], tmp_path: Path
+) -> None:
+    early = ["distributed.early_stopping.metric=test/accuracy"]
+    early += ["distributed.early_stopping.min_delta=0.2", "distributed.early_stopping.patience=2"]
+    out = train(tmp_path / "run", *launcher, *early, epochs=50)
+    accuracies = [event["test/accuracy"] for event in events_of(out, "evaluate")]
+    best, *stale = accuracies[-3:]
+    assert all(value <= best + 0.2 for value in stale)
+    assert _result(out)["epochs"] == len(accuracies) < 50
+
+    train(out, *launcher, *early, "resume=true", epochs=50)
+    assert _result(out)["epochs"] == len(accuracies), "what was stopped stays stopped"
+    patient = [*early[:-1], "distributed.early_stopping.patience=3"]
+    train(out, *launcher, *patient, "resume=true", epochs=50)
+    assert _result(out)["epochs"] > len(accuracies)

@@ -14,7 +14,7 @@ import ray
 import torch
 from torch import Tensor
 
-from federated.choice import Choice
+from federated.choice import Choice, candidates, check_kind
 from federated.client import Clients, Instruction, Update
 from federated.cohort import CohortWorker
 from federated.pool import InProcessPool
@@ -23,6 +23,7 @@ from federated.setup import assemble, divide
 from heliotrope.cluster import room, session
 from heliotrope.config import AdamConfig, Run
 from heliotrope.data import Dataset, load
+from heliotrope.errors import ConfigError
 from heliotrope.models.seeded import reseed
 from heliotrope.tasks import task_of
 from tests.support import compose, fresh_seed
@@ -188,6 +189,16 @@ def test_random_configurations_agree_with_a_plain_loop(trial: int) -> None:
         run.federated.local_epochs = 1
     cohort = sorted(draw.sample(range(clients), draw.randint(1, min(clients, 8))))
     _check_all_kinds(run, draw.choice([0.0, 0.5]), cohort)
+
+
+def test_an_optimizer_without_a_stacked_form_trains_one_client_at_a_time() -> None:
+    clients, _ = _ready(_compose("optimizer=adafactor", _MODELS[0], _PARTITIONS[2]))
+    assert {choice.kind for choice in candidates(clients, 4, 1)} == {"sequential"}
+    check_kind(clients)
+    for kind in ("batched", "compiled"):
+        clients.federated.client_training = kind
+        with pytest.raises(ConfigError, match=f"client_training={kind}.*optimizer=adafactor"):
+            check_kind(clients)
 
 
 @contextmanager

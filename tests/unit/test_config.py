@@ -263,6 +263,27 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
     ("federated", ("loss.l2=-1",), ("loss.l2=-1", "at least 0")),
     ("distributed", ("distributed.mixup=-1",), ("distributed.mixup=-1", "at least 0")),
     ("distributed", ("distributed.ema_decay=1",), ("distributed.ema_decay=1", "[0, 1)")),
+    ("distributed", ("distributed.precision=fp8",), ("distributed.precision=fp8", "fp32, bf16")),
+    (
+        "distributed",
+        ("optimizer=adafactor", "optimizer.beta2_decay=0.5"),
+        ("optimizer.beta2_decay=0.5", "at most 0"),
+    ),
+    (
+        "distributed",
+        ("distributed.early_stopping.metric=test/acuracy",),
+        ("distributed.early_stopping.metric=test/acuracy", "Did you mean 'test/accuracy'?"),
+    ),
+    (
+        "distributed",
+        ("distributed.early_stopping.patience=0",),
+        ("distributed.early_stopping.patience=0", "at least 1"),
+    ),
+    (
+        "distributed",
+        ("distributed.early_stopping.mode=maximum",),
+        ("distributed.early_stopping.mode=maximum", "Did you mean 'max'?"),
+    ),
 ]
 
 
