@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,23 @@ from heliotrope import checkpoint, optimizer_state
 from heliotrope.checkpoint import Checkpoint
 from heliotrope.config import Run
 from heliotrope.models import build
+from heliotrope.stopwatch import Stopwatch
 from heliotrope.tasks import Task
-from heliotrope.training import Batch, Recipe, build_optimizer, penalty_of
+from heliotrope.training import (
+    Batch,
+    Recipe,
+    TrainTotals,
+    build_optimizer,
+    penalty_of,
+    train_batches,
+)
 
 from .attempt import Place
 from .ema import Ema
 from .group import data_parallel
+from .profiling import StepProfiler
 from .recompute import recompute
+from .speed import operations_per_example, peak_operations, timing
 
 __all__ = ["Snapshot", "Trainee"]
 
@@ -41,32 +51,80 @@ class Snapshot:
 class Trainee:
     """One rank's `model` and its optimizer, wrapped for training with the other ranks.
 
-    `wrapped` is what a training step calls, `evaluated` the model whose weights count.
+    `evaluated` is the model whose weights count.
     """
 
-    def __init__(self, run: Run, model: nn.Module, task: Task, place: Place) -> None:
+    def __init__(
+        self, run: Run, model: nn.Module, task: Task, place: Place, directory: Path
+    ) -> None:
         self._cfg = cfg = run.distributed
         self._model = model
         self._device = next(model.parameters()).device
+        self._operations = operations_per_example(model, task)
+        peak = peak_operations(self._device, cfg.precision)
+        self._peak = None if peak is None else peak * place.world_size
+        self._watch = Stopwatch()
+        self._profiler: StepProfiler | None = None
+        if cfg.profile and place.rank == 0:
+            self._profiler = StepProfiler(directory / "profile" / "trace.json")
         if cfg.activation_checkpointing:
             recompute(model)
-        self.wrapped = data_parallel(model, task, place)
+        self._exchanging = data_parallel(model, task, place)
+        self._wrapped = self._exchanging
         if cfg.compile:  # for one shape at a time: inductor cannot count places in other ones
-            self.wrapped = cast(nn.Module, torch.compile(self.wrapped, dynamic=False))
+            self._wrapped = cast(nn.Module, torch.compile(self._wrapped, dynamic=False))
         self.optimizer = build_optimizer(run.optimizer, model.parameters())
-        self.penalty = penalty_of(model, run.loss)
+        self._penalty = penalty_of(model, run.loss)
         self._ema: Ema | None = None
         if cfg.ema_decay is not None:
             average = build(run.model, task, run.seed).to(self._device)
             self._ema = Ema(average, model, cfg.ema_decay)
         self._scaler = GradScaler(self._device.type) if cfg.precision == "fp16" else None
-        self.recipe = Recipe(
+        self._recipe = Recipe(
             accumulation_steps=cfg.accumulation_steps,
             clip_norm=run.optimizer.clip_norm,
             around_forward=self._around_forward,
             scaler=self._scaler,
-            after_update=None if self._ema is None else self._ema.update,
+            after_update=self._after_update(),
+            watch=self._watch,
         )
+
+    def _after_update(self) -> tuple[Callable[[], None], ...]:
+        actions = []
+        if self._ema is not None:
+            actions.append(self._ema.update)
+        if self._profiler is not None:
+            actions.append(self._profiler.after_step)
+        return tuple(actions)
+
+    def train(self, task: Task, batches: Iterable[Batch]) -> TrainTotals:
+        """Take a step for each of `batches` and return the totals of this rank."""
+        if self._profiler is not None:
+            self._profiler.before_steps()
+        return train_batches(
+            self._wrapped, self.optimizer, task, batches, self._penalty, self._recipe
+        )
+
+    def take_timing(self, examples: float) -> dict[str, float]:
+        """Return how fast the steps since the last call were, in which all ranks saw `examples`.
+
+        `operations_per_second` is of all ranks together; `mfu` its share of what their GPUs
+        can do, left out where that is not known.
+        """
+        said = timing(self._watch, self._exchanging, self._device)
+        seconds = sum(self._watch.seconds.values())
+        self._watch.reset()
+        if not seconds:
+            return said
+        rate = examples / seconds
+        operations = rate * self._operations
+        said |= {"examples_per_second": round(rate, 1), "operations_per_second": round(operations)}
+        return said if self._peak is None else said | {"mfu": round(operations / self._peak, 4)}
+
+    def close(self) -> None:
+        """End what goes on beside the training."""
+        if self._profiler is not None:
+            self._profiler.close()
 
     def _around_forward(self, batch: Batch) -> AbstractContextManager[object]:
         context = ExitStack()

@@ -18,6 +18,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ from heliotrope.result import Target
 from heliotrope.rundir import RunDirectory
 from heliotrope.tasks import task_of
 from heliotrope.tracking import Clock, Progress, Tracker
-from heliotrope.training import Batch, train_batches
+from heliotrope.training import Batch
 
 from .attempt import Attempt, Place, Trained
 from .early_stopping import EarlyStopping
@@ -76,7 +77,7 @@ class Worker:
         self._task = task_of(dataset, run.loss.label_smoothing)
         self._model = build(run.model, self._task, run.seed).to(self._device)
         torch.set_num_threads(self._threads(attempt.share.threads))
-        self._trainee = Trainee(run, self._model, self._task, place)
+        self._trainee = Trainee(run, self._model, self._task, place, self._home.path)
         self._gradient_bytes = sum(p.nbytes for p in self._model.parameters() if p.requires_grad)
         self._epoch = 0
         self._counts = Progress()
@@ -123,15 +124,7 @@ class Worker:
 
     def _train_epoch(self) -> None:
         started = time.perf_counter()
-        trainee = self._trainee
-        totals = train_batches(
-            trainee.wrapped,
-            trainee.optimizer,
-            self._task,
-            self._batches(),
-            trainee.penalty,
-            trainee.recipe,
-        )
+        totals = self._trainee.train(self._task, self._batches())
         self._clock.train_seconds += time.perf_counter() - started
         loss_sum, examples = self._sum([totals.loss_sum, totals.examples])
         counts, others = self._counts, self._place.world_size - 1
@@ -142,7 +135,8 @@ class Worker:
         counts.bytes_up += totals.steps * others * self._gradient_bytes
         counts.bytes_down += totals.steps * others * self._gradient_bytes
         self._check_finite("training loss", loss_sum)
-        self._emit("train", {"train/loss": loss_sum / examples})
+        timing = self._trainee.take_timing(examples)
+        self._emit("train", {"train/loss": loss_sum / examples}, timing=timing)
 
     def _batches(self) -> Iterator[Batch]:
         examples, size = len(self._train), self._cfg.batch_size
@@ -209,7 +203,7 @@ class Worker:
         total: list[float] = sum_over_ranks(shared, self._place, self._device).tolist()
         return total
 
-    def _emit(self, event: str, values: Mapping[str, float], **others: str) -> None:
+    def _emit(self, event: str, values: Mapping[str, float], **others: Any) -> None:
         unit = {"epoch": self._epoch}
         if self._tracker is not None:
             self._tracker.progress(event, self._counts, self._clock, unit, **values, **others)
@@ -257,6 +251,7 @@ class Worker:
         _log.info("resumed from checkpoint %s, after epoch %d", path.name, self._epoch)
 
     def _trained(self) -> Trained:
+        self._trainee.close()
         now = time.time() - self._began
         [peak] = self._sum([float(peak_rss_bytes())])
         return Trained(

@@ -150,6 +150,7 @@ class DistributedConfig:
     precision: str = "fp32"
     compile: bool = False
     activation_checkpointing: bool = False
+    profile: bool = False
     lr_schedule: str = "constant"
     lr_warmup_steps: int = 0
     lr_decay_steps: int | None = None

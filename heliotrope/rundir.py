@@ -34,6 +34,7 @@ _MAY_CHANGE = {
     "distributed.accumulation_steps",
     "distributed.max_failures",
     "distributed.checkpoint_every",
+    "distributed.profile",
     "distributed.early_stopping.metric",
     "distributed.early_stopping.patience",
     "distributed.early_stopping.min_delta",

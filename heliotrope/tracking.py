@@ -3,7 +3,7 @@
 Events and their own fields (every one has `event` and `time`, in unix seconds):
 
     start     mode, name, seed
-    train     epoch | round, train/loss
+    train     epoch | round, train/loss, timing: {step_ms, examples_per_second ...}
     evaluate  epoch | round, <split>/<metric> ..., weights: "ema" if they are averaged ones
     clients   round, clients: [{client, examples, accuracy, loss}], clients/<metric>
     failure   round | epoch, client | rank | worker, reason

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from heliotrope.config import AdafactorConfig, AdamConfig, OptimizerConfig, SgdConfig
 from heliotrope.config_training import LossConfig
 from heliotrope.models.seeded import reseed
+from heliotrope.stopwatch import Stopwatch
 from heliotrope.tasks import Task
 
 __all__ = [
@@ -78,14 +79,15 @@ class Recipe:
     With `clip_norm`, gradients are scaled down to at most that norm, over all parameters.
     `around_forward` gives the context of each forward pass, such as autocast; losses are taken
     in full precision outside of it. `scaler` keeps small gradients of float16 from vanishing.
-    `after_update` is called after each update.
+    `after_update` are called after each update. `watch` notes where the time goes.
     """
 
     accumulation_steps: int = 1
     clip_norm: float | None = None
     around_forward: Callable[[Batch], AbstractContextManager[object]] = nullcontext
     scaler: GradScaler | None = None
-    after_update: Callable[[], None] | None = None
+    after_update: tuple[Callable[[], None], ...] = ()
+    watch: Stopwatch | None = None
 
 
 @dataclass
@@ -172,13 +174,19 @@ def train_batches(
     model.train()
     loss_sum = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
     totals = TrainTotals()
+    watch = recipe.watch or Stopwatch()
+    watch.start()
     for batch in batches:
+        watch.lap("data")
         optimizer.zero_grad(set_to_none=True)
         for number, part in enumerate(batch.parts(recipe.accumulation_steps), start=1):
             last = number == recipe.accumulation_steps
             with nullcontext() if last else _not_exchanged(model):
                 loss_sum += _backward(model, task, part, penalty if last else None, recipe)
+        watch.lap("forward_backward")
         _update(model, optimizer, recipe)
+        watch.lap("optimizer")
+        watch.steps += 1
         totals.examples += len(batch.targets)
         totals.steps += 1
     totals.loss_sum = float(loss_sum)
@@ -219,8 +227,8 @@ def _update(model: nn.Module, optimizer: Optimizer, recipe: Recipe) -> None:
     else:  # leaves the step out if a gradient is not finite, and lowers the scale
         scaler.step(optimizer)
         scaler.update()
-    if recipe.after_update is not None:
-        recipe.after_update()
+    for action in recipe.after_update:
+        action()
 
 
 def _loss_sum(task: Task, outputs: Tensor, batch: Batch) -> Tensor:

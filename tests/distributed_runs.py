@@ -54,7 +54,8 @@ def events_of(directory: Path, *kinds: str) -> list[dict[str, Any]]:
     """Return a run's events, of `kinds` if given, without what no second run can repeat."""
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     events = [event for event in map(json.loads, lines) if not kinds or event["event"] in kinds]
-    return [{k: v for k, v in e.items() if k not in ("time", "seconds")} for e in events]
+    once = ("time", "seconds", "timing")
+    return [{k: v for k, v in e.items() if k not in once} for e in events]
 
 
 def result_of(directory: Path) -> dict[str, Any]:

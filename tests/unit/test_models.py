@@ -237,7 +237,7 @@ def test_gradients_pass_through_what_was_kept() -> None:
 def augmented(key: int, images: Tensor, *, flip: bool, shift: int, first: int = 0) -> Tensor:
     made = SeededAugment(flip=flip, shift=shift)
     made.key.fill_(key)
-    made.first = first
+    made.first.fill_(first)
     result: Tensor = made(images)
     return result
 
