@@ -24,6 +24,7 @@ from heliotrope.resources import peak_rss_bytes
 from heliotrope.result import Outcome
 from heliotrope.rundir import RunDirectory
 from heliotrope.tasks import Task, task_of
+from heliotrope.trackers import listeners
 from heliotrope.tracking import Clock, Tracker
 
 from . import fence
@@ -168,7 +169,7 @@ def write_results(
         target=None if trained.target is None else dict(trained.target),
         packages=("ray",) if launcher == "ray" else (),
     )
-    tracker = Tracker(home.metrics)
+    tracker = Tracker(home.metrics, listeners(run, home.path))
     try:
         finish(run, "distributed", home, tracker, trained.final, parts.task, outcome, display)
     finally:

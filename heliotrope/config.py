@@ -15,7 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from heliotrope.config_training import EarlyStoppingConfig, LossConfig
+from heliotrope.config_training import EarlyStoppingConfig, LossConfig, TrackingConfig
 from heliotrope.errors import ConfigError
 
 __all__ = [
@@ -311,6 +311,7 @@ class Run:
     distributed: DistributedConfig = MISSING
     federated: FederatedConfig = MISSING
     target: TargetConfig = field(default_factory=TargetConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 # Group -> choice -> schema. The same table fills Hydra's ConfigStore and re-types a saved config.

@@ -23,6 +23,7 @@ from heliotrope.config import (
 )
 from heliotrope.config_errors import unknown_key
 from heliotrope.errors import ConfigError, closest
+from heliotrope.trackers import check_installed
 
 __all__ = ["check", "check_shared"]
 
@@ -64,6 +65,7 @@ def check(run: Run, mode: Mode) -> None:
     for group, choices in SCHEMAS.items():
         _check_name(run, group, choices)
     check_shared(run)
+    check_installed(run.tracking)
     if mode == "distributed":
         _check_distributed(run.distributed)
         _check_early_stopping(run)

@@ -1,10 +1,10 @@
-"""Schema of what training minimises, and when it ends."""
+"""Schema of what training minimises, when it ends, and who else is told of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EarlyStoppingConfig", "LossConfig"]
+__all__ = ["EarlyStoppingConfig", "LossConfig", "TrackingConfig"]
 
 
 @dataclass
@@ -27,3 +27,11 @@ class EarlyStoppingConfig:
     patience: int = 3
     min_delta: float = 0.0
     mode: str = "auto"
+
+
+@dataclass
+class TrackingConfig:
+    """Trackers beside metrics.jsonl; `mlflow` is a tracking URI, such as sqlite:///mlflow.db."""
+
+    tensorboard: bool = False
+    mlflow: str | None = None

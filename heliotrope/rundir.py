@@ -48,6 +48,8 @@ _MAY_CHANGE = {
     "target.metric",
     "target.value",
     "target.stop",
+    "tracking.tensorboard",
+    "tracking.mlflow",
 }
 
 

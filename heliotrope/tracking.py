@@ -74,7 +74,10 @@ class Clock:
 
 
 class Tracker:
-    """Appends events to a JSONL file, flushed line by line, and passes them to listeners."""
+    """Appends events to a JSONL file, flushed line by line, and passes them to listeners.
+
+    Listeners that have a `close` are closed with it.
+    """
 
     def __init__(self, path: Path, listeners: tuple[Callable[[Event], None], ...] = ()) -> None:
         self._path = path
@@ -122,6 +125,8 @@ class Tracker:
         """Make the file durable and close it."""
         self.sync()
         self._file.close()
+        for listener in self._listeners:
+            getattr(listener, "close", lambda: None)()
 
 
 def _lines_after(path: Path, offset: int) -> list[bytes]:

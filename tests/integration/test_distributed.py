@@ -197,3 +197,16 @@ def test_a_profile_of_some_steps_is_written(launcher: tuple[str, ...], tmp_path:
     assert {f"ProfilerStep#{step}" for step in (3, 4, 5)} <= names
     assert "aten::addmm" in names
     assert events_of(out, "evaluate") == events_of(plain, "evaluate")
+
+
+@pytest.mark.usefixtures("no_report", "ray_session")
+@pytest.mark.parametrize("launcher", [INLINE, RAY])
+def test_tensorboard_sees_a_run_in_any_launcher(launcher: tuple[str, ...], tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(tmp_path, *launcher, "tracking.tensorboard=true", epochs=2)
+    found = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    losses = [(point.step, point.value) for point in found.Scalars("test/loss")]
+    told = [(e["steps"], e["test/loss"]) for e in events_of(tmp_path, "evaluate")]
+    assert [step for step, _ in losses] == [step for step, _ in told]
+    assert [v for _, v in losses] == pytest.approx([v for _, v in told], rel=1e-6)
