@@ -12,7 +12,8 @@ from distributed.recompute import recompute
 from heliotrope.config import MlpConfig
 from heliotrope.errors import ConfigError
 from heliotrope.models import build
-from heliotrope.models.dropout import SeededDropout, reseed
+from heliotrope.models.dropout import SeededDropout
+from heliotrope.models.seeded import reseed
 from tests.support import assert_same_tensors, fresh_seed, small_task
 
 
