@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from heliotrope.stopwatch import Stopwatch
 from heliotrope.tasks import Task
 
-__all__ = ["operations_per_example", "peak_operations", "timing"]
+__all__ = ["Speed", "operations_per_example", "peak_operations"]
 
 # Operations a second of one GPU: in float32, and in bfloat16 or float16 on tensor cores without
 # sparsity. From NVIDIA's data sheets; the part of the name that torch gives for each.
@@ -46,20 +46,44 @@ def peak_operations(device: torch.device, precision: str) -> float | None:
     return None if known is None else known[precision != "fp32"]
 
 
-def timing(watch: Stopwatch, wrapped: nn.Module, device: torch.device) -> dict[str, float]:
-    """Return the milliseconds of an average step and of its parts; empty before the first.
+class Speed:
+    """Measures the steps of one of `workers` ranks, whose model is `model`, not yet wrapped.
 
-    The parts add up to the step. On a GPU they are left out: there the watch sees kernels
-    queued, not done. `communication_ms` is a share of `forward_backward_ms`: how long the
-    exchange of gradients goes on after the last of them is computed, as DDP samples it.
+    `watch` is for the training loop.
     """
-    if not watch.steps:
-        return {}
-    whole = {"step_ms": sum(watch.seconds.values())}
-    parts = {f"{name}_ms": seconds for name, seconds in watch.seconds.items()}
-    said = whole | (parts if device.type == "cpu" else {})
-    said = {name: round(seconds / watch.steps * 1e3, 4) for name, seconds in said.items()}
-    return said | _communication(wrapped)
+
+    def __init__(self, model: nn.Module, task: Task, precision: str, workers: int) -> None:
+        self.watch = Stopwatch()
+        self._device = next(model.parameters()).device
+        self._operations = operations_per_example(model, task)
+        peak = peak_operations(self._device, precision)
+        self._peak = None if peak is None else peak * workers
+
+    def take(self, examples: float, wrapped: nn.Module) -> dict[str, float]:
+        """Return how fast the steps since the last call were, in which all ranks saw `examples`.
+
+        `step_ms` is an average step, the parts beside it add up to it. On a GPU they are left
+        out: there the watch sees kernels queued, not done. `communication_ms` is a share of
+        `forward_backward_ms`: how long the exchange of gradients goes on after the last of
+        them is computed, as the DDP model `wrapped` samples it. `operations_per_second` is of
+        all ranks together; `mfu` its share of what their GPUs can do, where that is known.
+        """
+        laps, steps = self.watch.seconds, self.watch.steps
+        self.watch.reset()
+        seconds = sum(laps.values())
+        if not steps:
+            return {}
+        parts = laps if self._device.type == "cpu" else {}
+        said = {
+            f"{name}_ms": round(value / steps * 1e3, 4)
+            for name, value in {"step": seconds, **parts}.items()
+        }
+        rate = examples / seconds
+        operations = rate * self._operations
+        said |= {"examples_per_second": round(rate, 1), "operations_per_second": round(operations)}
+        if self._peak is not None:
+            said["mfu"] = round(operations / self._peak, 4)
+        return said | _communication(wrapped)
 
 
 def _communication(wrapped: nn.Module) -> dict[str, float]:

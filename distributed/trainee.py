@@ -16,7 +16,6 @@ from heliotrope import checkpoint, optimizer_state
 from heliotrope.checkpoint import Checkpoint
 from heliotrope.config import Run
 from heliotrope.models import build
-from heliotrope.stopwatch import Stopwatch
 from heliotrope.tasks import Task
 from heliotrope.training import (
     Batch,
@@ -32,9 +31,9 @@ from .ema import Ema
 from .group import data_parallel
 from .profiling import StepProfiler
 from .recompute import recompute
-from .speed import operations_per_example, peak_operations, timing
+from .speed import Speed
 
-__all__ = ["Snapshot", "Trainee"]
+__all__ = ["Snapshot", "Trainee", "trainee_of"]
 
 _RAW = "weights/"  # in a checkpoint with averaged weights, the prefix of those in training
 
@@ -49,10 +48,7 @@ class Snapshot:
 
 
 class Trainee:
-    """One rank's `model` and its optimizer, wrapped for training with the other ranks.
-
-    `evaluated` is the model whose weights count.
-    """
+    """One rank's `model` and its optimizer, wrapped for training with the other ranks."""
 
     def __init__(
         self, run: Run, model: nn.Module, task: Task, place: Place, directory: Path
@@ -60,16 +56,15 @@ class Trainee:
         self._cfg = cfg = run.distributed
         self._model = model
         self._device = next(model.parameters()).device
-        self._operations = operations_per_example(model, task)
-        peak = peak_operations(self._device, cfg.precision)
-        self._peak = None if peak is None else peak * place.world_size
-        self._watch = Stopwatch()
+        bytes_ = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+        self._exchanged = (place.world_size - 1) * bytes_
+        self._speed = Speed(model, task, cfg.precision, place.world_size)
         self._profiler: StepProfiler | None = None
         if cfg.profile and place.rank == 0:
             self._profiler = StepProfiler(directory / "profile" / "trace.json")
         if cfg.activation_checkpointing:
             recompute(model)
-        self._exchanging = data_parallel(model, task, place)
+        self._exchanging = self._exchanging_model(model, task, place)
         self._wrapped = self._exchanging
         if cfg.compile:  # for one shape at a time: inductor cannot count places in other ones
             self._wrapped = cast(nn.Module, torch.compile(self._wrapped, dynamic=False))
@@ -86,8 +81,19 @@ class Trainee:
             around_forward=self._around_forward,
             scaler=self._scaler,
             after_update=self._after_update(),
-            watch=self._watch,
+            watch=self._speed.watch,
         )
+
+    def _exchanging_model(self, model: nn.Module, task: Task, place: Place) -> nn.Module:
+        return data_parallel(model, task, place)
+
+    @property
+    def exchanged(self) -> tuple[int, int]:
+        """The bytes that all workers together send in a step, in each half of a ring all-reduce.
+
+        In the reduce-scatter, as in the all-gather, that is world size - 1 times the gradients.
+        """
+        return self._exchanged, self._exchanged
 
     def _after_update(self) -> tuple[Callable[[], None], ...]:
         actions = []
@@ -106,20 +112,8 @@ class Trainee:
         )
 
     def take_timing(self, examples: float) -> dict[str, float]:
-        """Return how fast the steps since the last call were, in which all ranks saw `examples`.
-
-        `operations_per_second` is of all ranks together; `mfu` its share of what their GPUs
-        can do, left out where that is not known.
-        """
-        said = timing(self._watch, self._exchanging, self._device)
-        seconds = sum(self._watch.seconds.values())
-        self._watch.reset()
-        if not seconds:
-            return said
-        rate = examples / seconds
-        operations = rate * self._operations
-        said |= {"examples_per_second": round(rate, 1), "operations_per_second": round(operations)}
-        return said if self._peak is None else said | {"mfu": round(operations / self._peak, 4)}
+        """Return how fast the steps since the last call were; see `Speed.take`."""
+        return self._speed.take(examples, self._exchanging)
 
     def close(self) -> None:
         """End what goes on beside the training."""
@@ -135,9 +129,8 @@ class Trainee:
             context.enter_context(torch.compiler.set_stance("force_eager"))
         return context
 
-    @property
     def evaluated(self) -> nn.Module:
-        """The model to evaluate: the averaged one if there is one."""
+        """Return the model whose weights count: the averaged one if there is one."""
         return self._model if self._ema is None else self._ema.model
 
     def snapshot(self) -> Snapshot:
@@ -148,11 +141,12 @@ class Trainee:
             arrays |= {f"{_RAW}{name}": value for name, value in raw.items()}
         scaler = None if self._scaler is None else self._scaler.state_dict()
         others = {"optimizer": rest, "scaler": scaler}
-        return Snapshot(self.evaluated.state_dict(), arrays, others)
+        exported = self._model if self._ema is None else self._ema.model
+        return Snapshot(exported.state_dict(), arrays, others)
 
     def restore(self, saved: Checkpoint, path: Path, steps: int) -> None:
         """Go on from the checkpoint at `path`, which was saved after `steps` steps."""
-        checkpoint.load_weights(self.evaluated, saved.model, path)
+        checkpoint.load_weights(self.evaluated(), saved.model, path)
         arrays = {name: a for name, a in saved.arrays.items() if not name.startswith(_RAW)}
         if self._ema is not None:
             raw = {name: a for name, a in saved.arrays.items() if name.startswith(_RAW)}
@@ -162,3 +156,12 @@ class Trainee:
         if self._scaler is not None:
             self._scaler.load_state_dict(saved.state["scaler"])
         optimizer_state.restore(self.optimizer, arrays, saved.state["optimizer"])
+
+
+def trainee_of(run: Run, model: nn.Module, task: Task, place: Place, directory: Path) -> Trainee:
+    """Return the trainee of `distributed.strategy`; the process group must have been joined."""
+    if run.distributed.strategy == "ddp":
+        return Trainee(run, model, task, place, directory)
+    from .sharded import ShardedTrainee  # here: it takes most of a second to import
+
+    return ShardedTrainee(run, model, task, place, directory)

@@ -21,6 +21,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
 
 from heliotrope import checkpoint
 from heliotrope.checkpoint import Checkpoint
@@ -43,7 +44,7 @@ from .live import reported
 from .order import batches, part_of, permutation
 from .schedule import scheduled
 from .threads import useful_threads
-from .trainee import Trainee
+from .trainee import trainee_of
 
 __all__ = ["Worker"]
 
@@ -77,8 +78,7 @@ class Worker:
         self._task = task_of(dataset, run.loss.label_smoothing)
         self._model = build(run.model, self._task, run.seed).to(self._device)
         torch.set_num_threads(self._threads(attempt.share.threads))
-        self._trainee = Trainee(run, self._model, self._task, place, self._home.path)
-        self._gradient_bytes = sum(p.nbytes for p in self._model.parameters() if p.requires_grad)
+        self._trainee = trainee_of(run, self._model, self._task, place, self._home.path)
         self._epoch = 0
         self._counts = Progress()
         self._clock = Clock.since(attempt.started)
@@ -127,13 +127,11 @@ class Worker:
         totals = self._trainee.train(self._task, self._batches())
         self._clock.train_seconds += time.perf_counter() - started
         loss_sum, examples = self._sum([totals.loss_sum, totals.examples])
-        counts, others = self._counts, self._place.world_size - 1
+        counts, (sent, received) = self._counts, self._trainee.exchanged
         counts.steps += totals.steps
         counts.examples_seen += int(examples)
-        # A ring all-reduce: in each half (reduce-scatter, all-gather) all ranks together send
-        # world size - 1 times the gradients.
-        counts.bytes_up += totals.steps * others * self._gradient_bytes
-        counts.bytes_down += totals.steps * others * self._gradient_bytes
+        counts.bytes_up += totals.steps * sent
+        counts.bytes_down += totals.steps * received
         self._check_finite("training loss", loss_sum)
         timing = self._trainee.take_timing(examples)
         self._emit("train", {"train/loss": loss_sum / examples}, timing=timing)
@@ -172,17 +170,18 @@ class Worker:
         """Measure each split that has examples; every rank a part of it, the sums are exact."""
         values: dict[str, float] = {}
         splits = {"validation": self._dataset.validation, "test": self._dataset.test}
+        model = self._trainee.evaluated()
         for name, split in splits.items():
             if len(split):
-                self._final[name] = self._measure(split)
+                self._final[name] = self._measure(model, split)
                 values |= named(self._final[name], name)
                 self._check_finite(f"{name} loss", self._final[name].loss_sum)
         return values
 
-    def _measure(self, split: Split) -> ClassificationMetrics:
+    def _measure(self, model: nn.Module, split: Split) -> ClassificationMetrics:
         part = part_of(len(split), self._place)
         mine = evaluate(
-            self._trainee.evaluated,
+            model,
             self._task,
             Split(split.inputs[part], split.targets[part]),
             self._run.evaluation_batch_size,
@@ -211,9 +210,9 @@ class Worker:
             _log.info("epoch %d: %s", self._epoch, said)
 
     def _save(self) -> None:
+        snapshot = self._trainee.snapshot()
         if self._tracker is None:
             return
-        snapshot = self._trainee.snapshot()
         self._tracker.sync()
         path = checkpoint.save(
             self._home.checkpoints,

@@ -141,6 +141,7 @@ class DistributedConfig:
 
     launcher: str = "ray"
     workers: int = 2
+    strategy: str = "ddp"
     cpus_per_worker: int | None = None
     epochs: int = 5
     batch_size: int = 32

@@ -69,6 +69,7 @@ def check(run: Run, mode: Mode) -> None:
     if mode == "distributed":
         _check_distributed(run.distributed)
         _check_early_stopping(run)
+        _check_strategy_of_workers(run)
     else:
         _check_federated(run.federated)
 
@@ -189,6 +190,29 @@ def _check_schedule(cfg: DistributedConfig) -> None:
             "distributed.lr_schedule=one_cycle, which rises by itself. Set "
             "distributed.lr_warmup_steps=0."
         )
+
+
+def _check_strategy_of_workers(run: Run) -> None:
+    cfg = run.distributed
+    _choice("distributed.strategy", cfg.strategy, ("ddp", "fsdp"))
+    if cfg.strategy != "fsdp":
+        return
+    if cfg.workers == 1:
+        raise ConfigError(
+            "distributed.strategy=fsdp divides the weights among workers, but "
+            "distributed.workers=1. Set distributed.workers=2 or more, or distributed.strategy=ddp."
+        )
+    for key, unsupported, remedy in (
+        ("distributed.precision=fp16", cfg.precision == "fp16", "distributed.precision=bf16"),
+        ("distributed.compile=true", cfg.compile, "distributed.compile=false"),
+        (f"distributed.ema_decay={cfg.ema_decay}", cfg.ema_decay is not None, "it to null"),
+        ("optimizer=adafactor", run.optimizer.name == "adafactor", "optimizer=adamw"),
+    ):
+        if unsupported:
+            raise ConfigError(
+                f"distributed.strategy=fsdp does not support {key} yet. Set {remedy}, or "
+                "distributed.strategy=ddp."
+            )
 
 
 def _check_early_stopping(run: Run) -> None:

@@ -30,6 +30,7 @@ _MAY_CHANGE = {
     "distributed.epochs",
     "distributed.launcher",
     "distributed.workers",
+    "distributed.strategy",
     "distributed.cpus_per_worker",
     "distributed.accumulation_steps",
     "distributed.max_failures",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -242,5 +242,17 @@ def _loss_sum(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
 def _not_exchanged(model: nn.Module) -> AbstractContextManager[None]:
     """Return the context in which a wrapped model keeps its gradients to its own rank."""
     no_sync = getattr(model, "no_sync", None)  # of DistributedDataParallel, also when compiled
-    context: AbstractContextManager[None] = nullcontext() if no_sync is None else no_sync()
-    return context
+    if no_sync is not None:
+        context: AbstractContextManager[None] = no_sync()
+        return context
+    exchange = getattr(model, "set_requires_gradient_sync", None)  # of a sharded model
+    return nullcontext() if exchange is None else _without(exchange)
+
+
+@contextmanager
+def _without(exchange: Callable[[bool], None]) -> Iterator[None]:
+    exchange(False)
+    try:
+        yield
+    finally:
+        exchange(True)

@@ -284,6 +284,27 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
         ("distributed.early_stopping.mode=maximum",),
         ("distributed.early_stopping.mode=maximum", "Did you mean 'max'?"),
     ),
+    ("distributed", ("distributed.strategy=fdsp",), ("strategy=fdsp", "Did you mean 'fsdp'?")),
+    (
+        "distributed",
+        ("distributed.strategy=fsdp", "distributed.launcher=inline", "distributed.workers=1"),
+        ("distributed.strategy=fsdp", "distributed.workers=1", "Set distributed.workers=2"),
+    ),
+    (
+        "distributed",
+        ("distributed.strategy=fsdp", "distributed.precision=fp16"),
+        ("distributed.precision=fp16 yet", "Set distributed.precision=bf16"),
+    ),
+    (
+        "distributed",
+        ("distributed.strategy=fsdp", "distributed.ema_decay=0.9"),
+        ("distributed.ema_decay=0.9 yet", "Set it to null"),
+    ),
+    (
+        "distributed",
+        ("distributed.strategy=fsdp", "optimizer=adafactor"),
+        ("optimizer=adafactor yet", "Set optimizer=adamw"),
+    ),
 ]
 
 
