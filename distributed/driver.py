@@ -24,11 +24,15 @@ from heliotrope.resources import peak_rss_bytes
 from heliotrope.result import Outcome
 from heliotrope.rundir import RunDirectory
 from heliotrope.tasks import Task, task_of
+from heliotrope.trackers import listeners
 from heliotrope.tracking import Clock, Tracker
 
 from . import fence
 from .attempt import Attempt, Share, Trained, WorkerFailure
+from .compiler import check_compiler
 from .launchers import Launcher
+from .recompute import recompute
+from .schedule import check_schedule
 from .stop import signals_heard
 
 __all__ = ["Parts", "begin", "drive", "prepare", "write_results"]
@@ -48,8 +52,14 @@ class Parts:
 def prepare(run: Run) -> Parts:
     """Load the data and build the model once, so that what is wrong with them shows here."""
     dataset = load(run.data, run.seed)
-    task = task_of(dataset)
-    return Parts(dataset, task, build(run.model, task, run.seed))
+    check_schedule(run.distributed, len(dataset.train))
+    task = task_of(dataset, run.loss.label_smoothing)
+    model = build(run.model, task, run.seed)
+    if run.distributed.activation_checkpointing:
+        recompute(model)
+    if run.distributed.compile:
+        check_compiler()
+    return Parts(dataset, task, model)
 
 
 def drive(
@@ -185,7 +195,7 @@ def write_results(
         target=None if trained.target is None else dict(trained.target),
         packages=("ray",) if launcher == "ray" else (),
     )
-    tracker = Tracker(home.metrics)
+    tracker = Tracker(home.metrics, listeners(run, home.path))
     try:
         finish(run, "distributed", home, tracker, trained.final, parts.task, outcome, display)
     finally:

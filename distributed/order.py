@@ -17,6 +17,7 @@ from heliotrope.seeding import seed, torch_generator
 from heliotrope.training import Batch
 
 from .attempt import Place
+from .mixup import mixed
 
 __all__ = ["batches", "part_of", "permutation"]
 
@@ -40,22 +41,26 @@ def batches(
     run_seed: int,
     steps_before: int,
     first: int = 0,
+    mixup: float = 0.0,
 ) -> Iterator[Batch]:
     """Yield one rank's part of each global batch of an epoch, also where the part is empty.
 
     DDP averages gradients over the ranks, so each rank divides its sum of losses by
     global batch size / world size: the average is then the exact mean over the global batch.
-    `steps_before` is the number of steps done in earlier epochs, `first` in this one.
+    `steps_before` is the number of steps done in earlier epochs, `first` in this one; `mixup` is
+    the alpha of `mixed`, 0 for none.
     """
     starts = range(first * batch_size, len(order), batch_size)
     for number, start in enumerate(starts, start=first):
         whole = order[start : start + batch_size]
         part = part_of(len(whole), place)
         mine = whole[part]
-        yield Batch(
+        step = steps_before + number
+        batch = Batch(
             inputs=train.inputs.index_select(0, mine),
             targets=train.targets.index_select(0, mine),
             divisor=len(whole) / place.world_size,
-            seed=seed(run_seed, "dropout", steps_before + number),
+            seed=seed(run_seed, "dropout", step),
             first=part.start,
         )
+        yield mixed(batch, train, whole, mixup, run_seed, step) if mixup else batch

@@ -11,6 +11,7 @@ from heliotrope.data import Dataset
 from heliotrope.display import Display
 from heliotrope.errors import RunDirectoryError
 from heliotrope.rundir import RunDirectory
+from heliotrope.trackers import listeners
 from heliotrope.tracking import Tracker, log_to
 
 from . import fence
@@ -58,7 +59,8 @@ def run_rank(
     with fence.held(home.path):
         if place.rank > 0:
             return Worker(attempt, place, dataset, asked, None, lambda _: None).train()
-        tracker = Tracker(home.metrics, () if display is None else (display,))
+        told = listeners(attempt.run, home.path)
+        tracker = Tracker(home.metrics, told if display is None else (display, *told))
         report = in_file(home.path / POSITION) if display is None else display.at
         try:
             return Worker(attempt, place, dataset, asked, tracker, report).train()

@@ -46,7 +46,7 @@ class Saver:
         self._copies: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
+        optimizer.register_step_pre_hook(lambda *_: self.wait_for_copy())
 
     def __enter__(self) -> Saver:
         return self
@@ -80,7 +80,8 @@ class Saver:
         if self._error is not None:
             raise self._error
 
-    def _wait_for_copy(self) -> None:
+    def wait_for_copy(self) -> None:
+        """Return when what is to be saved may change; the optimizer does so before it steps."""
         self._copied.wait()
 
     def _write(self, present: Checkpoint, keep: Collection[int]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from heliotrope.tasks import Task
+
+from .speed import operations_per_example
 
 __all__ = ["useful_threads"]
 
@@ -22,10 +22,5 @@ def useful_threads(model: nn.Module, task: Task, batch_size: int, most: int) -> 
     It follows from the operations of a step, not from a measurement: the sum of a gradient
     depends on the number of threads, and a run must be repeatable.
     """
-    example = torch.zeros((1, *task.input_shape), device=next(model.parameters()).device)
-    model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(example)
-    model.train()
-    operations = 3 * counter.get_total_flops() * batch_size  # backward costs twice the forward
+    operations = operations_per_example(model, task) * batch_size
     return max(1, min(most, int(operations / _OPERATIONS_PER_THREAD)))

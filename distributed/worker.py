@@ -20,10 +20,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
+from typing import Any
 
 import torch
+from torch import nn
 
-from heliotrope import checkpoint, optimizer_state
+from heliotrope import checkpoint
 from heliotrope.checkpoint import Checkpoint
 from heliotrope.data import Dataset, Split
 from heliotrope.errors import RunFailedError
@@ -35,10 +37,11 @@ from heliotrope.result import Target
 from heliotrope.rundir import RunDirectory
 from heliotrope.tasks import task_of
 from heliotrope.tracking import Clock, Progress, Tracker
-from heliotrope.training import Batch, TrainTotals, build_optimizer, train_batches
+from heliotrope.training import Batch, TrainTotals
 
 from .attempt import Attempt, Place, Trained
-from .group import data_parallel, device_of, sum_over_ranks
+from .early_stopping import EarlyStopping
+from .group import device_of, sum_over_ranks
 from .live import reported
 from .order import batches, part_of, permutation
 from .retention import Best
@@ -46,6 +49,7 @@ from .saver import Saver
 from .schedule import scheduled
 from .stop import Agreement
 from .threads import useful_threads
+from .trainee import trainee_of
 
 __all__ = ["Worker"]
 
@@ -78,12 +82,10 @@ class Worker:
         self._device = device_of(attempt.share.device, place)
         self._dataset = dataset
         self._train = _on(self._device, dataset.train)
-        self._task = task_of(dataset)
+        self._task = task_of(dataset, run.loss.label_smoothing)
         self._model = build(run.model, self._task, run.seed).to(self._device)
         torch.set_num_threads(self._threads(attempt.share.threads))
-        self._parallel = data_parallel(self._model, self._task, place)
-        self._optimizer = build_optimizer(run.optimizer, self._model.parameters())
-        self._gradient_bytes = sum(p.nbytes for p in self._model.parameters() if p.requires_grad)
+        self._trainee = trainee_of(run, self._model, self._task, place, self._home.path)
         self._agreement = Agreement(asked, place, self._device)
         self._epoch = 0  # epochs done
         self._step = 0  # steps done of the next one
@@ -93,14 +95,16 @@ class Worker:
         self._clock = Clock.since(attempt.started)
         self._startup_seconds: float | None = None
         self._target = Target(run.target)
+        self._early = EarlyStopping(self._cfg.early_stopping)
         self._best = Best(self._cfg.best_metric, self._cfg.keep_best)
         self._final: dict[str, ClassificationMetrics] = {}
         self._saver: Saver | None = None
         if tracker is not None:
             root = self._home.checkpoints
-            self._saver = Saver(root, self._optimizer, tracker, self._cfg.keep_last)
+            self._saver = Saver(root, self._trainee.optimizer, tracker, self._cfg.keep_last)
         if attempt.checkpoint is not None:
             self._resume(attempt.checkpoint)
+        self._timed = self._counts.examples_seen  # up to here the speed is told
         _log.info(
             "ready: process %d on %s, %s, %d thread(s)",
             os.getpid(),
@@ -113,7 +117,8 @@ class Worker:
         """Return the threads to use of this worker's share; as many as are asked for, if so."""
         if self._cfg.cpus_per_worker is not None or self._device.type != "cpu":
             return share
-        largest = -(-self._cfg.batch_size // self._place.world_size)
+        parts = self._place.world_size * self._cfg.accumulation_steps
+        largest = -(-self._cfg.batch_size // parts)
         return useful_threads(self._model, self._task, largest, share)
 
     def train(self) -> Trained:
@@ -126,7 +131,7 @@ class Worker:
             return self._train_all()
 
     def _train_all(self) -> Trained:
-        done = self._target.stop or self._epoch == self._cfg.epochs
+        done = self._target.stop or self._early.stop or self._epoch == self._cfg.epochs
         while not done:
             due = self._train_steps()
             if self._step == self._steps:
@@ -149,14 +154,7 @@ class Worker:
         started = time.perf_counter()
         if self._plan is None:
             self._plan = self._batches()
-        train_batches(
-            self._parallel,
-            self._optimizer,
-            self._task,
-            self._until_due(self._plan),
-            clip_norm=self._run.optimizer.clip_norm,
-            totals=self._totals,
-        )
+        self._trainee.train(self._task, self._until_due(self._plan), self._totals)
         self._clock.train_seconds += time.perf_counter() - started
         return self._due()
 
@@ -166,25 +164,30 @@ class Worker:
         order = permutation(seed, self._epoch + 1, len(self._train)).to(self._device)
         before = self._counts.steps - self._step
         plan = batches(
-            self._train, order, cfg.batch_size, self._place, seed, before, first=self._step
+            self._train,
+            order,
+            cfg.batch_size,
+            self._place,
+            seed,
+            before,
+            first=self._step,
+            mixup=cfg.mixup,
         )
         if self._startup_seconds is None:
             self._startup_seconds = time.time() - self._began
         place = (self._counts.steps, cfg.epochs * steps)
-        plan = scheduled(plan, self._optimizer, self._run.optimizer.lr, cfg.lr_schedule, place)
+        plan = scheduled(plan, self._trainee.optimizer, self._run.optimizer.lr, cfg, place)
         return reported(plan, steps, self._epoch + self._step / steps, self._report)
 
     def _until_due(self, plan: Iterator[Batch]) -> Iterator[Batch]:
         """Pass batches on and count the steps, up to one after which something is due."""
-        counts, others = self._counts, self._place.world_size - 1
+        counts, (sent, received) = self._counts, self._trainee.exchanged
         examples, size = len(self._train), self._cfg.batch_size
         for batch in plan:
             yield batch
             counts.examples_seen += min(size, examples - self._step * size)
-            # A ring all-reduce: in each half (reduce-scatter, all-gather) all ranks together
-            # send world size - 1 times the gradients.
-            counts.bytes_up += others * self._gradient_bytes
-            counts.bytes_down += others * self._gradient_bytes
+            counts.bytes_up += sent
+            counts.bytes_down += received
             counts.steps += 1
             self._step += 1
             if self._saver is not None:
@@ -204,7 +207,9 @@ class Worker:
         self._epoch, self._step = self._epoch + 1, 0
         self._plan, self._totals = None, TrainTotals()
         self._check_finite("training loss", loss_sum)
-        self._emit("train", {"train/loss": loss_sum / len(self._train)})
+        timing = self._trainee.take_timing(self._counts.examples_seen - self._timed)
+        self._timed = self._counts.examples_seen
+        self._emit("train", {"train/loss": loss_sum / len(self._train)}, timing=timing)
         last = self._epoch == self._cfg.epochs
         due = due or self._epoch % self._cfg.checkpoint_every == 0
         if last or self._epoch % self._cfg.evaluate_every == 0:
@@ -212,28 +217,33 @@ class Worker:
             due = self._best.offer(values, self._counts.steps) or due
             unit = {"epoch": self._epoch}
             last = self._target.observe(values, unit, self._counts, self._clock) or last
+            if self._early.observe(values):
+                _log.info("stopping early after epoch %d: %s", self._epoch, self._early)
+                last = True
         return last, due or last
 
     def _evaluate_epoch(self) -> dict[str, float]:
         values = self._evaluate()
-        self._emit("evaluate", values)
+        averaged = {} if self._cfg.ema_decay is None else {"weights": "ema"}
+        self._emit("evaluate", values, **averaged)
         return values
 
     def _evaluate(self) -> dict[str, float]:
         """Measure each split that has examples; every rank a part of it, the sums are exact."""
         values: dict[str, float] = {}
         splits = {"validation": self._dataset.validation, "test": self._dataset.test}
+        model = self._trainee.evaluated()
         for name, split in splits.items():
             if len(split):
-                self._final[name] = self._measure(split)
+                self._final[name] = self._measure(model, split)
                 values |= named(self._final[name], name)
                 self._check_finite(f"{name} loss", self._final[name].loss_sum)
         return values
 
-    def _measure(self, split: Split) -> ClassificationMetrics:
+    def _measure(self, model: nn.Module, split: Split) -> ClassificationMetrics:
         part = part_of(len(split), self._place)
         mine = evaluate(
-            self._model,
+            model,
             self._task,
             Split(split.inputs[part], split.targets[part]),
             self._run.evaluation_batch_size,
@@ -255,10 +265,10 @@ class Worker:
         total: list[float] = sum_over_ranks(shared, self._place, self._device).tolist()
         return total
 
-    def _emit(self, event: str, values: Mapping[str, float]) -> None:
+    def _emit(self, event: str, values: Mapping[str, float], **others: Any) -> None:
         unit = {"epoch": self._epoch}
         if self._tracker is not None:
-            self._tracker.progress(event, self._counts, self._clock, unit, **values)
+            self._tracker.progress(event, self._counts, self._clock, unit, **values, **others)
             said = "  ".join(f"{name} {value:.6g}" for name, value in values.items())
             _log.info("epoch %d: %s", self._epoch, said)
 
@@ -267,35 +277,37 @@ class Worker:
         sums[self._place.rank] = self._totals.loss_sum
         sums = self._sum(sums)  # each rank's own, for all to know
         self._check_finite("training loss", sum(sums))
+        snapshot = self._trainee.snapshot()
         if self._saver is None or self._tracker is None:
             return
-        arrays, rest = optimizer_state.flatten(self._optimizer)
-        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
         state = {
+            **snapshot.rest,
             "epoch": self._epoch,
             "step": self._step,
             "loss_sums": sums,
             "scaling": asdict(self._dataset.scaling),
-            "optimizer": rest,
             "counts": asdict(self._counts),
             "seconds": self._clock.seconds,
             "train_seconds": self._clock.train_seconds,
             "target": self._target.saved(),
+            "early_stopping": self._early.saved(),
             "best": self._best.saved(),
             "metrics_offset": self._tracker.offset,
         }
         # A forward pass may change buffers, and the saver copies beside the next one.
-        model = {name: buffers.get(name, v) for name, v in self._model.state_dict().items()}
-        present = Checkpoint(self._counts.steps, model, arrays, state)
+        buffers = {name for name, _ in self._model.named_buffers()}
+        model = {name: v.clone() if name in buffers else v for name, v in snapshot.model.items()}
+        present = Checkpoint(self._counts.steps, model, snapshot.arrays, state)
         self._saver.save(present, self._best.progresses)
+        if self._cfg.precision == "fp16":  # a step that is left out would not wait for the copy
+            self._saver.wait_for_copy()
         _log.info("step %d: saving epoch %d, step %d", self._counts.steps, self._epoch, self._step)
 
     def _resume(self, progress: int) -> None:
         path = checkpoint.path_of(self._home.checkpoints, progress)
         saved = checkpoint.load(path)
-        checkpoint.load_weights(self._model, saved.model, path)
         state = saved.state
-        optimizer_state.restore(self._optimizer, saved.arrays, state["optimizer"])
+        self._trainee.restore(saved, path, saved.progress)
         self._epoch = state["epoch"]
         self._step = state.get("step", 0)  # version 0.1 saved at the end of epochs only
         self._totals.loss_sum = self._own(state.get("loss_sums", [0.0]))
@@ -303,6 +315,8 @@ class Worker:
         self._clock.seconds_before = state["seconds"]
         self._clock.train_seconds = state["train_seconds"]
         self._target.restore(state["target"])
+        if "early_stopping" in state:  # version 0.1 knew of neither
+            self._early.restore(state["early_stopping"])
         if "best" in state:
             self._best.restore(state["best"])
         _log.info(
@@ -319,6 +333,7 @@ class Worker:
         return math.fsum(sums) if self._place.rank == 0 else 0.0
 
     def _trained(self, *, stopped: bool) -> Trained:
+        self._trainee.close()
         now = time.time() - self._began
         [peak] = self._sum([float(peak_rss_bytes())])
         return Trained(

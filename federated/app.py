@@ -50,4 +50,5 @@ def _client(context: Context) -> int:
 def _clients(text: str) -> Clients:
     run = from_yaml(text)
     dataset = load(run.data, run.seed)
-    return assemble(run, task_of(dataset), dataset.train, divide(run, dataset))
+    task = task_of(dataset, run.loss.label_smoothing)
+    return assemble(run, task, dataset.train, divide(run, dataset))

@@ -129,8 +129,7 @@ class FastTrainer:
                 torch.stack([control[name] for control in of]).to(w).view(w.shape)
                 for name, w in zip(self._names, trained, strict=True)
             ]
-        cfg = self._clients.optimizer
-        return LocalOptimizer(cfg, start, trained, order.proximal_mu, controls)
+        return LocalOptimizer(self._clients, start, trained, order.proximal_mu, controls)
 
     def _start(self, weights: Weights) -> list[Tensor]:
         return [weights[name].to(p.detach()) for name, p in self._model.named_parameters()]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from heliotrope.config import AdamConfig, SgdConfig
 from heliotrope.errors import ConfigError
 
 from .batched import FastTrainer, why_not_batched
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 _STACKS = (16, 64, 256)  # clients trained together; beyond, nothing gets faster
-_STACK_BYTES = 1 << 30  # of the weights of a stack
+_STACK_BYTES = 1 << 27  # of the weights of a stack
 _LONG_STEP = 3e-3  # seconds: stacking saves overhead, which is lost in a longer step
 
 
@@ -41,16 +42,22 @@ class Choice:
 def check_kind(clients: Clients) -> None:
     """Refuse, before any work, a kind of client training that this model does not allow."""
     kind = clients.federated.client_training
-    reason = None
-    if kind == "batched":
+    reason = None if kind in ("auto", "sequential") else _why_not_fast(clients)
+    if reason is None and kind == "batched":
         reason = why_not_batched(clients.model)
-    elif kind == "compiled":
+    elif reason is None and kind == "compiled":
         reason = _why_not_compiled(clients)
     if reason is not None:
         raise ConfigError(
             f"federated.client_training={kind} is not possible: {reason}. "
             "Set federated.client_training=sequential or auto."
         )
+
+
+def _why_not_fast(clients: Clients) -> str | None:
+    if isinstance(clients.optimizer, SgdConfig | AdamConfig):
+        return None
+    return f"optimizer={clients.optimizer.name} is torch's own, one client at a time"
 
 
 def _why_not_compiled(clients: Clients) -> str | None:
@@ -70,6 +77,9 @@ def candidates(clients: Clients, cohort: int, threads: int) -> list[Choice]:
     cfg = clients.federated
     if cfg.client_training != "auto":
         kinds = [cfg.client_training]
+    elif (reason := _why_not_fast(clients)) is not None:
+        _log.info("client training is sequential: %s", reason)
+        kinds = ["sequential"]
     else:
         reason = _why_not_compiled(clients)
         if reason is not None:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from heliotrope.config import FederatedConfig, OptimizerConfig
+from heliotrope.config_training import LossConfig
 from heliotrope.data import Split
 from heliotrope.evaluation import evaluate
 from heliotrope.metrics import ClassificationMetrics
 from heliotrope.tasks import Task
-from heliotrope.training import Batch, build_optimizer, proximal_term, train_batches
+from heliotrope.training import Batch, Recipe, build_optimizer, penalty_of, train_batches
 
 from .plan import Plan, make_plan
 from .population import Population
@@ -45,6 +46,7 @@ class Clients:
     train: Split
     population: Population
     optimizer: OptimizerConfig
+    loss: LossConfig
     federated: FederatedConfig
     run_seed: int
     evaluation_batch_size: int
@@ -185,8 +187,8 @@ def train_client(
             Batch(train.inputs[chosen], train.targets[chosen], len(chosen), step_seed)
             for chosen, step_seed in plan.batches()
         ),
-        _penalty(model, order, client),
-        clients.optimizer.clip_norm,
+        _penalty(clients, order, client),
+        Recipe(clip_norm=clients.optimizer.clip_norm),
     )
     return Stack(
         clients=(client,),
@@ -198,16 +200,17 @@ def train_client(
     )
 
 
-def _penalty(model: nn.Module, order: Instruction, client: int) -> Callable[[], Tensor] | None:
+def _penalty(clients: Clients, order: Instruction, client: int) -> Callable[[], Tensor] | None:
     """Return what a client's loss has besides the data's, if anything."""
-    proximal = proximal_term(model, order.proximal_mu)
+    model = clients.model
+    fixed = penalty_of(model, clients.loss, order.proximal_mu)
     if order.controls is None:
-        return proximal
+        return fixed
     control = order.controls[client]
 
     def term() -> Tensor:
         linear = torch.stack([(p * control[name]).sum() for name, p in model.named_parameters()])
-        return linear.sum() + (0.0 if proximal is None else proximal())
+        return linear.sum() + (0.0 if fixed is None else fixed())
 
     return term
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import importlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -66,6 +67,9 @@ class CohortWorker:
         self.clients = clients
         self._threads = threads
         self._fast = FastTrainer(clients)
+        if clients.federated.client_timeout is not None:
+            # torch.optim imports it at first use, and an import that is cut off cannot be redone.
+            importlib.import_module("torch._dynamo")
 
     def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> Choice:
         """Return the fastest way to train clients like these, of those the config allows."""
@@ -89,16 +93,19 @@ class CohortWorker:
         """
         torch.set_num_threads(choice.threads)
         failures: list[Failure] = []
-        mean = _Mean()
+        mean = _Mean(weights)
         updates: list[Update] = []
         for stack in self._stacks(weights, order, cohort, choice, failures):
-            rejected = stack.rejections(weights)
-            failures += [Failure(stack.clients[row], why) for row, why in rejected.items()]
-            kept = stack.without(rejected)
-            if reduce:
-                mean.add(kept)
-            else:
-                updates += kept.rows()
+            if not (reduce and mean.took(stack)):
+                rejected = stack.rejections(weights)
+                failures += [Failure(stack.clients[row], why) for row, why in rejected.items()]
+                kept = stack.without(rejected)
+                if reduce:
+                    mean.add(kept)
+                else:
+                    updates += kept.rows()
+                del kept
+            del stack  # before the next one is made
         updates.sort(key=lambda update: update.clients)
         return Reply(mean.updates() if reduce else updates, failures)
 
@@ -181,19 +188,38 @@ class _Mean:
     Clients are added in the same order whenever a round is repeated, so the sum is the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Weights) -> None:
+        self._shapes = {name: value.shape for name, value in weights.items()}
         self._sums: dict[str, Tensor] = {}
         self._clients: list[int] = []
         self._examples = self._seen = self._steps = 0
         self._loss_sum = 0.0
 
+    def took(self, stack: Stack) -> bool:
+        """Add the clients of a stack, if the sum shows that all of them are sound.
+
+        A sum is finite only if all its terms are: looking at each takes as long as the sum.
+        """
+        sums, scale = _weighted_sums(stack)
+        sound = all(
+            self._shapes[name] == total.shape and bool(torch.isfinite(total.sum()))
+            for name, total in sums.items()
+        )
+        if sound:
+            self._count(stack, sums, scale)
+        return sound
+
     def add(self, stack: Stack) -> None:
         """Add the clients of a stack."""
-        for name, value in stack.arrays.items():
-            kind = _accumulator(value.dtype)
-            weights = torch.tensor(stack.examples, dtype=kind, device=value.device)
-            total = torch.tensordot(weights, value.to(kind), 1)
-            self._sums[name] = self._sums[name].add_(total) if name in self._sums else total
+        if stack.clients:
+            self._count(stack, *_weighted_sums(stack))
+
+    def _count(self, stack: Stack, sums: Weights, scale: int) -> None:
+        for name, total in sums.items():
+            if name in self._sums:
+                self._sums[name].add_(total, alpha=scale)
+            else:
+                self._sums[name] = total * scale
         self._clients += stack.clients
         self._examples += sum(stack.examples)
         self._loss_sum += sum(stack.loss_sums)
@@ -214,6 +240,18 @@ class _Mean:
                 steps=self._steps,
             )
         ]
+
+
+def _weighted_sums(stack: Stack) -> tuple[dict[str, Tensor], int]:
+    """Return sums over the clients, and the factor by which they are too small."""
+    kinds = {name: _accumulator(value.dtype) for name, value in stack.arrays.items()}
+    if len(stack.clients) == 1:
+        return {name: v[0].to(kinds[name]) for name, v in stack.arrays.items()}, stack.examples[0]
+    sums = {}
+    for name, value in stack.arrays.items():
+        examples = torch.tensor(stack.examples, dtype=kinds[name], device=value.device)
+        sums[name] = torch.tensordot(examples, value.to(kinds[name]), 1)
+    return sums, 1
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from heliotrope.config import AdamConfig, OptimizerConfig, SgdConfig
+from heliotrope.config import AdamConfig, SgdConfig
+from heliotrope.config_training import LossConfig
 
 from .capture import Gradient
+from .client import Clients
 
 __all__ = ["LocalOptimizer"]
 
@@ -32,13 +34,14 @@ class LocalOptimizer:
 
     def __init__(
         self,
-        cfg: OptimizerConfig,
+        clients: Clients,
         start: Sequence[Tensor],
         weights: Sequence[Tensor],
         proximal_mu: float,
         controls: Sequence[Tensor] | None = None,
     ) -> None:
-        self._cfg = cfg
+        self._cfg = cfg = clients.optimizer
+        self._loss = clients.loss
         self._stacked = weights[0].dim() > start[0].dim()
         self._mu = proximal_mu
         self._constants: Sequence[Tensor | None] = controls or [None] * len(weights)
@@ -54,6 +57,9 @@ class LocalOptimizer:
     def step(self, weights: Sequence[Tensor], gradients: Sequence[Gradient]) -> None:
         """Update `weights` in place; with a stack, its first rows, as many as there are."""
         self._count += 1
+        if self._loss.l1 or self._loss.l2:
+            pairs = zip(weights, gradients, strict=True)
+            gradients = [_penalised(g, w, self._loss) for w, g in pairs]
         pulls = [self._pull(index, weight) for index, weight in enumerate(weights)]
         if self._cfg.clip_norm is not None:
             if any(_pulls(pull) for pull in pulls):  # a part of what is clipped
@@ -116,6 +122,11 @@ class LocalOptimizer:
         correction_1, correction_2 = 1 - beta_1**self._count, 1 - beta_2**self._count
         denominator = second.sqrt().div_(correction_2**0.5).add_(cfg.eps)
         weight.addcdiv_(first, denominator, value=-cfg.lr / correction_1)
+
+
+def _penalised(gradient: Gradient, weight: Tensor, loss: LossConfig) -> Tensor:
+    """Return the gradient with those of the penalties on the weights."""
+    return _dense(gradient).add(weight, alpha=loss.l2).add(weight.sign(), alpha=loss.l1)
 
 
 def _pulls(pull: Pull) -> bool:

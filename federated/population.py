@@ -13,6 +13,8 @@ from heliotrope.seeding import numpy_generator
 
 __all__ = ["Population"]
 
+_Ints = NDArray[np.int64]
+
 
 class Population:
     """All clients of a run. Nothing is kept per client but the partition itself.
@@ -34,39 +36,37 @@ class Population:
     def __len__(self) -> int:
         return len(self.partition)
 
-    def _divided(self, client: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _divided(self, client: int) -> tuple[_Ints, _Ints]:
         mine = self.partition[client]
-        held = self._held(len(mine))
+        held = int(self._held(np.array([len(mine)]))[0])
         if held == 0:
             return mine, mine[:0]
         order = numpy_generator(self._seed, "holdout", client).permutation(len(mine))
         return mine[np.sort(order[held:])], mine[np.sort(order[:held])]
 
-    def _held(self, size: int) -> int:
-        """At least one example stays for training."""
-        return min(int(size * self.holdout_fraction), size - 1)
+    def _held(self, sizes: _Ints) -> _Ints:
+        """Return how many examples are held out; at least one stays for training."""
+        return np.minimum((sizes * self.holdout_fraction).astype(np.int64), sizes - 1)
 
-    def train_indices(self, client: int) -> NDArray[np.int64]:
+    def train_indices(self, client: int) -> _Ints:
         """Return the positions in the training split that `client` trains on, sorted."""
         return self._divided(client)[0]
 
-    def holdout_indices(self, client: int) -> NDArray[np.int64]:
+    def holdout_indices(self, client: int) -> _Ints:
         """Return the positions that `client` keeps for evaluation, sorted; may be empty."""
         return self._divided(client)[1]
 
     def train_sizes(self, clients: Sequence[int]) -> list[int]:
         """Return the number of examples that each of `clients` trains on."""
         offsets, chosen = self.partition.offsets, np.asarray(clients)
-        sizes: list[int] = (offsets[chosen + 1] - offsets[chosen]).tolist()
-        if self.holdout_fraction == 0.0:
-            return sizes
-        return [size - self._held(size) for size in sizes]
+        sizes = offsets[chosen + 1] - offsets[chosen]
+        trained: list[int] = (sizes - self._held(sizes)).tolist()
+        return trained
 
     def evaluating(self) -> list[int]:
         """Return the clients that hold out at least one example."""
-        if self.holdout_fraction == 0.0:
-            return []
-        return [c for c in range(len(self)) if self._held(len(self.partition[c])) > 0]
+        holding: list[int] = np.flatnonzero(self._held(self.partition.sizes)).tolist()
+        return holding
 
     def draw(self, server_round: int, size: int) -> list[int]:
         """Return the round's cohort: `size` different clients, uniformly, in client order."""

@@ -48,6 +48,7 @@ def assemble(
         train=train,
         population=Population(parts, run.federated.holdout_fraction, run.seed),
         optimizer=run.optimizer,
+        loss=run.loss,
         federated=run.federated,
         run_seed=run.seed,
         evaluation_batch_size=run.evaluation_batch_size,

@@ -23,6 +23,7 @@ from heliotrope.resources import available_cpus, peak_rss_bytes, pick_device
 from heliotrope.result import Outcome
 from heliotrope.rundir import RunDirectory
 from heliotrope.tasks import task_of
+from heliotrope.trackers import listeners
 from heliotrope.tracking import Tracker
 
 from .choice import check_kind
@@ -51,7 +52,7 @@ def prepare(run: Run) -> Parts:
     dataset = load(run.data, run.seed)
     splits = {"validation": dataset.validation, "test": dataset.test}
     central = {name: split for name, split in splits.items() if len(split)}
-    task = task_of(dataset)
+    task = task_of(dataset, run.loss.label_smoothing)
     return Parts(
         clients=assemble(run, task, dataset.train, divide(run, dataset), central),
         scaling=dataset.scaling,
@@ -67,7 +68,7 @@ def simulate(run: Run, directory: Path, parts: Parts, cluster: Cluster | None) -
     torch.set_num_threads(available_cpus())
     check_kind(clients)
     with at_home(run, "federated", directory, "server") as (home, display):
-        tracker = Tracker(home.metrics, (display,))
+        tracker = Tracker(home.metrics, (display, *listeners(run, home.path)))
         try:
             with _pool(run, clients.on(device), cluster, home.log, tracker) as pool:
                 server = Server(

@@ -1,4 +1,4 @@
-"""The commands: `heliotrope distributed | federated | evaluate | compare`, and exit codes.
+"""The commands, such as `heliotrope distributed`, and exit codes.
 
 A mode's own entrypoint (`python -m distributed`) and the subcommand of an installed wheel end
 in the same `run_mode`. Exit codes: 0 done, 2 usage or configuration, 1 failed, 130 interrupted.
@@ -37,13 +37,24 @@ __all__ = ["main", "run_mode"]
 _USAGE = """usage: heliotrope COMMAND [key=value ...]
 
 commands:
-  distributed   train data-parallel       heliotrope distributed experiment=quickstart
-  federated     train over clients        heliotrope federated experiment=quickstart
-  evaluate      measure a checkpoint      heliotrope evaluate run=DIR [data=...] [data.dir=...]
-  compare       set runs side by side     heliotrope compare DIR DIR ... [output=FILE]
+  distributed       train data-parallel     heliotrope distributed experiment=quickstart
+  federated         train over clients      heliotrope federated experiment=quickstart
+  evaluate          measure a checkpoint    heliotrope evaluate run=DIR [data=...] [data.dir=...]
+  compare           set runs side by side   heliotrope compare DIR DIR ... [output=FILE]
+  find-lr           try learning rates      heliotrope find-lr experiment=E [output=FILE]
+  find-batch-size   time larger batches     heliotrope find-batch-size experiment=E [output=FILE]
 
 A mode takes Hydra overrides, -m for sweeps, --cfg job to see the config, --help for the keys.
 """
+
+
+# Module and function of the commands that are no mode; each is imported when it is called.
+_COMMANDS = {
+    "evaluate": ("heliotrope.commands", "evaluate_command"),
+    "compare": ("heliotrope.commands", "compare_command"),
+    "find-lr": ("heliotrope.find_commands", "find_lr_command"),
+    "find-batch-size": ("heliotrope.find_commands", "find_batch_size_command"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,21 +64,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(_USAGE, end="")
         return 0 if arguments else 2
     command, *rest = arguments
-    if command in ("evaluate", "compare") and {"-h", "--help"} & set(rest):
-        print(_USAGE, end="")
-        return 0
     if command in ("distributed", "federated"):
         sys.argv = [f"heliotrope {command}", *rest]
         return int(_mode_module(command).main())
-    if command == "evaluate":
-        from heliotrope.commands import evaluate_command
-
-        return _guarded(lambda: evaluate_command(rest))
-    if command == "compare":
-        from heliotrope.commands import compare_command
-
-        return _guarded(lambda: compare_command(rest))
-    choices = ("distributed", "federated", "evaluate", "compare")
+    if command in _COMMANDS:
+        if {"-h", "--help"} & set(rest):
+            print(_USAGE, end="")
+            return 0
+        module, function = _COMMANDS[command]
+        return _guarded(lambda: getattr(importlib.import_module(module), function)(rest))
+    choices = ("distributed", "federated", *_COMMANDS)
     print(f"heliotrope: no command '{command}'.{closest(command, choices)}", file=sys.stderr)
     print(_USAGE, end="", file=sys.stderr)
     return 2

@@ -15,9 +15,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from heliotrope.config_training import EarlyStoppingConfig, LossConfig, TrackingConfig
 from heliotrope.errors import ConfigError
 
 __all__ = [
+    "AdafactorConfig",
     "AdamConfig",
     "CnnConfig",
     "DataConfig",
@@ -115,6 +117,13 @@ class AdamConfig(OptimizerConfig):
 
 
 @dataclass
+class AdafactorConfig(OptimizerConfig):
+    """`torch.optim.Adafactor` (Shazeer and Stern 2018): Adam in less memory."""
+
+    beta2_decay: float = -0.8
+
+
+@dataclass
 class TargetConfig:
     """A metric to reach, and whether to stop there. Off while `metric` is null."""
 
@@ -135,10 +144,21 @@ class DistributedConfig:
 
     launcher: str = "ray"
     workers: Any = 2
+    strategy: str = "ddp"
     cpus_per_worker: int | None = None
     epochs: int = 5
     batch_size: int = 32
+    accumulation_steps: int = 1
+    mixup: float = 0.0
+    ema_decay: float | None = None
+    precision: str = "fp32"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    profile: bool = False
     lr_schedule: str = "constant"
+    lr_warmup_steps: int = 0
+    lr_decay_steps: int | None = None
+    lr_decay_factor: float = 0.1
     max_failures: int = 0
     collective_timeout: float = 1800.0
     evaluate_every: int = 1
@@ -147,6 +167,7 @@ class DistributedConfig:
     keep_last: int = 3
     keep_best: int = 0
     best_metric: str | None = None
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 
 
 # --- federated ----------------------------------------------------------------------------
@@ -295,16 +316,23 @@ class Run:
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING
+    loss: LossConfig = field(default_factory=LossConfig)
     distributed: DistributedConfig = MISSING
     federated: FederatedConfig = MISSING
     target: TargetConfig = field(default_factory=TargetConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 # Group -> choice -> schema. The same table fills Hydra's ConfigStore and re-types a saved config.
 SCHEMAS: dict[str, dict[str, type[Any]]] = {
     "model": {"mlp": MlpConfig, "cnn": CnnConfig},
     "data": {"digits": DataConfig, "mnist": DataConfig, "fashion_mnist": DataConfig},
-    "optimizer": {"sgd": SgdConfig, "adam": AdamConfig, "adamw": AdamConfig},
+    "optimizer": {
+        "sgd": SgdConfig,
+        "adam": AdamConfig,
+        "adamw": AdamConfig,
+        "adafactor": AdafactorConfig,
+    },
     "federated/partition": {
         "iid": PartitionConfig,
         "dirichlet": DirichletConfig,

@@ -8,6 +8,7 @@ from typing import Any
 
 from heliotrope.config import (
     SCHEMAS,
+    AdafactorConfig,
     AdamConfig,
     DirichletConfig,
     DistributedConfig,
@@ -23,6 +24,7 @@ from heliotrope.config import (
 from heliotrope.config_errors import unknown_key
 from heliotrope.elastic import worker_range
 from heliotrope.errors import ConfigError, closest
+from heliotrope.trackers import check_installed
 
 __all__ = ["check", "check_shared"]
 
@@ -64,9 +66,12 @@ def check(run: Run, mode: Mode) -> None:
     for group, choices in SCHEMAS.items():
         _check_name(run, group, choices)
     check_shared(run)
+    check_installed(run.tracking)
     if mode == "distributed":
         _check_distributed(run.distributed)
         _check_retention(run)
+        _check_early_stopping(run)
+        _check_strategy_of_workers(run)
     else:
         _check_federated(run.federated)
 
@@ -115,6 +120,11 @@ def check_shared(run: Run) -> None:
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"optimizer.betas={list(betas)} must be two numbers in [0, 1).")
         _above("optimizer.eps", run.optimizer.eps, 0)
+    if isinstance(run.optimizer, AdafactorConfig) and not run.optimizer.beta2_decay <= 0:
+        raise ConfigError(f"optimizer.beta2_decay={run.optimizer.beta2_decay} must be at most 0.")
+    _share("loss.label_smoothing", run.loss.label_smoothing)
+    _at_least("loss.l1", run.loss.l1, 0)
+    _at_least("loss.l2", run.loss.l2, 0)
     _share("data.validation_fraction", run.data.validation_fraction)
     if (run.target.metric is None) != (run.target.value is None):
         missing = "target.value" if run.target.value is None else "target.metric"
@@ -129,11 +139,20 @@ def _metrics(run: Run) -> tuple[str, ...]:
 
 
 def _check_distributed(cfg: DistributedConfig) -> None:
-    _choice("distributed.lr_schedule", cfg.lr_schedule, ("constant", "linear", "cosine"))
     _choice("distributed.launcher", cfg.launcher, ("inline", "torchrun", "ray"))
-    for name in ("epochs", "batch_size", "evaluate_every", "checkpoint_every"):
+    for name in (
+        "epochs",
+        "batch_size",
+        "accumulation_steps",
+        "evaluate_every",
+        "checkpoint_every",
+    ):
         _at_least(f"distributed.{name}", getattr(cfg, name), 1)
     _at_least("distributed.cpus_per_worker", cfg.cpus_per_worker, 1)
+    _choice("distributed.precision", cfg.precision, ("fp32", "bf16", "fp16"))
+    _at_least("distributed.mixup", cfg.mixup, 0)
+    if cfg.ema_decay is not None:
+        _share("distributed.ema_decay", cfg.ema_decay)
     _at_least("distributed.max_failures", cfg.max_failures, 0)
     _at_least("distributed.collective_timeout", cfg.collective_timeout, 1)
     _at_least("distributed.checkpoint_every_steps", cfg.checkpoint_every_steps, 1)
@@ -152,6 +171,83 @@ def _check_distributed(cfg: DistributedConfig) -> None:
         raise ConfigError(
             f"distributed.batch_size={cfg.batch_size} is global and smaller than "
             f"distributed.workers={cfg.workers}. Raise the batch size or use fewer workers."
+        )
+    _check_accumulation(cfg)
+    _check_schedule(cfg)
+
+
+def _check_schedule(cfg: DistributedConfig) -> None:
+    """Check a schedule by itself; whether it fits the run depends on the data."""
+    schedules = ("constant", "linear", "cosine", "step", "one_cycle")
+    _choice("distributed.lr_schedule", cfg.lr_schedule, schedules)
+    _at_least("distributed.lr_warmup_steps", cfg.lr_warmup_steps, 0)
+    _at_least("distributed.lr_decay_steps", cfg.lr_decay_steps, 1)
+    _within("distributed.lr_decay_factor", cfg.lr_decay_factor, 0, 1, open_low=True)
+    if cfg.lr_schedule == "step" and cfg.lr_decay_steps is None:
+        raise ConfigError(
+            "distributed.lr_schedule=step needs distributed.lr_decay_steps, the number of steps "
+            "between two decays. Set it."
+        )
+    if cfg.lr_schedule != "step" and cfg.lr_decay_steps is not None:
+        raise ConfigError(
+            f"distributed.lr_decay_steps={cfg.lr_decay_steps} has no effect with "
+            f"distributed.lr_schedule={cfg.lr_schedule}. Set distributed.lr_schedule=step."
+        )
+    if cfg.lr_schedule == "one_cycle" and cfg.lr_warmup_steps:
+        raise ConfigError(
+            f"distributed.lr_warmup_steps={cfg.lr_warmup_steps} has no place in "
+            "distributed.lr_schedule=one_cycle, which rises by itself. Set "
+            "distributed.lr_warmup_steps=0."
+        )
+
+
+def _check_strategy_of_workers(run: Run) -> None:
+    cfg = run.distributed
+    _choice("distributed.strategy", cfg.strategy, ("ddp", "fsdp"))
+    if cfg.strategy != "fsdp":
+        return
+    if worker_range(cfg.workers)[0] == 1:
+        raise ConfigError(
+            "distributed.strategy=fsdp divides the weights among workers, but "
+            f"distributed.workers={cfg.workers}. Set distributed.workers=2 or more, or "
+            "distributed.strategy=ddp."
+        )
+    for key, unsupported, remedy in (
+        ("distributed.precision=fp16", cfg.precision == "fp16", "distributed.precision=bf16"),
+        ("distributed.compile=true", cfg.compile, "distributed.compile=false"),
+        (f"distributed.ema_decay={cfg.ema_decay}", cfg.ema_decay is not None, "it to null"),
+        ("optimizer=adafactor", run.optimizer.name == "adafactor", "optimizer=adamw"),
+    ):
+        if unsupported:
+            raise ConfigError(
+                f"distributed.strategy=fsdp does not support {key} yet. Set {remedy}, or "
+                "distributed.strategy=ddp."
+            )
+
+
+def _check_early_stopping(run: Run) -> None:
+    cfg, key = run.distributed.early_stopping, "distributed.early_stopping"
+    _choice(f"{key}.mode", cfg.mode, ("auto", "min", "max"))
+    _at_least(f"{key}.patience", cfg.patience, 1)
+    _at_least(f"{key}.min_delta", cfg.min_delta, 0)
+    if cfg.metric is not None:
+        _choice(f"{key}.metric", cfg.metric, _metrics(run))
+
+
+def _check_accumulation(cfg: DistributedConfig) -> None:
+    parts, size = cfg.accumulation_steps, cfg.batch_size
+    most = size // worker_range(cfg.workers)[1]
+    fits = max(n for n in range(1, min(parts, most) + 1) if size % n == 0)
+    remedy = f"Set distributed.accumulation_steps={fits}, or another batch size."
+    if size % parts:
+        raise ConfigError(
+            f"distributed.accumulation_steps={parts} does not divide "
+            f"distributed.batch_size={size}. {remedy}"
+        )
+    if parts > most:
+        raise ConfigError(
+            f"distributed.accumulation_steps={parts} cuts a worker's {most} examples of "
+            f"distributed.batch_size={size} into parts of less than one. {remedy}"
         )
 
 

@@ -30,7 +30,9 @@ _MAY_CHANGE = {
     "distributed.epochs",
     "distributed.launcher",
     "distributed.workers",
+    "distributed.strategy",
     "distributed.cpus_per_worker",
+    "distributed.accumulation_steps",
     "distributed.max_failures",
     "distributed.collective_timeout",
     "distributed.checkpoint_every",
@@ -38,6 +40,11 @@ _MAY_CHANGE = {
     "distributed.keep_last",
     "distributed.keep_best",
     "distributed.best_metric",
+    "distributed.profile",
+    "distributed.early_stopping.metric",
+    "distributed.early_stopping.patience",
+    "distributed.early_stopping.min_delta",
+    "distributed.early_stopping.mode",
     "federated.rounds",
     "federated.pool",
     "federated.workers",
@@ -47,6 +54,8 @@ _MAY_CHANGE = {
     "target.metric",
     "target.value",
     "target.stop",
+    "tracking.tensorboard",
+    "tracking.mlflow",
 }
 
 

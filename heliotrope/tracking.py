@@ -3,8 +3,8 @@
 Events and their own fields (every one has `event` and `time`, in unix seconds):
 
     start     mode, name, seed
-    train     epoch | round, train/loss
-    evaluate  epoch | round, <split>/<metric> ...
+    train     epoch | round, train/loss, timing: {step_ms, examples_per_second ...}
+    evaluate  epoch | round, <split>/<metric> ..., weights: "ema" if they are averaged ones
     clients   round, clients: [{client, examples, accuracy, loss}], clients/<metric>
     failure   round | epoch, client | rank | worker, reason
     final     <split>/<metric> ..., confusion_matrix, class_names
@@ -74,7 +74,10 @@ class Clock:
 
 
 class Tracker:
-    """Appends events to a JSONL file, flushed line by line, and passes them to listeners."""
+    """Appends events to a JSONL file, flushed line by line, and passes them to listeners.
+
+    Listeners that have a `close` are closed with it.
+    """
 
     def __init__(self, path: Path, listeners: tuple[Callable[[Event], None], ...] = ()) -> None:
         self._path = path
@@ -122,6 +125,8 @@ class Tracker:
         """Make the file durable and close it."""
         self.sync()
         self._file.close()
+        for listener in self._listeners:
+            getattr(listener, "close", lambda: None)()
 
 
 def _lines_after(path: Path, offset: int) -> list[bytes]:

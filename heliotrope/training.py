@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from heliotrope.config import AdamConfig, OptimizerConfig, SgdConfig
+from heliotrope.config import AdafactorConfig, AdamConfig, OptimizerConfig, SgdConfig
+from heliotrope.config_training import LossConfig
 from heliotrope.models.seeded import reseed
+from heliotrope.stopwatch import Stopwatch
 from heliotrope.tasks import Task
 
-__all__ = ["Batch", "TrainTotals", "build_optimizer", "proximal_term", "train_batches"]
+__all__ = [
+    "Batch",
+    "Recipe",
+    "TrainTotals",
+    "build_optimizer",
+    "penalty_of",
+    "proximal_term",
+    "train_batches",
+]
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,8 @@ class Batch:
     examples for a plain mean; global batch size / world size for a data-parallel worker,
     since DDP averages gradients over ranks, which need not hold equally many examples.
     `seed` fixes the dropout masks of the step; `first` is the place of these examples in the
-    batch they are a part of, whose masks are drawn as one.
+    batch they are a part of, whose masks are drawn as one. With mixup, `inputs` are mixed
+    already: `share` of each loss is that of `targets`, the rest that of `other_targets`.
     """
 
     inputs: Tensor
@@ -32,6 +45,49 @@ class Batch:
     divisor: float
     seed: int
     first: int = 0
+    other_targets: Tensor | None = None
+    share: float = 1.0
+
+    def parts(self, count: int) -> Iterator[Batch]:
+        """Yield `count` contiguous parts, whose gradients add up to that of the whole.
+
+        They differ by at most one example, the last is the largest, and of a batch with fewer
+        examples than `count` some are empty: every rank does the same number of passes.
+        """
+        if count == 1:
+            yield self
+            return
+        total = len(self.targets)
+        for index in range(count):
+            rows = slice(total * index // count, total * (index + 1) // count)
+            others = None if self.other_targets is None else self.other_targets[rows]
+            yield replace(
+                self,
+                inputs=self.inputs[rows],
+                targets=self.targets[rows],
+                first=self.first + rows.start,
+                other_targets=others,
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the gradient of a step is made and applied; the defaults are the plain step.
+
+    `accumulation_steps` is the number of micro-batches into which each batch is cut; their
+    gradients are added up before the one update, and exchanged between ranks once.
+    With `clip_norm`, gradients are scaled down to at most that norm, over all parameters.
+    `around_forward` gives the context of each forward pass, such as autocast; losses are taken
+    in full precision outside of it. `scaler` keeps small gradients of float16 from vanishing.
+    `after_update` are called after each update. `watch` notes where the time goes.
+    """
+
+    accumulation_steps: int = 1
+    clip_norm: float | None = None
+    around_forward: Callable[[Batch], AbstractContextManager[object]] = nullcontext
+    scaler: GradScaler | None = None
+    after_update: tuple[Callable[[], None], ...] = ()
+    watch: Stopwatch | None = None
 
 
 @dataclass
@@ -58,6 +114,10 @@ def build_optimizer(cfg: OptimizerConfig, parameters: Iterable[nn.Parameter]) ->
             nesterov=cfg.nesterov,
             weight_decay=cfg.weight_decay,
         )
+    if isinstance(cfg, AdafactorConfig):
+        return torch.optim.Adafactor(
+            parameters, lr=cfg.lr, beta2_decay=cfg.beta2_decay, weight_decay=cfg.weight_decay
+        )
     assert isinstance(cfg, AdamConfig)
     kind = torch.optim.AdamW if cfg.name == "adamw" else torch.optim.Adam
     return kind(parameters, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, weight_decay=cfg.weight_decay)
@@ -76,38 +136,126 @@ def proximal_term(model: nn.Module, mu: float) -> Callable[[], Tensor] | None:
     return term
 
 
+def penalty_of(
+    model: nn.Module, loss: LossConfig, proximal_mu: float = 0.0
+) -> Callable[[], Tensor] | None:
+    """Return the sum of `loss`'s penalties and the proximal term, or None if all are off."""
+    terms = [_weight_penalty(model, loss), proximal_term(model, proximal_mu)]
+    wanted = [term for term in terms if term is not None]
+    if len(wanted) < 2:
+        return wanted[0] if wanted else None
+    return lambda: torch.stack([term() for term in wanted]).sum()
+
+
+def _weight_penalty(model: nn.Module, loss: LossConfig) -> Callable[[], Tensor] | None:
+    if loss.l1 == loss.l2 == 0.0:
+        return None
+    weights = list(model.parameters())
+
+    def term() -> Tensor:
+        each = [w.abs().sum() * loss.l1 + w.square().sum() * (loss.l2 / 2) for w in weights]
+        return torch.stack(each).sum()
+
+    return term
+
+
 def train_batches(
     model: nn.Module,
     optimizer: Optimizer,
     task: Task,
     batches: Iterable[Batch],
     penalty: Callable[[], Tensor] | None = None,
-    clip_norm: float | None = None,
+    recipe: Recipe = Recipe(),
     totals: TrainTotals | None = None,
 ) -> TrainTotals:
     """Take one optimizer step per batch and return the totals.
 
-    `penalty` is added to every step's loss but not to the reported one. Gradients whose norm,
-    of all weights together, exceeds `clip_norm` are scaled down to it. `totals` goes on from
+    `penalty` is added to every step's loss but not to the reported one. `totals` goes on from
     those of earlier batches: the sums are the same, bit for bit, as those of one call for all.
     """
     model.train()
     totals = TrainTotals() if totals is None else totals
     device = next(model.parameters()).device
     loss_sum = torch.tensor(totals.loss_sum, dtype=torch.float64, device=device)
+    watch = recipe.watch or Stopwatch()
+    watch.start()
     for batch in batches:
-        reseed(model, batch.seed, batch.first)
+        watch.lap("data")
         optimizer.zero_grad(set_to_none=True)
-        batch_loss = task.losses(model(batch.inputs), batch.targets).sum()
-        objective = batch_loss / batch.divisor
-        if penalty is not None:
-            objective = objective + penalty()
-        objective.backward()  # type: ignore[no-untyped-call]
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-        optimizer.step()
-        loss_sum += batch_loss.detach()
+        for number, part in enumerate(batch.parts(recipe.accumulation_steps), start=1):
+            last = number == recipe.accumulation_steps
+            with nullcontext() if last else _not_exchanged(model):
+                loss_sum += _backward(model, task, part, penalty if last else None, recipe)
+        watch.lap("forward_backward")
+        _update(model, optimizer, recipe)
+        watch.lap("optimizer")
+        watch.steps += 1
         totals.examples += len(batch.targets)
         totals.steps += 1
     totals.loss_sum = float(loss_sum)
     return totals
+
+
+def _backward(
+    model: nn.Module,
+    task: Task,
+    batch: Batch,
+    penalty: Callable[[], Tensor] | None,
+    recipe: Recipe,
+) -> Tensor:
+    """Add the gradient of one pass to the parameters'; return the sum of its losses, []."""
+    reseed(model, batch.seed, batch.first)
+    with recipe.around_forward(batch):
+        outputs = model(batch.inputs)
+    if outputs.dtype in (torch.bfloat16, torch.float16):
+        outputs = outputs.float()
+    batch_loss = _loss_sum(task, outputs, batch)
+    objective = batch_loss / batch.divisor
+    if penalty is not None:
+        objective = objective + penalty()
+    if recipe.scaler is not None:
+        objective = recipe.scaler.scale(objective)
+    objective.backward()  # type: ignore[no-untyped-call]
+    return batch_loss.detach()
+
+
+def _update(model: nn.Module, optimizer: Optimizer, recipe: Recipe) -> None:
+    scaler = recipe.scaler
+    if recipe.clip_norm is not None:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+    if scaler is None:
+        optimizer.step()
+    else:  # leaves the step out if a gradient is not finite, and lowers the scale
+        scaler.step(optimizer)
+        scaler.update()
+    for action in recipe.after_update:
+        action()
+
+
+def _loss_sum(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
+    total = task.losses(outputs, batch.targets).sum()
+    if batch.other_targets is None:
+        return total
+    others = task.losses(outputs, batch.other_targets).sum()
+    return total * batch.share + others * (1.0 - batch.share)
+
+
+def _not_exchanged(model: nn.Module) -> AbstractContextManager[None]:
+    """Return the context in which a wrapped model keeps its gradients to its own rank."""
+    no_sync = getattr(model, "no_sync", None)  # of DistributedDataParallel, also when compiled
+    if no_sync is not None:
+        context: AbstractContextManager[None] = no_sync()
+        return context
+    exchange = getattr(model, "set_requires_gradient_sync", None)  # of a sharded model
+    return nullcontext() if exchange is None else _without(exchange)
+
+
+@contextmanager
+def _without(exchange: Callable[[bool], None]) -> Iterator[None]:
+    exchange(False)
+    try:
+        yield
+    finally:
+        exchange(True)

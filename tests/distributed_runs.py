@@ -55,7 +55,14 @@ def events_of(directory: Path, *kinds: str) -> list[dict[str, Any]]:
     """Return a run's events, of `kinds` if given, without what no second run can repeat."""
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     events = [event for event in map(json.loads, lines) if not kinds or event["event"] in kinds]
-    return [{k: v for k, v in e.items() if k not in ("time", "seconds")} for e in events]
+    once = ("time", "seconds", "timing")
+    return [{k: v for k, v in e.items() if k not in once} for e in events]
+
+
+def result_of(directory: Path) -> dict[str, Any]:
+    """Return what a finished run says of itself."""
+    found: dict[str, Any] = json.loads((directory / "result.json").read_text())
+    return found
 
 
 def cut(directory: Path, copy: Path, after: int) -> Path:

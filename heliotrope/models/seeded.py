@@ -18,23 +18,25 @@ __all__ = ["SeededLayer", "layer_keys", "reseed", "uniform"]
 class SeededLayer(nn.Module):
     """Base of such layers.
 
-    The buffer `key` (int64 scalar, not saved) must be set before each step: see `reseed`.
+    The buffers `key` and `first` (int64 scalars, not saved) must be set before each step: see
+    `reseed`. Both are tensors, for a compiled step is compiled anew for every other number.
     Draws are counted along the batch, so padding at its end does not change those of the real
     examples. `first` is the place of the first example in a batch that several workers share:
     each draws its part of the batch's one sequence.
     """
 
     key: Tensor
+    first: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = 0
         self.register_buffer("key", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("first", torch.zeros((), dtype=torch.int64), persistent=False)
 
 
-def uniform(key: Tensor, start: int, count: int) -> Tensor:
+def uniform(key: Tensor, start: Tensor, count: int) -> Tensor:
     """Return `count` floats in [0, 1), float32, from number `start` of the stream `key` on."""
-    z = hashed(key, torch.arange(start, start + count, device=key.device))
+    z = hashed(key, start + torch.arange(count, device=key.device))
     return ((z >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
 
 
@@ -57,4 +59,4 @@ def reseed(model: nn.Module, step_seed: int, first: int = 0) -> None:
     layers = [layer for layer in model.modules() if isinstance(layer, SeededLayer)]
     for index, layer in enumerate(layers):
         layer.key.copy_(hashed(step_seed, torch.tensor(index)))
-        layer.first = first
+        layer.first.fill_(first)

@@ -31,6 +31,7 @@ from rich.table import Table
 from running import ROOT, Entry, run, wait_until_idle
 from workloads import WORKLOADS, Workload, write
 
+from federated.choice import Choice
 from heliotrope.resources import available_cpus, machine
 from heliotrope.rundir import git_commit
 
@@ -70,10 +71,16 @@ def entries() -> list[Entry]:
         Entry(f"heliotrope, Ray pool of {cpus}", "heliotrope", ours, f"ray={cpus}"),
         *(Entry(f"bare loop, {n} thread(s)", "bare", bare, f"threads={n}") for n in counts),
         Entry(f"bare loop, {cpus} processes", "bare", bare, f"processes={cpus}"),
-        *(Entry(f"pfl, {n} thread(s)", "pfl", pfl, f"threads={n}") for n in counts),
+        *(Entry(_pfl_label(n, cpus), "pfl", pfl, f"threads={n}") for n in counts),
         Entry(f"pfl, {cpus} processes (torchrun)", "pfl", pfl, "threads=1", processes=cpus),
-        Entry(f"Flower, {cpus} actors", "flower", "flower_simulation.py", ""),
+        Entry("Flower, as it ships", "flower", "flower_simulation.py", "shipped"),
+        Entry("Flower, one CPU a client", "flower", "flower_simulation.py", "tuned"),
     ]
+
+
+def _pfl_label(threads: int, cpus: int) -> str:
+    shipped = ", as it ships" if threads == cpus else ""  # torch's default is a thread a core
+    return f"pfl, {threads} thread(s){shipped}"
 
 
 def main() -> int:
@@ -104,6 +111,7 @@ def main() -> int:
             if options.output:  # after each workload: they take minutes
                 options.output.write_text(json.dumps(record, indent=2) + "\n")
     console.print(f"machine: {record['machine']}, commit {record['git_commit']}")
+    console.print(f"versions: {_versions(measured)}")
     console.print(
         f"load average: {record['load_average_before']} before, "
         f"{record['load_average_after']} after (this benchmark's own included)"
@@ -176,7 +184,9 @@ def _measure(
             rounds = round(options.seconds / result.estimate)
             rounds = min(_MOST, max(_FEWEST, rounds)) + _WARM_UP
             result.busy.append(wait_until_idle(options.patience))
-            answer = run(result.entry, pythons[result.entry.peer], problem, rounds)
+            answer = run(
+                result.entry, pythons[result.entry.peer], str(problem), f"--rounds={rounds}"
+            )
             result.rounds.append(np.diff(answer["times"])[_WARM_UP:].tolist())
             console.print(
                 f"{problem.stem}: {repeat + 1}/{options.repeats} {result.entry.label}: "
@@ -189,7 +199,8 @@ def _measure(
 def _first_run(entry: Entry, python: str, problem: Path) -> Measured:
     weights = problem.with_name("weights.npz")
     launched = time.time()
-    answer = run(entry, python, problem, _CHECK_ROUNDS, "--weights", str(weights))
+    wanted = (f"--rounds={_CHECK_ROUNDS}", f"--weights={weights}")
+    answer = run(entry, python, str(problem), *wanted)
     begun, first, *_, last = answer.pop("times")
     return Measured(
         entry=entry,
@@ -250,7 +261,7 @@ def _table(name: str, workload: Workload, results: list[Measured]) -> Table:
     for result in results:
         spent = result.milliseconds
         choice = result.notes.get("client_training")
-        kind = f" ({choice['kind']}, {choice['threads']} thread(s))" if choice else ""
+        kind = f" ({Choice(**choice)})" if choice else ""
         table.add_row(
             result.entry.label + kind,
             f"{min(spent):.1f}",
@@ -263,6 +274,11 @@ def _table(name: str, workload: Workload, results: list[Measured]) -> Table:
             f"{result.first_round_done:.2f} s",
         )
     return table
+
+
+def _versions(results: list[Measured]) -> str:
+    found = {f"{name} {number}" for result in results for name, number in result.versions.items()}
+    return ", ".join(sorted(found))
 
 
 def _stored(result: Measured) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from rich.table import Table
 from running import Entry, run, wait_until_idle
 from workloads import WORKLOADS, windows, write
 
+from federated.choice import Choice
 from heliotrope.resources import machine
 from heliotrope.rundir import git_commit
 
@@ -115,7 +116,7 @@ def _measure(clients: int, cohort: int, options: argparse.Namespace, path: Path)
     entry = Entry("heliotrope", "heliotrope", "cohort_engine.py", options.pool)
     busy = wait_until_idle(options.patience)
     launched = time.time()
-    answer = run(entry, sys.executable, path, options.rounds + _WARM_UP)
+    answer = run(entry, sys.executable, str(path), f"--rounds={options.rounds + _WARM_UP}")
     return Point(
         clients=clients,
         cohort=cohort,
@@ -159,7 +160,7 @@ def _table(points: Sequence[Point], options: argparse.Namespace) -> Table:
             f"{point.typical / point.cohort:.3f}",
             f"{point.peak_rss_bytes / 2**30:.2f} GiB",
             f"{point.startup_seconds:.2f} s",
-            "{kind}, {threads} thread(s)".format(**point.client_training),
+            str(Choice(**point.client_training)),
         )
     return table
 

@@ -29,8 +29,8 @@ class Entry:
     processes: int = 1  # more than one: started by torchrun
 
 
-def run(entry: Entry, python: str, problem: Path, rounds: int, *more: str) -> dict[str, Any]:
-    """Run an entry in a process of its own and return what it prints."""
+def run(entry: Entry, python: str, *arguments: str) -> dict[str, Any]:
+    """Run an entry in a process of its own; return what it prints, and its `wall` seconds."""
     environment = dict(os.environ)
     launcher = [python]
     if entry.peer == "heliotrope":  # from this checkout, also where it is not installed
@@ -39,11 +39,12 @@ def run(entry: Entry, python: str, problem: Path, rounds: int, *more: str) -> di
         environment["OMP_NUM_THREADS"] = "1"
         launcher += ["-m", "torch.distributed.run", "--standalone"]
         launcher += [f"--nproc-per-node={entry.processes}"]
-    command = [*launcher, str(_PEERS / entry.script), str(problem)]
-    command += ["--rounds", str(rounds), f"--variant={entry.variant}", *more]
+    command = [*launcher, str(_PEERS / entry.script), f"--variant={entry.variant}", *arguments]
+    started = time.perf_counter()
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False
     )
+    wall = time.perf_counter() - started
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         raise SystemExit(
@@ -51,7 +52,7 @@ def run(entry: Entry, python: str, problem: Path, rounds: int, *more: str) -> di
             f"{done.stderr[-4000:]}"
         )
     answer: dict[str, Any] = json.loads(lines[-1])
-    return answer
+    return answer | {"wall": wall}
 
 
 def wait_until_idle(patience: float) -> float:

@@ -158,3 +158,76 @@ def test_evaluations_and_checkpoints_come_when_due_and_at_the_end(tmp_path: Path
     steps = 11  # 1294 examples in batches of 128
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == [f"{steps * epoch:08d}" for epoch in (3, 5)]
+
+
+@pytest.mark.usefixtures("no_report", "ray_session")
+@pytest.mark.parametrize("launcher", [INLINE, RAY])
+def test_a_run_that_no_longer_improves_stops_early(
+    launcher: tuple[str, ...], tmp_path: Path
+) -> None:
+    early = ["distributed.early_stopping.metric=test/accuracy"]
+    early += ["distributed.early_stopping.min_delta=0.2", "distributed.early_stopping.patience=2"]
+    out = train(tmp_path / "run", *launcher, *early, epochs=50)
+    accuracies = [event["test/accuracy"] for event in events_of(out, "evaluate")]
+    best, *stale = accuracies[-3:]
+    assert all(value <= best + 0.2 for value in stale)
+    assert _result(out)["epochs"] == len(accuracies) < 50
+
+    train(out, *launcher, *early, "resume=true", epochs=50)
+    assert _result(out)["epochs"] == len(accuracies), "what was stopped stays stopped"
+    patient = [*early[:-1], "distributed.early_stopping.patience=3"]
+    train(out, *launcher, *patient, "resume=true", epochs=50)
+    assert _result(out)["epochs"] > len(accuracies)
+
+
+def _timings(directory: Path) -> list[dict[str, float]]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [event["timing"] for event in map(json.loads, lines) if event["event"] == "train"]
+
+
+@pytest.mark.usefixtures("no_report", "ray_session")
+@pytest.mark.parametrize("launcher", [INLINE, RAY])
+def test_the_time_of_a_step_is_told_by_its_parts(launcher: tuple[str, ...], tmp_path: Path) -> None:
+    out = train(tmp_path, *launcher, epochs=2)
+    result = _result(out)
+    timings = _timings(out)
+    assert len(timings) == 2
+    for timing in timings:
+        parts = [timing[f"{name}_ms"] for name in ("data", "forward_backward", "optimizer")]
+        assert sum(parts) == pytest.approx(timing["step_ms"], abs=1e-3)
+        steps = 11  # 1294 examples in batches of 128
+        rate = 1294 / (timing["step_ms"] * 1e-3 * steps)
+        assert timing["examples_per_second"] == pytest.approx(rate, rel=0.01)
+        # 64 inputs, 16 hidden units, 10 classes: a product and a sum each, and twice that back.
+        operations = 3 * 2 * (64 * 16 + 16 * 10)
+        expected = operations * timing["examples_per_second"]
+        assert timing["operations_per_second"] == pytest.approx(expected, rel=0.01)
+        assert ("communication_ms" in timing) == (launcher is RAY)
+        assert "mfu" not in timing, "what this machine could do is not known"
+    total = sum(timing["step_ms"] for timing in timings) * 11e-3
+    assert total == pytest.approx(result["train_seconds"], rel=0.1)
+
+
+@pytest.mark.usefixtures("no_report", "ray_session")
+@pytest.mark.parametrize("launcher", [INLINE, RAY])
+def test_a_profile_of_some_steps_is_written(launcher: tuple[str, ...], tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", *launcher, epochs=1)
+    out = train(tmp_path / "profiled", *launcher, "distributed.profile=true", epochs=1)
+    trace = json.loads((out / "profile" / "trace.json").read_text())
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert {f"ProfilerStep#{step}" for step in (3, 4, 5)} <= names
+    assert "aten::addmm" in names
+    assert events_of(out, "evaluate") == events_of(plain, "evaluate")
+
+
+@pytest.mark.usefixtures("no_report", "ray_session")
+@pytest.mark.parametrize("launcher", [INLINE, RAY])
+def test_tensorboard_sees_a_run_in_any_launcher(launcher: tuple[str, ...], tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(tmp_path, *launcher, "tracking.tensorboard=true", epochs=2)
+    found = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    losses = [(point.step, point.value) for point in found.Scalars("test/loss")]
+    told = [(e["steps"], e["test/loss"]) for e in events_of(tmp_path, "evaluate")]
+    assert [step for step, _ in losses] == [step for step, _ in told]
+    assert [v for _, v in losses] == pytest.approx([v for _, v in told], rel=1e-6)

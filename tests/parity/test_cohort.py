@@ -14,7 +14,7 @@ import ray
 import torch
 from torch import Tensor
 
-from federated.choice import Choice
+from federated.choice import Choice, candidates, check_kind
 from federated.client import Clients, Instruction, Update
 from federated.cohort import CohortWorker
 from federated.pool import InProcessPool
@@ -23,6 +23,7 @@ from federated.setup import assemble, divide
 from heliotrope.cluster import room, session
 from heliotrope.config import AdamConfig, Run
 from heliotrope.data import Dataset, load
+from heliotrope.errors import ConfigError
 from heliotrope.models.seeded import reseed
 from heliotrope.tasks import task_of
 from tests.support import compose, fresh_seed
@@ -89,7 +90,13 @@ def _plain(clients: Clients, order: Instruction, client: int) -> dict[str, Tenso
     for rows, step_seed in clients.plan(order.server_round, [client]).batches():
         reseed(model, step_seed)
         logits = model(clients.train.inputs[rows])
-        loss = torch.nn.functional.cross_entropy(logits, clients.train.targets[rows])
+        loss = torch.nn.functional.cross_entropy(
+            logits,
+            clients.train.targets[rows],
+            label_smoothing=clients.task.label_smoothing,  # type: ignore[attr-defined]
+        )
+        for p in model.parameters():
+            loss = loss + clients.loss.l1 * p.abs().sum() + clients.loss.l2 / 2 * p.square().sum()
         for (name, p), w in zip(model.named_parameters(), start, strict=True):
             loss = loss + order.proximal_mu / 2 * ((p - w) ** 2).sum()
             if order.controls is not None:
@@ -157,6 +164,13 @@ def test_every_optimizer_trains_stacked_as_alone(
     _check_all_kinds(run, mu, cohort=[0, 2, 3, 7, 9], controlled=controlled)
 
 
+@pytest.mark.parametrize("optimizer", [_OPTIMIZERS[0], _OPTIMIZERS[2], _OPTIMIZERS[4]])
+def test_smoothed_labels_and_penalties_train_stacked_as_alone(optimizer: str) -> None:
+    loss = "loss.label_smoothing=0.1 loss.l1=0.0002 loss.l2=0.01"
+    run = _compose(optimizer, loss, _MODELS[1], _PARTITIONS[0], "seed=5")
+    _check_all_kinds(run, mu=0.1, cohort=[0, 2, 3, 7, 9])
+
+
 @pytest.mark.parametrize("trial", range(20))
 def test_random_configurations_agree_with_a_plain_loop(trial: int) -> None:
     seed = fresh_seed()
@@ -175,6 +189,16 @@ def test_random_configurations_agree_with_a_plain_loop(trial: int) -> None:
         run.federated.local_epochs = 1
     cohort = sorted(draw.sample(range(clients), draw.randint(1, min(clients, 8))))
     _check_all_kinds(run, draw.choice([0.0, 0.5]), cohort)
+
+
+def test_an_optimizer_without_a_stacked_form_trains_one_client_at_a_time() -> None:
+    clients, _ = _ready(_compose("optimizer=adafactor", _MODELS[0], _PARTITIONS[2]))
+    assert {choice.kind for choice in candidates(clients, 4, 1)} == {"sequential"}
+    check_kind(clients)
+    for kind in ("batched", "compiled"):
+        clients.federated.client_training = kind
+        with pytest.raises(ConfigError, match=f"client_training={kind}.*optimizer=adafactor"):
+            check_kind(clients)
 
 
 @contextmanager

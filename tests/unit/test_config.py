@@ -265,6 +265,81 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
         ("distributed.batch_size=1",),
         ("distributed.batch_size=1", "distributed.workers=2", "Raise the batch size"),
     ),
+    (
+        "distributed",
+        ("distributed.accumulation_steps=5",),
+        (
+            "distributed.accumulation_steps=5",
+            "batch_size=32",
+            "Set distributed.accumulation_steps=4",
+        ),
+    ),
+    (
+        "distributed",
+        ("distributed.accumulation_steps=32",),
+        (
+            "distributed.accumulation_steps=32",
+            "16 examples",
+            "Set distributed.accumulation_steps=16",
+        ),
+    ),
+    ("distributed", ("distributed.lr_schedule=cosin",), ("lr_schedule=cosin", "'cosine'")),
+    ("distributed", ("distributed.lr_warmup_steps=-1",), ("lr_warmup_steps=-1", "at least 0")),
+    ("distributed", ("distributed.lr_schedule=step",), ("Set it", "distributed.lr_decay_steps")),
+    ("distributed", ("distributed.lr_decay_steps=5",), ("Set distributed.lr_schedule=step",)),
+    ("distributed", ("distributed.lr_decay_factor=0",), ("lr_decay_factor=0", "(0, 1]")),
+    (
+        "distributed",
+        ("distributed.lr_schedule=one_cycle", "distributed.lr_warmup_steps=3"),
+        ("distributed.lr_warmup_steps=3", "one_cycle", "Set distributed.lr_warmup_steps=0"),
+    ),
+    ("federated", ("loss.label_smoothing=1",), ("loss.label_smoothing=1", "[0, 1)")),
+    ("federated", ("loss.l1=-1",), ("loss.l1=-1", "at least 0")),
+    ("federated", ("loss.l2=-1",), ("loss.l2=-1", "at least 0")),
+    ("distributed", ("distributed.mixup=-1",), ("distributed.mixup=-1", "at least 0")),
+    ("distributed", ("distributed.ema_decay=1",), ("distributed.ema_decay=1", "[0, 1)")),
+    ("distributed", ("distributed.precision=fp8",), ("distributed.precision=fp8", "fp32, bf16")),
+    (
+        "distributed",
+        ("optimizer=adafactor", "optimizer.beta2_decay=0.5"),
+        ("optimizer.beta2_decay=0.5", "at most 0"),
+    ),
+    (
+        "distributed",
+        ("distributed.early_stopping.metric=test/acuracy",),
+        ("distributed.early_stopping.metric=test/acuracy", "Did you mean 'test/accuracy'?"),
+    ),
+    (
+        "distributed",
+        ("distributed.early_stopping.patience=0",),
+        ("distributed.early_stopping.patience=0", "at least 1"),
+    ),
+    (
+        "distributed",
+        ("distributed.early_stopping.mode=maximum",),
+        ("distributed.early_stopping.mode=maximum", "Did you mean 'max'?"),
+    ),
+    ("distributed", ("distributed.strategy=fdsp",), ("strategy=fdsp", "Did you mean 'fsdp'?")),
+    (
+        "distributed",
+        ("distributed.strategy=fsdp", "distributed.launcher=inline", "distributed.workers=1"),
+        ("distributed.strategy=fsdp", "distributed.workers=1", "Set distributed.workers=2"),
+    ),
+    (
+        "distributed",
+        ("distributed.strategy=fsdp", "distributed.precision=fp16"),
+        ("distributed.precision=fp16 yet", "Set distributed.precision=bf16"),
+    ),
+    (
+        "distributed",
+        ("distributed.strategy=fsdp", "distributed.ema_decay=0.9"),
+        ("distributed.ema_decay=0.9 yet", "Set it to null"),
+    ),
+    (
+        "distributed",
+        ("distributed.strategy=fsdp", "optimizer=adafactor"),
+        ("optimizer=adafactor yet", "Set optimizer=adamw"),
+    ),
 ]
 
 

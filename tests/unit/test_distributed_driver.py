@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import distributed.fence as fence_module
 from distributed import fence
 from distributed.attempt import Share, Trained, WorkerFailure
 from distributed.failures import root_cause
 from distributed.share import share_of
+from distributed.speed import peak_operations
 from distributed.threads import useful_threads
 from heliotrope.cluster import Cluster, session
 from heliotrope.config import Run
@@ -110,6 +112,23 @@ def test_what_rank_0_says_crosses_processes_exactly() -> None:
     assert np.array_equal(back.final["test"].confusion, trained.final["test"].confusion)
     assert back.final["test"].loss_sum == trained.final["test"].loss_sum
     assert replace(back, final={}) == replace(trained, final={})
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989.4e12),
+        ("NVIDIA A100-SXM4-40GB", "fp32", 19.5e12),
+        ("NVIDIA L40S", "fp16", 362e12),
+        ("Some other GPU", "bf16", None),
+    ],
+)
+def test_the_peak_is_that_of_the_gpu_where_it_is_known(
+    gpu: str, precision: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: gpu)
+    assert peak_operations(torch.device("cuda", 0), precision) == peak
+    assert peak_operations(torch.device("cpu"), precision) is None
 
 
 def test_an_attempt_waits_for_the_workers_of_the_one_before(

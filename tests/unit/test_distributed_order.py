@@ -20,11 +20,14 @@ def _numbered(examples: int) -> Split:
     return Split(numbers.float().unsqueeze(1), numbers)
 
 
-def _epoch(examples: int, size: int, world: int, run_seed: int, epoch: int) -> list[list[Batch]]:
+def _epoch(
+    examples: int, size: int, world: int, run_seed: int, epoch: int, mixup: float = 0.0
+) -> list[list[Batch]]:
     """The batches of each rank."""
     train, order = _numbered(examples), permutation(run_seed, epoch, examples)
     return [
-        list(batches(train, order, size, Place(rank, world), run_seed, 0)) for rank in range(world)
+        list(batches(train, order, size, Place(rank, world), run_seed, 0, mixup=mixup))
+        for rank in range(world)
     ]
 
 
@@ -66,6 +69,24 @@ def test_an_epoch_goes_on_from_any_step_with_any_number_of_ranks() -> None:
         rest = list(batches(train, order, size, Place(), 1, 7, first=done))
         assert [batch.seed for batch in rest] == [batch.seed for batch in whole]
         assert [batch.targets.tolist() for batch in rest] == [b.targets.tolist() for b in whole]
+
+
+def test_mixup_blends_the_same_examples_on_any_number_of_workers() -> None:
+    run_seed = fresh_seed()
+    [alone] = _epoch(53, 8, 1, run_seed, epoch=2, mixup=0.7)
+    ranks = _epoch(53, 8, 3, run_seed, epoch=2, mixup=0.7)
+    for step, whole in enumerate(alone):
+        # The input of example n is n, and so is its label: the blend shows its ingredients.
+        assert whole.other_targets is not None
+        expected = whole.share * whole.targets + (1 - whole.share) * whole.other_targets
+        torch.testing.assert_close(whole.inputs.squeeze(1), expected)
+        assert sorted(whole.other_targets.tolist()) == sorted(whole.targets.tolist())
+        parts = [batches[step] for batches in ranks]
+        assert {part.share for part in parts} == {whole.share}
+        assert torch.equal(torch.cat([part.inputs for part in parts]), whole.inputs)
+        others = [part.other_targets for part in parts if part.other_targets is not None]
+        assert torch.equal(torch.cat(others), whole.other_targets)
+    assert len({whole.share for whole in alone}) == len(alone)
 
 
 def test_the_last_batch_is_smaller_and_may_leave_a_rank_without_examples() -> None:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distributed.schedule import factor, scheduled
+from distributed.schedule import check_schedule, factor, scheduled
+from heliotrope.config import DistributedConfig
+from heliotrope.errors import ConfigError
 from heliotrope.training import Batch
+
+
+def _factors(steps: int, **keys: object) -> list[float]:
+    cfg = DistributedConfig(**keys)  # type: ignore[arg-type]
+    return [factor(cfg, step, steps) for step in range(steps)]
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_a_decaying_schedule_goes_from_one_towards_zero_without_rising(schedule: str) -> None:
-    factors = [factor(schedule, step, 50) for step in range(50)]
+    factors = _factors(50, lr_schedule=schedule)
     assert factors[0] == 1.0
     assert factors[25] == pytest.approx(0.5)
     assert 0.0 < factors[-1] < 0.03
@@ -19,15 +26,57 @@ def test_a_decaying_schedule_goes_from_one_towards_zero_without_rising(schedule:
 
 
 def test_a_constant_schedule_stays() -> None:
-    assert {factor("constant", step, 9) for step in range(9)} == {1.0}
+    assert set(_factors(9)) == {1.0}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "step"])
+def test_warm_up_rises_evenly_and_the_schedule_has_the_rest(schedule: str) -> None:
+    keys = {"lr_schedule": schedule, "lr_decay_steps": 7}
+    factors = _factors(54, lr_warmup_steps=4, **keys)
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[4:] == _factors(50, **keys)
+
+
+def test_steps_decay_by_the_factor() -> None:
+    factors = _factors(8, lr_schedule="step", lr_decay_steps=3, lr_decay_factor=0.5)
+    assert factors == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_one_cycle_is_that_of_torch() -> None:
+    steps = 40
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    # torch's last step is where the cycle ends; ours ends it after the last step.
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, total_steps=steps + 1, pct_start=13 / (steps + 1), cycle_momentum=False
+    )
+    expected = []
+    for _ in range(steps):
+        expected.append(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+    factors = _factors(steps, lr_schedule="one_cycle")
+    assert factors == pytest.approx(expected, abs=1e-9)
+    assert factors.index(max(factors)) == 12
 
 
 def test_each_batch_comes_with_the_rate_of_its_step_in_the_whole_run() -> None:
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=123.0)
     batches = [Batch(torch.zeros(1), torch.zeros(1), 1.0, 0) for _ in range(4)]
+    cfg = DistributedConfig(lr_schedule="linear")
     rates = [
         optimizer.param_groups[0]["lr"]
-        for _ in scheduled(batches, optimizer, 0.5, "linear", (4, 8))  # the second of two epochs
+        for _ in scheduled(batches, optimizer, 0.5, cfg, (4, 8))  # the second of two epochs
     ]
     assert rates == pytest.approx([0.25, 0.1875, 0.125, 0.0625])
+
+
+@pytest.mark.parametrize("key", ["lr_warmup_steps", "lr_decay_steps"])
+def test_a_schedule_longer_than_the_run_is_refused(key: str) -> None:
+    def check(value: int) -> None:
+        cfg = DistributedConfig(epochs=3, batch_size=10, **{key: value})  # type: ignore[arg-type]
+        check_schedule(cfg, 21)  # 3 epochs of 3 steps
+
+    check(8)
+    with pytest.raises(ConfigError, match=rf"distributed.{key}=9 .*distributed.epochs=3 .*below 9"):
+        check(9)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from heliotrope import optimizer_state
-from heliotrope.config import AdamConfig, OptimizerConfig, SgdConfig
+from heliotrope.config import AdafactorConfig, AdamConfig, OptimizerConfig, SgdConfig
 from heliotrope.training import build_optimizer
 from tests.support import assert_same_tensors, fresh_seed, weights
 
@@ -19,6 +19,7 @@ _CONFIGS = [
     SgdConfig(name="sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
     AdamConfig(name="adam", lr=0.01, betas=(0.8, 0.95)),
     AdamConfig(name="adamw", lr=0.01, weight_decay=0.1),
+    AdafactorConfig(name="adafactor", lr=0.01, weight_decay=0.1),
 ]
 
 

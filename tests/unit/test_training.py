@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from torch import nn
 from torch.nn import functional
 
 from heliotrope.config import AdamConfig, MlpConfig, OptimizerConfig, SgdConfig
+from heliotrope.config_training import LossConfig
 from heliotrope.models import build
 from heliotrope.tasks import Classification
 from heliotrope.training import (
     Batch,
+    Recipe,
     TrainTotals,
     build_optimizer,
+    penalty_of,
     proximal_term,
     train_batches,
 )
@@ -156,6 +160,23 @@ def test_averaged_over_ranks_the_gradient_is_that_of_the_global_batch(
     torch.testing.assert_close(torch.stack(ranks).mean(dim=0), whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("accumulation_steps", [2, 3, 7])
+def test_micro_batches_give_the_gradient_of_their_batch(accumulation_steps: int) -> None:
+    """Also with dropout, in ragged batches, and where some micro-batches are empty."""
+    seed = fresh_seed()
+    whole, parts = model_of(seed, dropout=0.3), model_of(seed, dropout=0.3)
+    cfg = SgdConfig("sgd", lr=0.1, momentum=0.9)
+    totals = []
+    for model, recipe in ((whole, Recipe()), (parts, Recipe(accumulation_steps))):
+        optimizer = build_optimizer(cfg, model.parameters())
+        penalty = proximal_term(model, 0.5)
+        totals.append(train_batches(model, optimizer, TASK, batches_of(seed), penalty, recipe))
+    assert (totals[1].steps, totals[1].examples) == (totals[0].steps, totals[0].examples)
+    assert totals[1].loss == pytest.approx(totals[0].loss, rel=1e-5)
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
 # --- the proximal term --------------------------------------------------------------------
 
 
@@ -257,6 +278,52 @@ def test_losses_are_each_examples_own() -> None:
     probabilities = outputs.double().softmax(dim=1)[torch.arange(7), targets]
     wanted = (-probabilities.log()).tolist()
     assert task.losses(outputs, targets).tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
+def test_smoothed_labels_are_for_training_alone() -> None:
+    outputs = torch.randn(7, 3, generator=torch.Generator().manual_seed(fresh_seed()))
+    targets = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    plain = Classification("c", (3,), ("a", "b", "c"))
+    smooth = Classification("c", (3,), ("a", "b", "c"), label_smoothing=0.3)
+    logs = outputs.double().log_softmax(dim=1)
+    wanted = -(0.7 * logs[torch.arange(7), targets] + 0.3 * logs.mean(dim=1))
+    assert smooth.losses(outputs, targets).tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
+    assert smooth.measure(outputs, targets).loss_sum == plain.measure(outputs, targets).loss_sum
+
+
+def test_penalties_of_the_weights_are_in_the_gradient_but_not_in_the_reported_loss() -> None:
+    seed, lr, l1, l2 = fresh_seed(), 0.2, 0.01, 0.3
+    ours, theirs = model_of(seed), model_of(seed)
+    batches = batches_of(seed)[:1]
+    batch = batches[0]
+    functional.cross_entropy(theirs(batch.inputs), batch.targets).backward()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.sub_(lr * (weight.grad + l1 * weight.sign() + l2 * weight))
+    optimizer = build_optimizer(SgdConfig("sgd", lr=lr), ours.parameters())
+    penalty = penalty_of(ours, LossConfig(l1=l1, l2=l2))
+    totals = train_batches(ours, optimizer, TASK, batches, penalty)
+    plain = TASK.losses(model_of(seed)(batch.inputs), batch.targets).mean()
+    assert totals.loss == pytest.approx(plain.item(), rel=1e-6)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_mixup_weighs_the_losses_of_both_labels() -> None:
+    seed = fresh_seed()
+    ours, theirs = model_of(seed), model_of(seed)
+    [batch, other, *_] = batches_of(seed)
+    logits = theirs(batch.inputs)
+    first, second = (functional.cross_entropy(logits, b.targets) for b in (batch, other))
+    (0.3 * first + 0.7 * second).backward()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.sub_(weight.grad)
+    optimizer = build_optimizer(SgdConfig("sgd", lr=1.0), ours.parameters())
+    mixed = replace(batch, other_targets=other.targets, share=0.3)
+    train_batches(ours, optimizer, TASK, [mixed], recipe=Recipe(2))
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
 def test_totals_of_nothing_have_no_loss() -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Problem", "arguments", "read", "report", "train_locally"]
+__all__ = ["Problem", "arguments", "build_model", "read", "report", "train_locally"]
+
+
+def build_model(
+    spec: Mapping[str, Any], shape: Sequence[int], weights: Mapping[str, Tensor]
+) -> nn.Sequential:
+    """Return the model that `spec` describes for inputs of `shape`, with these weights."""
+    width = prod(shape)
+    layers: list[nn.Module] = []
+    if spec["name"] == "cnn":
+        channels, size, _ = shape
+        for out in spec["channels"]:
+            kernel = spec["kernel_size"]
+            layers += [nn.Conv2d(channels, out, kernel, padding=kernel // 2), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)]
+            channels, size = out, size // 2
+        width = channels * size * size
+    layers.append(nn.Flatten())
+    for hidden in spec["hidden"]:
+        layers += [nn.Linear(width, hidden), nn.ReLU()]
+        width = hidden
+    model = nn.Sequential(*layers, nn.Linear(width, spec["classes"]))
+    model.load_state_dict(dict(weights))
+    return model
 
 
 @dataclass(frozen=True)
@@ -52,23 +76,7 @@ class Problem:
 
     def module(self) -> nn.Sequential:
         """Return the model, with the initial weights."""
-        width = self.inputs[0].numel()
-        layers: list[nn.Module] = []
-        if self.model["name"] == "cnn":
-            channels, size, _ = self.inputs.shape[1:]
-            for out in self.model["channels"]:
-                kernel = self.model["kernel_size"]
-                layers += [nn.Conv2d(channels, out, kernel, padding=kernel // 2), nn.ReLU()]
-                layers += [nn.MaxPool2d(2)]
-                channels, size = out, size // 2
-            width = channels * size * size
-        layers.append(nn.Flatten())
-        for hidden in self.model["hidden"]:
-            layers += [nn.Linear(width, hidden), nn.ReLU()]
-            width = hidden
-        model = nn.Sequential(*layers, nn.Linear(width, self.model["classes"]))
-        model.load_state_dict(dict(self.weights))
-        return model
+        return build_model(self.model, self.inputs.shape[1:], self.weights)
 
 
 @lru_cache(maxsize=1)  # a process that serves many clients reads the data once

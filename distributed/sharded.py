@@ -1,0 +1,112 @@
+"""FSDP2: each worker holds a part of every weight, its gradient and its optimizer state.
+
+What is evaluated and saved is whole again, so that a run may go on with another number of
+workers, or with `ddp`. That gathers weights from all ranks: every rank must take part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from heliotrope import optimizer_state
+from heliotrope.checkpoint import Checkpoint
+from heliotrope.config import Run
+from heliotrope.models import build
+from heliotrope.tasks import Task
+from heliotrope.training import Batch
+
+from .attempt import Place
+from .trainee import Snapshot, Trainee
+
+__all__ = ["ShardedTrainee"]
+
+
+class ShardedTrainee(Trainee):
+    """A trainee whose model is sharded over the workers, in place.
+
+    Weights are gathered part by part when needed: the blocks of the model's `nn.ModuleList`s,
+    or its direct children where there are none. With `bf16` they travel and are used as
+    bfloat16, while gradients are summed, and weights updated, in float32.
+    """
+
+    def __init__(
+        self, run: Run, model: nn.Module, task: Task, place: Place, directory: Path
+    ) -> None:
+        super().__init__(run, model, task, place, directory)
+        self._run = run
+        self._task = task
+        penalty = self._penalty
+        if penalty is not None:
+            self._penalty = lambda: _whole(penalty())
+
+    def _exchanging_model(self, model: nn.Module, task: Task, place: Place) -> nn.Module:  # noqa: ARG002 - as the base
+        half = self._cfg.precision == "bf16"
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if half else None,
+            reduce_dtype=torch.float32 if half else None,
+        )
+        lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+        for part in [block for list_ in lists for block in list_] or list(model.children()):
+            if any(True for _ in part.parameters()):
+                fully_shard(part, mp_policy=policy)
+        fully_shard(model, mp_policy=policy)
+        return model
+
+    def _around_forward(self, batch: Batch) -> AbstractContextManager[object]:  # noqa: ARG002 - as the base
+        return nullcontext()  # the policy says in which precision
+
+    @property
+    def exchanged(self) -> tuple[int, int]:
+        """The bytes that all workers together send in a step: gradients, and gathered weights.
+
+        Weights are gathered for the forward and again for the backward pass.
+        """
+        gradients, _ = super().exchanged
+        passes = 2 * self._cfg.accumulation_steps
+        return gradients, gradients * passes // (2 if self._cfg.precision == "bf16" else 1)
+
+    def evaluated(self) -> nn.Module:
+        """Return a whole copy of the model."""
+        copy = build(self._run.model, self._task, self._run.seed).to(self._device)
+        copy.load_state_dict(_all_whole(self._model.state_dict()))
+        return copy
+
+    def snapshot(self) -> Snapshot:
+        """Return copies of everything that a checkpoint must hold, gathered from all ranks."""
+        mine = super().snapshot()
+        return replace(mine, model=_all_whole(mine.model), arrays=_all_whole(mine.arrays))
+
+    def restore(self, saved: Checkpoint, path: Path, steps: int) -> None:  # noqa: ARG002 - as the base
+        """Go on from a checkpoint, of any number of workers."""
+        with torch.no_grad():
+            for name, own in self._model.state_dict().items():
+                own.copy_(_like(saved.model[name], own))
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        arrays = {
+            name: _like(value, weights[int(name.partition(".")[0])])
+            for name, value in saved.arrays.items()
+        }
+        optimizer_state.restore(self.optimizer, arrays, saved.state["optimizer"])
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _all_whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: _whole(value) for name, value in tensors.items()}
+
+
+def _like(value: Tensor, own: Tensor) -> Tensor:
+    """Return a whole tensor sharded as `own`, if it is of its shape; a step counter is not."""
+    if not isinstance(own, DTensor) or value.shape != own.shape:
+        return value
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)

@@ -1,0 +1,167 @@
+"""The model in training, with all that is updated beside it and must be saved with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+
+from heliotrope import checkpoint, optimizer_state
+from heliotrope.checkpoint import Checkpoint
+from heliotrope.config import Run
+from heliotrope.models import build
+from heliotrope.tasks import Task
+from heliotrope.training import (
+    Batch,
+    Recipe,
+    TrainTotals,
+    build_optimizer,
+    penalty_of,
+    train_batches,
+)
+
+from .attempt import Place
+from .ema import Ema
+from .group import data_parallel
+from .profiling import StepProfiler
+from .recompute import recompute
+from .speed import Speed
+
+__all__ = ["Snapshot", "Trainee", "trainee_of"]
+
+_RAW = "weights/"  # in a checkpoint with averaged weights, the prefix of those in training
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint keeps of a trainee: exported weights, other arrays, and the rest."""
+
+    model: Mapping[str, Tensor]
+    arrays: Mapping[str, Tensor]
+    rest: dict[str, Any]
+
+
+class Trainee:
+    """One rank's `model` and its optimizer, wrapped for training with the other ranks."""
+
+    def __init__(
+        self, run: Run, model: nn.Module, task: Task, place: Place, directory: Path
+    ) -> None:
+        self._cfg = cfg = run.distributed
+        self._model = model
+        self._device = next(model.parameters()).device
+        bytes_ = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+        self._exchanged = (place.world_size - 1) * bytes_
+        self._speed = Speed(model, task, cfg.precision, place.world_size)
+        self._profiler: StepProfiler | None = None
+        if cfg.profile and place.rank == 0:
+            self._profiler = StepProfiler(directory / "profile" / "trace.json")
+        if cfg.activation_checkpointing:
+            recompute(model)
+        self._exchanging = self._exchanging_model(model, task, place)
+        self._wrapped = self._exchanging
+        if cfg.compile:  # for one shape at a time: inductor cannot count places in other ones
+            self._wrapped = cast(nn.Module, torch.compile(self._wrapped, dynamic=False))
+        self.optimizer = build_optimizer(run.optimizer, model.parameters())
+        self._penalty = penalty_of(model, run.loss)
+        self._ema: Ema | None = None
+        if cfg.ema_decay is not None:
+            average = build(run.model, task, run.seed).to(self._device)
+            self._ema = Ema(average, model, cfg.ema_decay)
+        self._scaler = GradScaler(self._device.type) if cfg.precision == "fp16" else None
+        self._recipe = Recipe(
+            accumulation_steps=cfg.accumulation_steps,
+            clip_norm=run.optimizer.clip_norm,
+            around_forward=self._around_forward,
+            scaler=self._scaler,
+            after_update=self._after_update(),
+            watch=self._speed.watch,
+        )
+
+    def _exchanging_model(self, model: nn.Module, task: Task, place: Place) -> nn.Module:
+        return data_parallel(model, task, place)
+
+    @property
+    def exchanged(self) -> tuple[int, int]:
+        """The bytes that all workers together send in a step, in each half of a ring all-reduce.
+
+        In the reduce-scatter, as in the all-gather, that is world size - 1 times the gradients.
+        """
+        return self._exchanged, self._exchanged
+
+    def _after_update(self) -> tuple[Callable[[], None], ...]:
+        actions = []
+        if self._ema is not None:
+            actions.append(self._ema.update)
+        if self._profiler is not None:
+            actions.append(self._profiler.after_step)
+        return tuple(actions)
+
+    def train(self, task: Task, batches: Iterable[Batch], totals: TrainTotals) -> None:
+        """Take a step for each of `batches` and add to the totals of this rank."""
+        if self._profiler is not None:
+            self._profiler.before_steps()
+        train_batches(
+            self._wrapped, self.optimizer, task, batches, self._penalty, self._recipe, totals
+        )
+
+    def take_timing(self, examples: float) -> dict[str, float]:
+        """Return how fast the steps since the last call were; see `Speed.take`."""
+        return self._speed.take(examples, self._exchanging)
+
+    def close(self) -> None:
+        """End what goes on beside the training."""
+        if self._profiler is not None:
+            self._profiler.close()
+
+    def _around_forward(self, batch: Batch) -> AbstractContextManager[object]:
+        context = ExitStack()
+        if self._cfg.precision != "fp32":
+            dtype = torch.bfloat16 if self._cfg.precision == "bf16" else torch.float16
+            context.enter_context(torch.autocast(self._device.type, dtype))
+        if self._cfg.compile and not len(batch.targets):  # compiled convolutions need examples
+            context.enter_context(torch.compiler.set_stance("force_eager"))
+        return context
+
+    def evaluated(self) -> nn.Module:
+        """Return the model whose weights count: the averaged one if there is one."""
+        return self._model if self._ema is None else self._ema.model
+
+    def snapshot(self) -> Snapshot:
+        """Return references to everything that a checkpoint must hold."""
+        arrays, rest = optimizer_state.flatten(self.optimizer)
+        if self._ema is not None:
+            raw = self._model.state_dict()
+            arrays |= {f"{_RAW}{name}": value for name, value in raw.items()}
+        scaler = None if self._scaler is None else self._scaler.state_dict()
+        others = {"optimizer": rest, "scaler": scaler}
+        exported = self._model if self._ema is None else self._ema.model
+        return Snapshot(exported.state_dict(), arrays, others)
+
+    def restore(self, saved: Checkpoint, path: Path, steps: int) -> None:
+        """Go on from the checkpoint at `path`, which was saved after `steps` steps."""
+        checkpoint.load_weights(self.evaluated(), saved.model, path)
+        arrays = {name: a for name, a in saved.arrays.items() if not name.startswith(_RAW)}
+        if self._ema is not None:
+            raw = {name: a for name, a in saved.arrays.items() if name.startswith(_RAW)}
+            weights = {name.removeprefix(_RAW): value for name, value in raw.items()}
+            checkpoint.load_weights(self._model, weights, path)
+            self._ema.steps = steps
+        if self._scaler is not None:
+            self._scaler.load_state_dict(saved.state["scaler"])
+        optimizer_state.restore(self.optimizer, arrays, saved.state["optimizer"])
+
+
+def trainee_of(run: Run, model: nn.Module, task: Task, place: Place, directory: Path) -> Trainee:
+    """Return the trainee of `distributed.strategy`; the process group must have been joined."""
+    if run.distributed.strategy == "ddp":
+        return Trainee(run, model, task, place, directory)
+    from .sharded import ShardedTrainee  # here: it takes most of a second to import
+
+    return ShardedTrainee(run, model, task, place, directory)

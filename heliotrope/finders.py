@@ -1,0 +1,146 @@
+"""What to set before a run: a learning rate, and a batch size, found by trying some.
+
+Both train a model in this process, on the training data of a run, and throw it away.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, pairwise
+
+import torch
+from torch import Tensor
+
+from heliotrope.config import Run
+from heliotrope.data import Split, load
+from heliotrope.errors import RunFailedError
+from heliotrope.models import build
+from heliotrope.resources import pick_device
+from heliotrope.seeding import seed, torch_generator
+from heliotrope.tasks import task_of
+from heliotrope.training import Batch, Recipe, build_optimizer, penalty_of, train_batches
+
+__all__ = ["Finding", "find_batch_size", "find_lr"]
+
+_LOWEST, _HIGHEST, _STEPS = 1e-6, 10.0, 120  # learning rates tried, evenly on a log scale
+_SMOOTHING = 0.9
+_DIVERGED = 4.0  # times the best loss
+_SMALLEST = 8  # examples
+_LONG = 5.0  # seconds: larger batches are not tried after a step this long
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was tried and measured, and which of it to take."""
+
+    tried: Sequence[float]
+    measured: Sequence[float]
+    best: float
+
+
+class _Trial:
+    """A model of `run` in training, from its first weights on."""
+
+    def __init__(self, run: Run) -> None:
+        dataset = load(run.data, run.seed)
+        device = pick_device(run.device)
+        self._seed = run.seed
+        self._task = task_of(dataset, run.loss.label_smoothing)
+        self._model = build(run.model, self._task, run.seed).to(device)
+        self._optimizer = build_optimizer(run.optimizer, self._model.parameters())
+        self._penalty = penalty_of(self._model, run.loss)
+        self._recipe = Recipe(clip_norm=run.optimizer.clip_norm)
+        self.train = Split(dataset.train.inputs.to(device), dataset.train.targets.to(device))
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Yield batches of `size` for ever, in an order anew each epoch."""
+        step = count()
+        for epoch in count(1):
+            generator = torch_generator(self._seed, "find", epoch)
+            order = torch.randperm(len(self.train), generator=generator)
+            for rows in torch.split(order.to(self.train.inputs.device), size):
+                yield self._batch(rows, seed(self._seed, "dropout", next(step)))
+
+    def _batch(self, rows: Tensor, step_seed: int) -> Batch:
+        inputs, targets = self.train.inputs[rows], self.train.targets[rows]
+        return Batch(inputs, targets, divisor=len(rows), seed=step_seed)
+
+    def step(self, batch: Batch, lr: float) -> float:
+        """Take one step and return the mean loss before it."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        totals = train_batches(
+            self._model, self._optimizer, self._task, [batch], self._penalty, self._recipe
+        )
+        return totals.loss
+
+
+def find_lr(run: Run) -> Finding:
+    """Train with a learning rate that rises each step; take the one where the loss falls fastest.
+
+    The range test of Smith (2017): `measured` is the smoothed loss at each rate, up to where
+    training diverges. Raises `RunFailedError` if the loss does not fall at any.
+    """
+    trial = _Trial(run)
+    tried: list[float] = []
+    measured: list[float] = []
+    average = 0.0
+    for number, batch in zip(range(_STEPS), trial.batches(run.distributed.batch_size)):  # noqa: B905 - the batches have no end
+        lr = _LOWEST * (_HIGHEST / _LOWEST) ** (number / (_STEPS - 1))
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * trial.step(batch, lr)
+        smooth = average / (1 - _SMOOTHING ** (number + 1))
+        if not math.isfinite(smooth) or (measured and smooth > _DIVERGED * min(measured)):
+            break
+        tried.append(lr)
+        measured.append(smooth)
+    falls = [after - before for before, after in pairwise(measured)]
+    if not falls or min(falls) >= 0:
+        raise RunFailedError(
+            f"The loss falls at no learning rate from {_LOWEST:g} to {_HIGHEST:g}. Look at the "
+            "data, or set optimizer by hand."
+        )
+    return Finding(tried, measured, tried[falls.index(min(falls))])
+
+
+def find_batch_size(run: Run) -> Finding:
+    """Time a step of ever larger batches; take the smallest that is nearly as fast as any.
+
+    `tried` are examples a worker, doubled up to the training set, a step of seconds, or the
+    memory of the GPU; `measured` examples a second; within a tenth of the best is near.
+    """
+    trial = _Trial(run)
+    tried: list[int] = []
+    measured: list[float] = []
+    size = min(_SMALLEST, len(trial.train))
+    while size <= len(trial.train):
+        try:
+            seconds = _seconds(trial, size)
+        except torch.cuda.OutOfMemoryError:
+            break
+        tried.append(size)
+        measured.append(size / seconds)
+        if seconds > _LONG:
+            break
+        size *= 2
+    if not tried:
+        raise RunFailedError(
+            f"A step on {_SMALLEST} examples does not fit the GPU. Use a smaller model."
+        )
+    near = (n for n, rate in zip(tried, measured, strict=True) if rate >= 0.9 * max(measured))
+    return Finding(tried, measured, next(near))
+
+
+def _seconds(trial: _Trial, size: int) -> float:
+    """Return the seconds of the fastest of a few steps, after one that does not count."""
+    best = math.inf
+    batches = trial.batches(size)
+    for number in range(4):
+        batch = next(batches)
+        started = time.perf_counter()
+        trial.step(batch, lr=1e-9)  # its result waits for the GPU
+        if number:
+            best = min(best, time.perf_counter() - started)
+    return best

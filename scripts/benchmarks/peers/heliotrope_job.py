@@ -1,0 +1,58 @@
+"""Our command, as a user types it; `--variant` is LAUNCHER=WORKERS, perhaps with /THREADS."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from job import arguments
+
+from heliotrope.cli import main as command
+
+
+def main() -> None:
+    """Train, and print the times."""
+    options = arguments(__doc__)
+    job = json.loads(options.job.read_text())
+    launcher, _, workers = options.variant.partition("=")
+    workers, _, threads = workers.partition("/")
+    directory: Path = options.directory / "run"
+    model = job["model"]
+    code = command(
+        [
+            "distributed",
+            "data=fashion_mnist",
+            "optimizer=adam",
+            f"optimizer.lr={job['lr']}",
+            f"model={model['name']}",
+            f"model.channels={model['channels']}",
+            f"model.kernel_size={model['kernel_size']}",
+            f"model.hidden={model['hidden']}",
+            f"seed={job['seed']}",
+            f"distributed.launcher={launcher}",
+            f"distributed.workers={workers}",
+            f"distributed.epochs={job['epochs']}",
+            f"distributed.batch_size={job['batch_size']}",
+            f"distributed.evaluate_every={job['epochs']}",
+            f"distributed.cpus_per_worker={threads or 'null'}",
+            f"hydra.run.dir={directory}",
+        ]
+    )
+    if code:
+        sys.exit(code)
+    events = [json.loads(line) for line in (directory / "metrics.jsonl").open()]
+    epochs = [event for event in events if event["event"] == "train"]
+    result = json.loads((directory / "result.json").read_text())
+    steps: list[float] = []  # the mean of its epoch for each: no step is timed alone
+    for epoch in epochs:
+        number = epoch["steps"] - len(steps)
+        steps += [epoch["timing"]["step_ms"] / 1e3] * number
+    versions = {name: version(name) for name in ("torch", "numpy", "ray")}
+    accuracy = result["metrics"]["test/accuracy"]
+    print(json.dumps({"steps": steps, "accuracy": accuracy, "versions": versions}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""FSDP2: sharded workers give what whole ones give, and their checkpoints are whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from heliotrope.commands import evaluate_run
+from tests.distributed_runs import INLINE, RAY, TORCHRUN, cut, result_of, train, weights_of
+from tests.support import assert_same_tensors
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+_FSDP = "distributed.strategy=fsdp"
+_EPOCHS = 2
+# Everything that has to do with gradients; the last batch leaves micro-batches without examples.
+_ALL = (
+    "model=cnn",
+    "model.channels=[4]",
+    "model.kernel_size=3",
+    "optimizer=adamw",
+    "optimizer.lr=0.002",
+    "optimizer.clip_norm=0.5",
+    "loss.l1=0.0001",
+    "distributed.batch_size=322",
+    "distributed.accumulation_steps=7",
+    "distributed.lr_warmup_steps=2",
+)
+
+
+def _close(one: Path, other: Path) -> None:
+    left, right = weights_of(one), weights_of(other)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(right[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("launcher", [RAY, TORCHRUN], ids=["ray", "torchrun"])
+def test_sharded_workers_are_one_worker_and_resume_exactly(
+    launcher: tuple[str, ...], ray_session: object, tmp_path: Path
+) -> None:
+    alone = train(tmp_path / "alone", *INLINE, *_ALL, epochs=_EPOCHS)
+    whole = train(tmp_path / "whole", *launcher, *_ALL, _FSDP, epochs=_EPOCHS)
+    _close(alone, whole)
+    for name, value in evaluate_run(whole).items():
+        assert result_of(whole)["metrics"][name] == pytest.approx(value, rel=1e-6), name
+
+    parts = cut(whole, tmp_path / "parts", after=1)
+    train(parts, *launcher, *_ALL, _FSDP, "resume=true", epochs=_EPOCHS)
+    assert_same_tensors(weights_of(whole), weights_of(parts))
+
+    other = cut(whole, tmp_path / "other", after=1)
+    train(other, *INLINE, *_ALL, "resume=true", epochs=_EPOCHS)
+    _close(alone, other)
+
+
+def test_a_run_begun_whole_goes_on_sharded(ray_session: object, tmp_path: Path) -> None:
+    alone = train(tmp_path / "alone", *INLINE, *_ALL, epochs=_EPOCHS)
+    parts = cut(alone, tmp_path / "parts", after=1)
+    train(parts, *RAY, *_ALL, _FSDP, "resume=true", epochs=_EPOCHS)
+    _close(alone, parts)
+
+
+@pytest.mark.parametrize(
+    "feature", ["distributed.precision=bf16", "distributed.activation_checkpointing=true"]
+)
+def test_half_precision_and_recomputing_work_sharded(
+    feature: str, ray_session: object, tmp_path: Path
+) -> None:
+    plain = train(tmp_path / "plain", *RAY, *_ALL, _FSDP, epochs=_EPOCHS)
+    other = train(tmp_path / "other", *RAY, *_ALL, _FSDP, feature, epochs=_EPOCHS)
+    if "precision" in feature:
+        with_half, with_full = (result_of(run)["metrics"]["test/loss"] for run in (other, plain))
+        assert with_half != with_full
+        assert with_half == pytest.approx(with_full, rel=0.05)
+    else:
+        _close(plain, other)
+    assert {value.dtype for value in weights_of(other).values()} == {torch.float32}
+
+
+def test_bytes_are_those_of_gradients_and_gathered_weights(
+    ray_session: object, tmp_path: Path
+) -> None:
+    out = train(tmp_path, *RAY, _FSDP, "distributed.accumulation_steps=2", epochs=1)
+    result = json.loads((out / "result.json").read_text())
+    once = 4 * result["parameters"] * result["steps"]  # float32
+    assert (result["bytes_up"], result["bytes_down"]) == (once, 4 * once)
