@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,16 +33,20 @@ from tests.support import assert_same_tensors, fresh_seed
 pytestmark = [pytest.mark.usefixtures("no_report"), pytest.mark.slow]
 
 _EPOCHS = 200
-_LONG = ("model.hidden=[300,300]", f"distributed.epochs={_EPOCHS}")
+# What is evaluated is told on a pipe that nobody reads before the end.
+_QUIET = "distributed.evaluate_every=100"
+_LONG = ("model.hidden=[300,300]", f"distributed.epochs={_EPOCHS}", _QUIET)
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head of one CPU; nodes can be added. Runs in processes of their own find it."""
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    monkeypatch.setenv("RAY_ADDRESS", started.address)
-    yield started
-    started.shutdown()
+    """A head of one CPU; nodes can be added. Only runs that this test starts find it."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)  # else others would find its address there
+        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        monkeypatch.setenv("RAY_ADDRESS", started.address)
+        yield started
+        started.shutdown()
 
 
 def _added(cluster: Cluster) -> Any:
@@ -95,7 +100,7 @@ def test_an_elastic_run_goes_on_with_fewer_and_grows_again(
     node = _added(cluster)
     run = tmp_path / "run"
     elastic = ("distributed.workers=[1,2]", "distributed.max_failures=1")
-    with process(run, *RAY, *elastic, "distributed.epochs=100000") as job:
+    with process(run, *RAY, *elastic, _QUIET, "distributed.epochs=100000") as job:
         wait_until(lambda: _worlds(run) == [2] and checkpoints(run) > 1, seconds=120)
         _lost(cluster, node)
         wait_until(lambda: _worlds(run) == [2, 1], seconds=120)
@@ -120,10 +125,16 @@ def _worlds(directory: Path) -> list[int]:
 def test_twenty_kills_in_a_row_lose_nothing(cluster: Cluster, tmp_path: Path) -> None:
     draw = random.Random(fresh_seed())
     node, run = _added(cluster), tmp_path / "run"
-    long = ("model.hidden=[64]", "distributed.epochs=400", "distributed.checkpoint_every_steps=3")
+    long = ("model.hidden=[64]", "distributed.epochs=400", _QUIET)
+    long += ("distributed.checkpoint_every_steps=3",)
     with process(run, *RAY, *long, "distributed.max_failures=20") as job:
         for kill in range(20):
-            pids = wait_until(lambda kill=kill: _ranks_of_attempt(run, kill + 1), seconds=180)
+            wait_until(
+                lambda kill=kill: _ranks_of_attempt(run, kill + 1) or job.poll() is not None,
+                seconds=180,
+            )
+            assert job.poll() is None, job.communicate()[0]
+            pids = _ranks_of_attempt(run, kill + 1)
             time.sleep(draw.random())
             if draw.random() < 0.2:
                 _lost(cluster, node)
