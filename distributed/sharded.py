@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -53,11 +54,12 @@ class ShardedTrainee(Trainee):
             param_dtype=torch.bfloat16 if half else None,
             reduce_dtype=torch.float32 if half else None,
         )
+        mesh = init_device_mesh(self._device.type, (place.world_size,))
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
         for part in [block for list_ in lists for block in list_] or list(model.children()):
             if any(True for _ in part.parameters()):
-                fully_shard(part, mp_policy=policy)
-        fully_shard(model, mp_policy=policy)
+                fully_shard(part, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
         return model
 
     def _around_forward(self, batch: Batch) -> AbstractContextManager[object]:  # noqa: ARG002 - as the base
