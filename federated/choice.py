@@ -14,7 +14,7 @@ from heliotrope.errors import ConfigError
 
 from .batched import FastTrainer, why_not_fast
 from .capture import NotCapturableError
-from .client import Clients, Instruction, Stack, train_client
+from .client import Clients, Instruction, Stack, set_weights, train_client
 from .time_limit import Limit, not_hanging
 
 __all__ = ["Choice", "candidates", "check_kind", "fastest"]
@@ -65,7 +65,7 @@ def _why_not(kind: str, clients: Clients, cohort: Sequence[int]) -> str | None:
     if reason is not None:
         return reason
     trainer, order = FastTrainer(clients), Instruction(1)
-    weights = dict(clients.model.state_dict())
+    weights = {name: value.clone() for name, value in clients.model.state_dict().items()}
     limit = Limit(1, clients.federated.client_timeout, time.monotonic())
     try:
         with not_hanging(limit):
@@ -82,6 +82,8 @@ def _why_not(kind: str, clients: Clients, cohort: Sequence[int]) -> str | None:
             train_client(clients, weights, order, cohort[0], limit)
         except Exception:  # noqa: BLE001 - it is the client, then
             return None
+        finally:
+            set_weights(clients.model, weights)
         return f"{type(error).__name__}: {error}"
     return None
 

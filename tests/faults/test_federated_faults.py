@@ -154,7 +154,7 @@ def test_batched_training_leaves_out_only_the_diverging_client(tmp_path: Path) -
     inputs[torch.from_numpy(parts[broken].copy())] = torch.inf
     train = replace(dataset.train, inputs=inputs)
     worker = CohortWorker(assemble(run, task_of(dataset), train, parts), 1)
-    weights = dict(worker.clients.model.state_dict())
+    weights = _weights(worker)
 
     reply = worker.train(
         weights, Instruction(1), [0, 1, 2, 3, 4], Choice("batched", 1, 5), reduce=True
@@ -162,6 +162,11 @@ def test_batched_training_leaves_out_only_the_diverging_client(tmp_path: Path) -
 
     assert [failure.client for failure in reply.failures] == [broken]
     assert reply.updates[0].clients == tuple(client for client in range(5) if client != broken)
+
+
+def _weights(worker: CohortWorker) -> Weights:
+    """Return copies: training one by one uses the model's own tensors."""
+    return {name: value.clone() for name, value in worker.clients.model.state_dict().items()}
 
 
 def _worker(*settings: str) -> CohortWorker:
@@ -175,7 +180,7 @@ def _worker(*settings: str) -> CohortWorker:
 def test_clients_that_are_only_slow_leave_no_trace(kind: str) -> None:
     settings = ("federated.local_epochs=50", "federated.client_timeout=0.01")
     slow, fast = _worker(*settings), _worker("federated.local_epochs=1")
-    weights = dict(slow.clients.model.state_dict())
+    weights = _weights(slow)
     cohort, choice = [0, 1, 2, 3, 4], Choice(kind, 1, 5)
     for server_round in range(40):
         reply = slow.train(weights, Instruction(server_round), cohort, choice, reduce=True)
@@ -187,7 +192,7 @@ def test_clients_that_are_only_slow_leave_no_trace(kind: str) -> None:
 def test_a_first_round_whose_first_client_is_broken_is_measured_with_the_others() -> None:
     worker = _worker("federated.client_training=auto")
     worker.clients.train.targets[worker.clients.population.train_indices(0)] = 99
-    weights = dict(worker.clients.model.state_dict())
+    weights = _weights(worker)
     choice = worker.measure(weights, Instruction(1), [0, 1, 2, 3, 4])
     reply = worker.train(weights, Instruction(1), [0, 1, 2, 3, 4], choice, reduce=True)
     assert [failure.client for failure in reply.failures] == [0]
@@ -197,7 +202,7 @@ def test_equal_examples_do_not_upset_clipping() -> None:
     settings = ("federated.batch_size=null", "federated.local_epochs=100", "optimizer.clip_norm=1")
     worker = _worker(*settings, "optimizer.lr=0.005")
     worker.clients.train.inputs[:] = worker.clients.train.inputs[0]
-    weights = dict(worker.clients.model.state_dict())
+    weights = _weights(worker)
     losses = []
     for kind in ("sequential", "compiled", "batched"):
         reply = worker.train(weights, Instruction(1), [0, 1, 2], Choice(kind, 1, 3), reduce=True)
