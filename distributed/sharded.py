@@ -6,7 +6,7 @@ workers, or with `ddp`. That gathers weights from all ranks: every rank must tak
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -62,8 +62,8 @@ class ShardedTrainee(Trainee):
         fully_shard(model, mesh=mesh, mp_policy=policy)
         return model
 
-    def _around_forward(self, batch: Batch) -> AbstractContextManager[object]:  # noqa: ARG002 - as the base
-        return nullcontext()  # the policy says in which precision
+    def _forward_context(self) -> Callable[[Batch], AbstractContextManager[object]]:
+        return nullcontext  # the policy says in which precision
 
     @property
     def exchanged(self) -> tuple[int, int]:

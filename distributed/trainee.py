@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -78,7 +78,7 @@ class Trainee:
         self._recipe = Recipe(
             accumulation_steps=cfg.accumulation_steps,
             clip_norm=run.optimizer.clip_norm,
-            around_forward=self._around_forward,
+            around_forward=self._forward_context(),
             scaler=self._scaler,
             after_update=self._after_update(),
             watch=self._speed.watch,
@@ -119,6 +119,10 @@ class Trainee:
         """End what goes on beside the training."""
         if self._profiler is not None:
             self._profiler.close()
+
+    def _forward_context(self) -> Callable[[Batch], AbstractContextManager[object]]:
+        plain = self._cfg.precision == "fp32" and not self._cfg.compile
+        return nullcontext if plain else self._around_forward
 
     def _around_forward(self, batch: Batch) -> AbstractContextManager[object]:
         context = ExitStack()
