@@ -86,7 +86,7 @@ class ShardedTrainee(Trainee):
         mine = super().snapshot()
         return replace(mine, model=_all_whole(mine.model), arrays=_all_whole(mine.arrays))
 
-    def restore(self, saved: Checkpoint, path: Path, steps: int) -> None:  # noqa: ARG002 - as the base
+    def restore(self, saved: Checkpoint, path: Path) -> None:  # noqa: ARG002 - as the base
         """Go on from a checkpoint, of any number of workers."""
         with torch.no_grad():
             for name, own in self._model.state_dict().items():

@@ -239,7 +239,7 @@ class Worker:
         path = checkpoint.path_of(self._home.checkpoints, progress)
         saved = checkpoint.load(path)
         state = saved.state
-        self._trainee.restore(saved, path, saved.progress)
+        self._trainee.restore(saved, path)
         self._epoch = state["epoch"]
         self._counts = Progress(**state["counts"])
         self._clock.seconds_before = state["seconds"]
