@@ -6,13 +6,14 @@ workers, or with `ddp`. That gathers weights from all ranks: every rank must tak
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -53,15 +54,16 @@ class ShardedTrainee(Trainee):
             param_dtype=torch.bfloat16 if half else None,
             reduce_dtype=torch.float32 if half else None,
         )
+        mesh = init_device_mesh(self._device.type, (place.world_size,))
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
         for part in [block for list_ in lists for block in list_] or list(model.children()):
             if any(True for _ in part.parameters()):
-                fully_shard(part, mp_policy=policy)
-        fully_shard(model, mp_policy=policy)
+                fully_shard(part, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
         return model
 
-    def _around_forward(self, batch: Batch) -> AbstractContextManager[object]:  # noqa: ARG002 - as the base
-        return nullcontext()  # the policy says in which precision
+    def _forward_context(self) -> Callable[[Batch], AbstractContextManager[object]]:
+        return nullcontext  # the policy says in which precision
 
     @property
     def exchanged(self) -> tuple[int, int]:
@@ -84,7 +86,7 @@ class ShardedTrainee(Trainee):
         mine = super().snapshot()
         return replace(mine, model=_all_whole(mine.model), arrays=_all_whole(mine.arrays))
 
-    def restore(self, saved: Checkpoint, path: Path, steps: int) -> None:  # noqa: ARG002 - as the base
+    def restore(self, saved: Checkpoint, path: Path) -> None:  # noqa: ARG002 - as the base
         """Go on from a checkpoint, of any number of workers."""
         with torch.no_grad():
             for name, own in self._model.state_dict().items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -73,14 +73,16 @@ class Trainee:
         self._ema: Ema | None = None
         if cfg.ema_decay is not None:
             average = build(run.model, task, run.seed).to(self._device)
-            self._ema = Ema(average, model, cfg.ema_decay)
+            self._ema = ema = Ema(average, model, cfg.ema_decay)
+            # Not after a step that the scaler left out.
+            self.optimizer.register_step_post_hook(lambda *_: ema.update())
         self._scaler = GradScaler(self._device.type) if cfg.precision == "fp16" else None
         self._recipe = Recipe(
             accumulation_steps=cfg.accumulation_steps,
             clip_norm=run.optimizer.clip_norm,
-            around_forward=self._around_forward,
+            around_forward=self._forward_context(),
             scaler=self._scaler,
-            after_update=self._after_update(),
+            after_update=None if self._profiler is None else self._profiler.after_step,
             watch=self._speed.watch,
         )
 
@@ -94,14 +96,6 @@ class Trainee:
         In the reduce-scatter, as in the all-gather, that is world size - 1 times the gradients.
         """
         return self._exchanged, self._exchanged
-
-    def _after_update(self) -> tuple[Callable[[], None], ...]:
-        actions = []
-        if self._ema is not None:
-            actions.append(self._ema.update)
-        if self._profiler is not None:
-            actions.append(self._profiler.after_step)
-        return tuple(actions)
 
     def train(self, task: Task, batches: Iterable[Batch], totals: TrainTotals) -> None:
         """Take a step for each of `batches` and add to the totals of this rank."""
@@ -119,6 +113,10 @@ class Trainee:
         """End what goes on beside the training."""
         if self._profiler is not None:
             self._profiler.close()
+
+    def _forward_context(self) -> Callable[[Batch], AbstractContextManager[object]]:
+        plain = self._cfg.precision == "fp32" and not self._cfg.compile
+        return nullcontext if plain else self._around_forward
 
     def _around_forward(self, batch: Batch) -> AbstractContextManager[object]:
         context = ExitStack()
@@ -140,19 +138,20 @@ class Trainee:
             raw = self._model.state_dict()
             arrays |= {f"{_RAW}{name}": value for name, value in raw.items()}
         scaler = None if self._scaler is None else self._scaler.state_dict()
-        others = {"optimizer": rest, "scaler": scaler}
+        averaged = None if self._ema is None else self._ema.steps
+        others = {"optimizer": rest, "scaler": scaler, "ema_steps": averaged}
         exported = self._model if self._ema is None else self._ema.model
         return Snapshot(exported.state_dict(), arrays, others)
 
-    def restore(self, saved: Checkpoint, path: Path, steps: int) -> None:
-        """Go on from the checkpoint at `path`, which was saved after `steps` steps."""
+    def restore(self, saved: Checkpoint, path: Path) -> None:
+        """Go on from the checkpoint at `path`."""
         checkpoint.load_weights(self.evaluated(), saved.model, path)
         arrays = {name: a for name, a in saved.arrays.items() if not name.startswith(_RAW)}
         if self._ema is not None:
             raw = {name: a for name, a in saved.arrays.items() if name.startswith(_RAW)}
             weights = {name.removeprefix(_RAW): value for name, value in raw.items()}
             checkpoint.load_weights(self._model, weights, path)
-            self._ema.steps = steps
+            self._ema.steps = saved.state["ema_steps"]
         if self._scaler is not None:
             self._scaler.load_state_dict(saved.state["scaler"])
         optimizer_state.restore(self.optimizer, arrays, saved.state["optimizer"])

@@ -307,7 +307,7 @@ class Worker:
         path = checkpoint.path_of(self._home.checkpoints, progress)
         saved = checkpoint.load(path)
         state = saved.state
-        self._trainee.restore(saved, path, saved.progress)
+        self._trainee.restore(saved, path)
         self._epoch = state["epoch"]
         self._step = state.get("step", 0)  # version 0.1 saved at the end of epochs only
         self._totals.loss_sum = self._own(state.get("loss_sums", [0.0]))

@@ -24,19 +24,19 @@ from .capture import NotCapturableError, Step, capture, eager_step
 from .client import Clients, Instruction, Stack, Weights
 from .local_optimizer import LocalOptimizer
 from .plan import Plan
+from .time_limit import UNLIMITED, Limit
 
-__all__ = ["FastTrainer", "why_not_batched"]
+__all__ = ["FastTrainer", "why_not_fast"]
 
 _log = logging.getLogger(__name__)
 
 
-def why_not_batched(model: nn.Module) -> str | None:
-    """Return why the clients of `model` cannot be trained stacked, or None if they can."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase):
-            return f"layer {name} ({type(module).__name__}) has a fused kernel that vmap cannot map"
-    if len(list(model.parameters())) != len(model.state_dict()):
-        return "the model has buffers (such as BatchNorm statistics) that training updates"
+def why_not_fast(model: nn.Module) -> str | None:
+    """Return why no step of `model` can be captured or stacked, or None if it may be."""
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    others = [name for name in model.state_dict() if name not in trained]
+    if others:
+        return f"{others[0]} is a buffer (as BatchNorm has), frozen, or shared by two layers"
     return None
 
 
@@ -51,14 +51,14 @@ class FastTrainer:
         self._evenly: dict[int, Tensor] = {}
 
     def train_one(
-        self, weights: Weights, order: Instruction, client: int, max_steps: int | None = None
+        self, weights: Weights, order: Instruction, client: int, limit: Limit = UNLIMITED
     ) -> Stack:
         """Train one client by itself; raises `NotCapturableError` if its step cannot be replayed.
 
         Returns a stack of one.
         """
         train = self._clients.train
-        plan = self._clients.plan(order.server_round, [client], max_steps)
+        plan = self._clients.plan(order.server_round, [client], limit.max_steps)
         start = self._start(weights)
         trained = [torch.stack([w]) for w in start]  # [1, *shape], always a copy
         mine = [w[0] for w in trained]
@@ -67,6 +67,7 @@ class FastTrainer:
         with torch.inference_mode():
             optimizer = self._optimizer(order, start, mine, plan)
             for row, size in enumerate(plan.sizes.tolist()):
+                limit.check()
                 chosen = positions[row, :size]
                 batch = (
                     mine,
@@ -85,11 +86,11 @@ class FastTrainer:
         weights: Weights,
         order: Instruction,
         cohort: Sequence[int],
-        max_steps: int | None = None,
+        limit: Limit = UNLIMITED,
     ) -> Stack:
         """Train all of `cohort` from the global `weights`, together; the longest comes first."""
         train, shape = self._clients.train, self._clients.train.inputs.shape[1:]
-        plan = self._clients.plan(order.server_round, cohort, max_steps)
+        plan = self._clients.plan(order.server_round, cohort, limit.max_steps)
         start = self._start(weights)
         stack = [w.expand(len(cohort), *w.shape).clone() for w in start]  # [K, *shape]
         ragged = plan.steps[-1] < plan.steps[0]
@@ -101,6 +102,7 @@ class FastTrainer:
         with torch.inference_mode():
             optimizer = self._optimizer(order, start, stack, plan)
             for number in range(plan.steps[0]):
+                limit.check()
                 rows = plan.rows(number)
                 active, flat = rows.stop - rows.start, positions[rows].view(-1)
                 batch = (

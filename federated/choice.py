@@ -12,9 +12,10 @@ import torch
 from heliotrope.config import AdamConfig, SgdConfig
 from heliotrope.errors import ConfigError
 
-from .batched import FastTrainer, why_not_batched
+from .batched import FastTrainer, why_not_fast
 from .capture import NotCapturableError
-from .client import Clients, Instruction, Stack
+from .client import Clients, Instruction, Stack, set_weights, train_client
+from .time_limit import Limit, not_hanging
 
 __all__ = ["Choice", "candidates", "check_kind", "fastest"]
 
@@ -42,11 +43,9 @@ class Choice:
 def check_kind(clients: Clients) -> None:
     """Refuse, before any work, a kind of client training that this model does not allow."""
     kind = clients.federated.client_training
-    reason = None if kind in ("auto", "sequential") else _why_not_fast(clients)
-    if reason is None and kind == "batched":
-        reason = why_not_batched(clients.model)
-    elif reason is None and kind == "compiled":
-        reason = _why_not_compiled(clients)
+    reason = None
+    if kind in ("compiled", "batched"):
+        reason = _why_not(kind, clients, range(len(clients.population)))
     if reason is not None:
         raise ConfigError(
             f"federated.client_training={kind} is not possible: {reason}. "
@@ -54,44 +53,58 @@ def check_kind(clients: Clients) -> None:
         )
 
 
-def _why_not_fast(clients: Clients) -> str | None:
-    if isinstance(clients.optimizer, SgdConfig | AdamConfig):
-        return None
-    return f"optimizer={clients.optimizer.name} is torch's own, one client at a time"
+def _why_not(kind: str, clients: Clients, cohort: Sequence[int]) -> str | None:
+    """Return why clients cannot be trained by this kind, or None if they can.
 
-
-def _why_not_compiled(clients: Clients) -> str | None:
+    A step of the first few is tried. One that fails for another reason, as by bad data, says
+    nothing: the round will name it.
+    """
+    if not isinstance(clients.optimizer, SgdConfig | AdamConfig):
+        return f"optimizer={clients.optimizer.name} is torch's own, one client at a time"
+    reason = why_not_fast(clients.model)
+    if reason is not None:
+        return reason
+    trainer, order = FastTrainer(clients), Instruction(1)
+    weights = {name: value.clone() for name, value in clients.model.state_dict().items()}
+    limit = Limit(1, clients.federated.client_timeout, time.monotonic())
     try:
-        weights = dict(clients.model.state_dict())
-        FastTrainer(clients).train_one(weights, Instruction(1), 0, max_steps=1)
+        with not_hanging(limit):
+            if kind == "compiled":
+                trainer.train_one(weights, order, cohort[0], limit)
+            else:
+                trainer.train_stacked(weights, order, cohort[:2], limit)
     except NotCapturableError as error:
         return str(error)
+    except TimeoutError:
+        return None
+    except Exception as error:  # noqa: BLE001 - whatever vmap says of a model it cannot map
+        try:
+            train_client(clients, weights, order, cohort[0], limit)
+        except Exception:  # noqa: BLE001 - it is the client, then
+            return None
+        finally:
+            set_weights(clients.model, weights)
+        return f"{type(error).__name__}: {error}"
     return None
 
 
-def candidates(clients: Clients, cohort: int, threads: int) -> list[Choice]:
+def candidates(clients: Clients, cohort: Sequence[int], threads: int) -> list[Choice]:
     """Return the choices that the config leaves open for a cohort, the safest bet first.
 
     `threads` is a worker's share of CPUs. Tiny kernels run slower on more threads than one.
     """
     cfg = clients.federated
-    if cfg.client_training != "auto":
-        kinds = [cfg.client_training]
-    elif (reason := _why_not_fast(clients)) is not None:
-        _log.info("client training is sequential: %s", reason)
-        kinds = ["sequential"]
-    else:
-        reason = _why_not_compiled(clients)
-        if reason is not None:
-            _log.info("client training cannot be compiled: %s", reason)
-        kinds = ["compiled" if reason is None else "sequential"]
-        reason = why_not_batched(clients.model)
-        if reason is None:
-            kinds.append("batched")
-        else:
-            _log.info("client training cannot be batched: %s", reason)
+    kinds = [cfg.client_training]
+    if cfg.client_training == "auto":
+        reasons = {kind: _why_not(kind, clients, cohort) for kind in ("compiled", "batched")}
+        for kind, reason in reasons.items():
+            if reason is not None:
+                _log.info("client training cannot be %s: %s", kind, reason)
+        kinds = [kind for kind, reason in reasons.items() if reason is None]
+        if "compiled" not in kinds:
+            kinds.insert(0, "sequential")
     counts = [threads] if cfg.cpus_per_worker is not None else sorted({1, threads})
-    stacks = {"batched": _stacks(clients, cohort)}
+    stacks = {"batched": _stacks(clients, len(cohort))}
     return [
         Choice(kind, count, stack)
         for kind in kinds

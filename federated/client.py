@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ from heliotrope.training import Batch, Recipe, build_optimizer, penalty_of, trai
 
 from .plan import Plan, make_plan
 from .population import Population
+from .time_limit import UNLIMITED, Limit
 
 __all__ = [
     "Clients",
@@ -168,25 +169,25 @@ def train_client(
     weights: Weights,
     order: Instruction,
     client: int,
-    max_steps: int | None = None,
+    limit: Limit = UNLIMITED,
 ) -> Stack:
-    """Train `client` from the global `weights`; at most `max_steps` local steps if given.
-
-    Returns a stack of one.
-    """
+    """Train `client` from the global `weights` and return a stack of one."""
     model = clients.model
     set_weights(model, weights)
 
-    plan = clients.plan(order.server_round, [client], max_steps)
+    plan = clients.plan(order.server_round, [client], limit.max_steps)
     train = clients.train
+
+    def batches() -> Iterator[Batch]:
+        for chosen, step_seed in plan.batches():
+            limit.check()
+            yield Batch(train.inputs[chosen], train.targets[chosen], len(chosen), step_seed)
+
     totals = train_batches(
         model,
         build_optimizer(clients.optimizer, model.parameters()),
         clients.task,
-        (
-            Batch(train.inputs[chosen], train.targets[chosen], len(chosen), step_seed)
-            for chosen, step_seed in plan.batches()
-        ),
+        batches(),
         _penalty(clients, order, client),
         Recipe(clip_norm=clients.optimizer.clip_norm),
     )
@@ -206,7 +207,7 @@ def _penalty(clients: Clients, order: Instruction, client: int) -> Callable[[], 
     fixed = penalty_of(model, clients.loss, order.proximal_mu)
     if order.controls is None:
         return fixed
-    control = order.controls[client]
+    control = {name: order.controls[client][name].to(p) for name, p in model.named_parameters()}
 
     def term() -> Tensor:
         linear = torch.stack([(p * control[name]).sum() for name, p in model.named_parameters()])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 import importlib
 import logging
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -30,7 +30,7 @@ from .client import (
     set_weights,
     train_client,
 )
-from .time_limit import time_limit
+from .time_limit import Limit, not_hanging
 
 __all__ = ["CohortWorker", "Reply", "place"]
 
@@ -77,7 +77,7 @@ class CohortWorker:
         def work(choice: Choice, most: int, max_steps: int) -> Iterator[Stack]:
             return self._stacks(weights, order, cohort[:most], choice, [], max_steps)
 
-        return fastest(candidates(self.clients, len(cohort), self._threads), work)
+        return fastest(candidates(self.clients, cohort, self._threads), work)
 
     def train(
         self,
@@ -107,6 +107,7 @@ class CohortWorker:
                 del kept
             del stack  # before the next one is made
         updates.sort(key=lambda update: update.clients)
+        failures.sort(key=lambda failure: failure.client)
         return Reply(mean.updates() if reduce else updates, failures)
 
     def _stacks(
@@ -125,24 +126,28 @@ class CohortWorker:
             alike = [client for _, client in sorted(zip((-n for n in sizes), cohort, strict=True))]
             for start in range(0, len(alike), choice.stack):
                 part = alike[start : start + choice.stack]
+                limit = self._limit(max_steps, len(part))
                 try:
-                    with self._limited():
-                        stack = self._fast.train_stacked(weights, order, part, max_steps)
+                    with not_hanging(limit):
+                        stack = self._fast.train_stacked(weights, order, part, limit)
                     yield stack
                 except Exception:  # noqa: BLE001 - tried again below, where it names a client
                     _log.exception("a stack failed: its clients are trained one by one")
                     one_by_one = [*one_by_one, *part]
         for client in one_by_one:
+            limit = self._limit(max_steps)
             try:
-                with self._limited():
-                    stack = self._one(weights, order, client, choice, max_steps)
+                with not_hanging(limit):
+                    stack = self._one(weights, order, client, choice, limit)
                 yield stack
             except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure
                 _log.exception("client %d failed in round %d", client, order.server_round)
                 failures.append(Failure(client, f"{type(error).__name__}: {error}"))
 
-    def _limited(self) -> AbstractContextManager[None]:
-        return time_limit(self.clients.federated.client_timeout)
+    def _limit(self, max_steps: int | None, clients: int = 1) -> Limit:
+        """Return the limit of some clients that are trained together, from now on."""
+        seconds = self.clients.federated.client_timeout
+        return Limit(max_steps, seconds and seconds * clients, time.monotonic())
 
     def _one(
         self,
@@ -150,14 +155,14 @@ class CohortWorker:
         order: Instruction,
         client: int,
         choice: Choice,
-        max_steps: int | None,
+        limit: Limit,
     ) -> Stack:
         if choice.kind == "compiled":
             try:
-                return self._fast.train_one(weights, order, client, max_steps)
+                return self._fast.train_one(weights, order, client, limit)
             except NotCapturableError as error:
                 _log.warning("client %d is trained uncompiled: %s", client, error)
-        return train_client(self.clients, weights, order, client, max_steps)
+        return train_client(self.clients, weights, order, client, limit)
 
     def evaluate(
         self, weights: Weights, cohort: Sequence[int]

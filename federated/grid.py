@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from flwr.app import Message, MessageType, RecordDict
@@ -83,7 +83,7 @@ class CohortGrid(Grid):
             for update in reply.updates:
                 first = update.clients[0]
                 if not waiting.issuperset(update.clients):
-                    self.failures += [_unexpected(client, asked) for client in update.clients]
+                    self.failures += _rejected(update, waiting, asked)
                     continue
                 waiting.difference_update(update.clients)
                 replies.append((first, train_reply(update, asked[first])))
@@ -132,7 +132,13 @@ class CohortGrid(Grid):
         raise RuntimeError("A simulated federation has no SuperLink, and so no Flower run.")
 
 
-def _unexpected(client: int, asked: Collection[int]) -> Failure:
-    """Return why an update is left out of the round: its client's weight would count twice."""
-    why = "the client has answered before" if client in asked else "the client was not asked"
-    return Failure(client, f"update rejected: {why}")
+def _rejected(
+    update: Update, waiting: Collection[int], asked: Collection[int]
+) -> Iterator[Failure]:
+    """Yield why an update is left out of the round: a client's weight would count twice."""
+    for client in update.clients:
+        if client in waiting:
+            why = "the client is part of a mean with one that was not expected"
+        else:
+            why = "the client has answered before" if client in asked else "it was not asked"
+        yield Failure(client, f"update rejected: {why}")

@@ -44,12 +44,12 @@ class LocalOptimizer:
         self._loss = clients.loss
         self._stacked = weights[0].dim() > start[0].dim()
         self._mu = proximal_mu
-        self._constants: Sequence[Tensor | None] = controls or [None] * len(weights)
+        self._constants: Sequence[Tensor] | None = controls
         if proximal_mu:
-            anchors = [w * -proximal_mu for w in start]
+            pulls = [w * -proximal_mu for w in start]  # [*shape], the same for all of a stack
             if controls is not None:
-                anchors = [a + control for a, control in zip(anchors, controls, strict=True)]
-            self._constants = anchors
+                pulls = [pull + control for pull, control in zip(pulls, controls, strict=True)]
+            self._constants = [c.expand_as(w) for c, w in zip(pulls, weights, strict=True)]
         self._count = 0
         slots = 2 if isinstance(cfg, AdamConfig) else int(getattr(cfg, "momentum", 0.0) > 0)
         self._slots = [[torch.zeros_like(p) for p in weights] for _ in range(slots)]
@@ -62,11 +62,11 @@ class LocalOptimizer:
             gradients = [_penalised(g, w, self._loss) for w, g in pairs]
         pulls = [self._pull(index, weight) for index, weight in enumerate(weights)]
         if self._cfg.clip_norm is not None:
-            if any(_pulls(pull) for pull in pulls):  # a part of what is clipped
-                parts = zip(gradients, weights, pulls, strict=True)
-                gradients = [_pulled(_dense(g), weight, pull) for g, weight, pull in parts]
-                pulls = [(0.0, None)] * len(weights)
-            gradients = _clipped(gradients, self._cfg.clip_norm, stacked=self._stacked)
+            # What pulls at the weights is a part of what is clipped.
+            parts = zip(gradients, weights, pulls, strict=True)
+            whole = [_pulled(_dense(g), weight, pull) for g, weight, pull in parts]
+            gradients = _clipped(whole, self._cfg.clip_norm, stacked=self._stacked)
+            pulls = [(0.0, None)] * len(weights)
         for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
             slots = [self._rows(slot[index], weight) for slot in self._slots]
             if isinstance(self._cfg, AdamConfig):
@@ -76,9 +76,9 @@ class LocalOptimizer:
                 self._sgd(self._cfg, weight, gradient, slots, pulls[index])
 
     def _pull(self, index: int, weight: Tensor) -> Pull:
-        constant = self._constants[index]
-        shared = constant is None or constant.dim() < weight.dim()
-        return self._mu, constant if shared else self._rows(constant, weight)  # type: ignore[arg-type]
+        if self._constants is None:
+            return self._mu, None
+        return self._mu, self._rows(self._constants[index], weight)
 
     def _rows(self, state: Tensor, weight: Tensor) -> Tensor:
         """Return the rows of the clients that are still at work."""
@@ -129,10 +129,6 @@ def _penalised(gradient: Gradient, weight: Tensor, loss: LossConfig) -> Tensor:
     return _dense(gradient).add(weight, alpha=loss.l2).add(weight.sign(), alpha=loss.l1)
 
 
-def _pulls(pull: Pull) -> bool:
-    return bool(pull[0]) or pull[1] is not None
-
-
 def _pulled(dense: Tensor, weight: Tensor, pull: Pull) -> Tensor:
     """Return the gradient with what is added to it."""
     rate, constant = pull
@@ -141,28 +137,12 @@ def _pulled(dense: Tensor, weight: Tensor, pull: Pull) -> Tensor:
     return dense if constant is None else dense + constant
 
 
-def _clipped(gradients: Sequence[Gradient], most: float, *, stacked: bool) -> list[Gradient]:
+def _clipped(gradients: Sequence[Tensor], most: float, *, stacked: bool) -> list[Gradient]:
     """Return gradients scaled as `torch.nn.utils.clip_grad_norm_` does, a client at a time."""
-    norm = torch.stack([_square(g, stacked=stacked) for g in gradients]).sum(dim=0).sqrt()
-    scale = (most / (norm + 1e-6)).clamp(max=1.0)  # [] or [A]
-
-    def scaled(tensor: Tensor) -> Tensor:
-        return tensor * scale.view(-1, *[1] * (tensor.dim() - 1)) if stacked else tensor * scale
-
-    return [(scaled(g[0]), g[1]) if isinstance(g, tuple) else scaled(g) for g in gradients]
-
-
-def _square(gradient: Gradient, *, stacked: bool) -> Tensor:
-    """Return the sum of squares, [] or [A]; of a product without forming it.
-
-    |LR|^2 = sum((L'L) * (RR')): two products of the size of a batch.
-    """
-    if isinstance(gradient, tuple):
-        left, right = gradient
-        squares = (left.mT @ left) * (right @ right.mT)
-    else:
-        squares = gradient.square()
-    return squares.flatten(1).sum(dim=1) if stacked else squares.sum()
+    rows = len(gradients[0]) if stacked else 1
+    squares = [g.square().reshape(rows, -1).sum(dim=1) for g in gradients]
+    scale = (most / (torch.stack(squares).sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)  # [A] or [1]
+    return [g * scale.view(-1, *[1] * (g.dim() - 1)) if stacked else g * scale for g in gradients]
 
 
 def _dense(gradient: Gradient) -> Tensor:

@@ -47,7 +47,7 @@ class Plan:
     sizes
         int64 [R]: 0 for a client that has no such step.
     seeds
-        int64 [R]: of the step's dropout masks.
+        int64 [R]: of what the model draws in the step, such as dropout masks.
     """
 
     clients: tuple[int, ...]
@@ -98,22 +98,24 @@ def make_plan(
     total = np.minimum(epochs * per_epoch, max_steps or epochs * per_epoch[0])
     first = _first_rows(total)
 
+    step = np.repeat(np.arange(len(first) - 1), np.diff(first))
+    client = np.arange(first[-1]) - first[step]
+    mine = torch.from_numpy(np.concatenate([indices[who] for who in clients]))
+    # Padding repeats an example of the client itself: another's could be NaN, and so its own sum.
     width = int(np.minimum(batch, counts).max())
-    positions = torch.zeros(int(first[-1]), width, dtype=torch.int64)
-    mine = torch.from_numpy(np.concatenate([indices[client] for client in clients]))
+    own = mine[(np.cumsum(counts) - counts)[client]]
+    positions = own[:, None].repeat(1, width)
     owner = np.repeat(np.arange(len(clients)), counts)
     place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
     identities = torch.tensor(clients)
     for epoch in range(int((-(-total // per_epoch)).max())):
         keys = hashed(seed(path[0], "order", path[1], epoch), identities)
         order = _shuffled(keys, owner, place)
-        step = epoch * per_epoch[owner] + place // batch[owner]
-        wanted = step < total[owner]
-        row = first[step[wanted]] + owner[wanted]
+        when = epoch * per_epoch[owner] + place // batch[owner]
+        wanted = when < total[owner]
+        row = first[when[wanted]] + owner[wanted]
         positions[row, (place % batch[owner])[wanted]] = mine[order[wanted]]
 
-    step = np.repeat(np.arange(len(first) - 1), np.diff(first))
-    client = np.arange(first[-1]) - first[step]
     left = counts[client] - step % per_epoch[client] * batch[client]
     sizes = np.where(step < total[client], np.minimum(left, batch[client]), 0)
     keys = hashed(seed(path[0], "dropout", path[1]), identities)

@@ -29,6 +29,7 @@ from .choice import Choice
 from .client import Clients, Instruction, Update, Weights
 from .cohort import CohortWorker, Reply, place
 from .setup import assemble
+from .time_limit import HANG_SECONDS
 
 __all__ = ["RayPool"]
 
@@ -119,6 +120,7 @@ class RayPool:
         workers = run.federated.workers
         self._population = clients.population
         self._patience = run.federated.client_timeout
+        self._grace = _GRACE
         self._on_failure = on_failure
         parts = clients.population.partition
         splits = {_TRAIN: clients.train, **clients.central}
@@ -144,7 +146,8 @@ class RayPool:
         return self._ask("process", dict.fromkeys(range(len(self._actors)), ()))
 
     def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> Choice:
-        (choice,) = self._ask("measure", {0: (_numpy(weights), order, cohort)})
+        calls = {0: (_numpy(weights), order, cohort)}
+        (choice,) = self._ask("measure", calls, [cohort], self._seconds(len(cohort)))
         assert isinstance(choice, Choice)
         return choice
 
@@ -156,9 +159,7 @@ class RayPool:
         choice: Choice,
         reduce: bool,
     ) -> list[Reply]:
-        answers = self._spread(
-            "train", weights, cohort, order, choice, reduce, patience=self._patience
-        )
+        answers = self._spread("train", weights, cohort, order, choice, reduce)
         return [
             Reply(
                 [
@@ -189,15 +190,19 @@ class RayPool:
         weights: Weights,
         cohort: Sequence[int],
         *arguments: object,
-        patience: float | None = None,
     ) -> list[Any]:
         """Call `method` on every worker with its part of the cohort; answers in worker order."""
         shared = ray.put(_numpy(weights))
         costs = self._population.train_sizes(cohort)
         parts = place(costs, cohort, len(self._actors))
         calls = {worker: (shared, part, *arguments) for worker, part in enumerate(parts) if part}
-        seconds = None if patience is None else _GRACE + patience * max(map(len, parts))
-        return self._ask(method, calls, parts, seconds)
+        return self._ask(method, calls, parts, self._seconds(max(map(len, parts))))
+
+    def _seconds(self, clients: int) -> float | None:
+        """Return how long a worker may be silent: all its clients stacked, then one by one."""
+        if self._patience is None:
+            return None
+        return self._grace + clients * (2 * self._patience + HANG_SECONDS)
 
     def _ask(
         self,
@@ -250,6 +255,7 @@ class RayPool:
                 f"worker {worker} died {attempts} times{having}: {error}. "
                 "If memory ran out, lower federated.workers or federated.batch_size."
             ) from error
+        ray.kill(self._actors[worker])  # it may live, and only not be heard
         self._actors[worker] = self._start(worker)
 
     def peak_rss_bytes(self) -> int:
@@ -267,7 +273,7 @@ def _tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
 
 
 def _numpy(weights: Weights) -> Arrays:
-    return {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in weights.items()}
+    return {name: np.asarray(value.cpu().numpy(), order="C") for name, value in weights.items()}
 
 
 def _bare(update: Update) -> Update:

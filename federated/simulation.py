@@ -63,14 +63,13 @@ def prepare(run: Run) -> Parts:
 
 def simulate(run: Run, directory: Path, parts: Parts, cluster: Cluster | None) -> None:
     """Train the clients of `run`, in this process or on a Ray cluster, and write its results."""
-    clients = parts.clients
-    device = pick_device(run.device if cluster is None else "cpu")
+    clients = parts.clients.on(pick_device(run.device if cluster is None else "cpu"))
     torch.set_num_threads(available_cpus())
     check_kind(clients)
     with at_home(run, "federated", directory, "server") as (home, display):
         tracker = Tracker(home.metrics, (display, *listeners(run, home.path)))
         try:
-            with _pool(run, clients.on(device), cluster, home.log, tracker) as pool:
+            with _pool(run, clients, cluster, home.log, tracker) as pool:
                 server = Server(
                     run,
                     clients,
@@ -116,7 +115,10 @@ def _pool(
     if run.device != "cpu":
         gpus = cluster.gpu_share("federated.gpus_per_worker", workers, cfg.gpus_per_worker)
         if gpus == 0 and run.device == "cuda":
-            raise ResourceError("device=cuda, but the cluster has no GPU. Set device=auto or cpu.")
+            raise ResourceError(
+                f"device=cuda, but each worker has no GPU: federated.gpus_per_worker="
+                f"{cfg.gpus_per_worker}, and the cluster has {cluster.gpus}. Set device=cpu."
+            )
         share |= {"GPU": gpus} if gpus else {}
     import ray
 

@@ -1,41 +1,66 @@
-"""A limit on the time that a piece of Python code may take."""
+"""Limits on how long, and for how many steps, a client is trained."""
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NoReturn
 
-__all__ = ["time_limit"]
+__all__ = ["HANG_SECONDS", "UNLIMITED", "Limit", "not_hanging"]
 
-_log = logging.getLogger(__name__)
+HANG_SECONDS = 1.0  # beyond the limit on seconds: a step that is not over by then hangs
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Where training stops: after `max_steps` local steps in order, after `seconds` in error.
+
+    `began` is when the seconds began to run, by `time.monotonic`.
+    """
+
+    max_steps: int | None = None
+    seconds: float | None = None
+    began: float = 0.0
+
+    def check(self) -> None:
+        """Raise `TimeoutError` if the time is over; to be called between two steps."""
+        if self.seconds is not None and time.monotonic() - self.began > self.seconds:
+            raise _over(self.seconds)
+
+
+UNLIMITED = Limit()
 
 
 @contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise `TimeoutError` in the block once it has run for `seconds`; None sets no limit.
+def not_hanging(limit: Limit) -> Iterator[None]:
+    """Raise `TimeoutError` in code that goes on for a second beyond the limit.
 
-    By an alarm signal, so that code that hangs is interrupted as well. Python delivers signals
-    to the main thread only: elsewhere there is no limit, which the log says.
+    By an alarm signal, which Python delivers between two instructions of the main thread, the
+    only one where there is such a limit. It may fall at an awkward one, such as the end of
+    `torch.no_grad`: what is only slow should be stopped by `Limit.check`.
     """
-    if seconds is None:
+    if limit.seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    if threading.current_thread() is not threading.main_thread():
-        _log.warning("no limit of %g s: this is not the main thread", seconds)
-        yield
-        return
+    seconds = limit.seconds
 
     def expired(*_: object) -> NoReturn:
-        raise TimeoutError(f"not done after {seconds:g} s")
+        raise _over(seconds)
 
     before = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        signal.setitimer(signal.ITIMER_REAL, seconds + HANG_SECONDS)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _over(seconds: float) -> TimeoutError:
+    return TimeoutError(f"not done after {seconds:g} s")

@@ -56,16 +56,25 @@ class Cluster:
     def gpu_share(self, key: str, workers: int, wanted: float | None) -> float:
         """Return the GPUs that each of `workers` has: `wanted`, or an equal share, 1 at most.
 
-        Raises `ResourceError` naming `key` if there are fewer.
+        A share below 1 is of one GPU: two GPUs hold three workers of 1/2, not of 2/3. Raises
+        `ResourceError` naming `key` if they do not fit.
         """
         if wanted is None:
-            return min(1.0, self.gpus / workers)
-        if wanted * workers > self.gpus:
+            return 1 / -(-workers // self.gpus) if self.gpus else 0.0
+        if wanted > 1 and wanted != int(wanted):
+            raise ResourceError(f"{key}={wanted:g} must be a whole number or less than 1.")
+        places = sum(self._places(gpus, wanted) for gpus in self.node_gpus) if wanted else workers
+        if places < workers:
             raise ResourceError(
-                f"{key}={wanted:g} for {workers} worker(s) needs {wanted * workers:g} GPUs, but "
-                f"there are {self.gpus}. Lower it, or set it to 0 to train on CPUs."
+                f"{key}={wanted:g} leaves room for {places} worker(s) on {self.gpus} GPU(s), not "
+                f"for {workers}. Lower it, or set it to 0 to train on CPUs."
             )
         return wanted
+
+    @staticmethod
+    def _places(gpus: int, wanted: float) -> int:
+        """Return how many shares of `wanted` a node of `gpus` has."""
+        return gpus // int(wanted) if wanted >= 1 else gpus * int(1 / wanted + 1e-9)
 
 
 @contextmanager

@@ -49,6 +49,8 @@ _MAY_CHANGE = {
     "federated.pool",
     "federated.workers",
     "federated.cpus_per_worker",
+    "federated.gpus_per_worker",
+    "federated.client_timeout",
     "federated.quorum",
     "federated.checkpoint_every",
     "target.metric",

@@ -79,14 +79,14 @@ class Recipe:
     With `clip_norm`, gradients are scaled down to at most that norm, over all parameters.
     `around_forward` gives the context of each forward pass, such as autocast; losses are taken
     in full precision outside of it. `scaler` keeps small gradients of float16 from vanishing.
-    `after_update` are called after each update. `watch` notes where the time goes.
+    `after_update` is called after each update. `watch` notes where the time goes.
     """
 
     accumulation_steps: int = 1
     clip_norm: float | None = None
     around_forward: Callable[[Batch], AbstractContextManager[object]] = nullcontext
     scaler: GradScaler | None = None
-    after_update: tuple[Callable[[], None], ...] = ()
+    after_update: Callable[[], None] | None = None
     watch: Stopwatch | None = None
 
 
@@ -230,8 +230,8 @@ def _update(model: nn.Module, optimizer: Optimizer, recipe: Recipe) -> None:
     else:  # leaves the step out if a gradient is not finite, and lowers the scale
         scaler.step(optimizer)
         scaler.update()
-    for action in recipe.after_update:
-        action()
+    if recipe.after_update is not None:
+        recipe.after_update()
 
 
 def _loss_sum(task: Task, outputs: Tensor, batch: Batch) -> Tensor:

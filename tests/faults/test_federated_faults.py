@@ -15,13 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 import federated.cohort as cohort_module
+from federated.choice import Choice
 from federated.client import Clients, Instruction, Stack, Weights, train_client
+from federated.cohort import CohortWorker
 from federated.job import run_job
+from federated.ray_pool import RayPool
+from federated.setup import assemble, divide
+from federated.time_limit import UNLIMITED, Limit
 from heliotrope import checkpoint
+from heliotrope.data import load
 from heliotrope.errors import QuorumError
+from heliotrope.tasks import task_of
 from tests.support import ROOT, compose, fresh_seed
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -51,13 +59,13 @@ def spoiled(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
         weights: Weights,
         order: Instruction,
         client: int,
-        max_steps: int | None = None,
+        limit: Limit = UNLIMITED,
     ) -> Stack:
         if spoils.get(client) == "raise":
             raise RuntimeError("disk on fire")
         if spoils.get(client) == "hang":
             time.sleep(60)
-        stack = train_client(clients, weights, order, client, max_steps)
+        stack = train_client(clients, weights, order, client, limit)
         if spoils.get(client) == "nan":
             arrays = dict(stack.arrays)
             arrays["1.weight"] = arrays["1.weight"].clone()
@@ -139,26 +147,89 @@ def test_batched_training_leaves_out_only_the_diverging_client(tmp_path: Path) -
         "federated.quorum=0.2",
         "optimizer.lr=0.5",
     )
-    from federated.choice import Choice
-    from federated.cohort import CohortWorker
-    from federated.setup import assemble, divide
-    from heliotrope.data import load
-    from heliotrope.tasks import task_of
-
     dataset = load(run.data, run.seed)
     inputs = dataset.train.inputs.clone()
     parts = divide(run, dataset)
-    inputs[torch.from_numpy(parts[2].copy())] = torch.inf  # client 2 has a broken sensor
+    (broken,) = (client for client in range(5) if 0 in parts[client])  # with the first example
+    inputs[torch.from_numpy(parts[broken].copy())] = torch.inf
     train = replace(dataset.train, inputs=inputs)
     worker = CohortWorker(assemble(run, task_of(dataset), train, parts), 1)
-    weights = dict(worker.clients.model.state_dict())
+    weights = _weights(worker)
 
     reply = worker.train(
         weights, Instruction(1), [0, 1, 2, 3, 4], Choice("batched", 1, 5), reduce=True
     )
 
-    assert [failure.client for failure in reply.failures] == [2]
-    assert reply.updates[0].clients == (0, 1, 3, 4)
+    assert [failure.client for failure in reply.failures] == [broken]
+    assert reply.updates[0].clients == tuple(client for client in range(5) if client != broken)
+
+
+def _weights(worker: CohortWorker) -> Weights:
+    """Return copies: training one by one uses the model's own tensors."""
+    return {name: value.clone() for name, value in worker.clients.model.state_dict().items()}
+
+
+def _worker(*settings: str) -> CohortWorker:
+    run = compose("federated", *_SMALL, *settings)
+    dataset = load(run.data, run.seed)
+    clients = assemble(run, task_of(dataset), dataset.train, divide(run, dataset))
+    return CohortWorker(clients, 1)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "compiled", "batched"])
+def test_clients_that_are_only_slow_leave_no_trace(kind: str) -> None:
+    settings = ("federated.local_epochs=50", "federated.client_timeout=0.01")
+    slow, fast = _worker(*settings), _worker("federated.local_epochs=1")
+    weights = _weights(slow)
+    cohort, choice = [0, 1, 2, 3, 4], Choice(kind, 1, 5)
+    for server_round in range(40):
+        reply = slow.train(weights, Instruction(server_round), cohort, choice, reduce=True)
+        assert [failure.client for failure in reply.failures] == cohort
+        assert "TimeoutError: not done after 0.01 s" in reply.failures[0].reason
+    assert not fast.train(weights, Instruction(0), cohort, choice, reduce=True).failures
+
+
+def test_a_first_round_whose_first_client_is_broken_is_measured_with_the_others() -> None:
+    worker = _worker("federated.client_training=auto")
+    worker.clients.train.targets[worker.clients.population.train_indices(0)] = 99
+    weights = _weights(worker)
+    choice = worker.measure(weights, Instruction(1), [0, 1, 2, 3, 4])
+    reply = worker.train(weights, Instruction(1), [0, 1, 2, 3, 4], choice, reduce=True)
+    assert [failure.client for failure in reply.failures] == [0]
+
+
+def test_equal_examples_do_not_upset_clipping() -> None:
+    settings = ("federated.batch_size=null", "federated.local_epochs=100", "optimizer.clip_norm=1")
+    worker = _worker(*settings, "optimizer.lr=0.005")
+    worker.clients.train.inputs[:] = worker.clients.train.inputs[0]
+    weights = _weights(worker)
+    losses = []
+    for kind in ("sequential", "compiled", "batched"):
+        reply = worker.train(weights, Instruction(1), [0, 1, 2], Choice(kind, 1, 3), reduce=True)
+        assert not reply.failures
+        losses.append(reply.updates[0].loss_sum)
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_worker_that_hangs_is_killed_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("federated.ray_pool._GRACE", 2.0)
+    train, stopped = RayPool.train, []
+
+    def train_with_a_stop(pool: RayPool, *arguments: Any) -> Any:
+        if not stopped:
+            stopped.append(pool.processes()[0])
+            os.kill(stopped[0], signal.SIGSTOP)
+        return train(pool, *arguments)
+
+    monkeypatch.setattr(RayPool, "train", train_with_a_stop)
+    settings = ("federated.pool=ray", "federated.workers=1", "federated.client_timeout=0.5")
+    run_job(compose("federated", *_SMALL, *settings), tmp_path)
+    (failure,) = _events(tmp_path, "failure")
+    assert failure["worker"] == 0
+    assert json.loads((tmp_path / "result.json").read_text())["rounds"] == 3
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -222,10 +293,6 @@ def test_a_killed_worker_is_replaced_and_its_clients_run_again(
 
 def _kill_workers_at(monkeypatch: pytest.MonkeyPatch, victims: dict[int, int]) -> None:
     """Kill the process of worker `victims[round]` as soon as that round's work was handed out."""
-    import ray
-
-    from federated.ray_pool import RayPool
-
     wait = ray.wait
     train = RayPool.train
     current: dict[str, Any] = {}
@@ -249,8 +316,6 @@ def _kill_workers_at(monkeypatch: pytest.MonkeyPatch, victims: dict[int, int]) -
 def test_twenty_kills_at_random_moments_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from federated.ray_pool import RayPool
-
     settings = (
         "federated.rounds=20",
         "federated.clients_per_round=8",
@@ -277,6 +342,8 @@ def test_twenty_kills_at_random_moments_change_nothing(
     run_job(compose("federated", *settings), tmp_path / "cut")
 
     assert len(set(killed)) == 20
+    reasons = [event["reason"] for event in _events(tmp_path / "cut", "failure")]
+    assert sum("with clients" in reason for reason in reasons) >= 10  # others died between rounds
     left, right = (
         checkpoint.latest(tmp_path / name / "checkpoints", pytest.fail) for name in ("whole", "cut")
     )

@@ -231,3 +231,31 @@ def test_tensorboard_sees_a_run_in_any_launcher(launcher: tuple[str, ...], tmp_p
     told = [(e["steps"], e["test/loss"]) for e in events_of(tmp_path, "evaluate")]
     assert [step for step, _ in losses] == [step for step, _ in told]
     assert [v for _, v in losses] == pytest.approx([v for _, v in told], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("distributed.lr_warmup_steps=999", "below 22"),  # 2 epochs of 11 steps
+        ("distributed.accumulation_steps=3", "Set distributed.accumulation_steps=2"),
+        ("distributed.strategy=fsdp", "Set distributed.workers=2"),
+        ("distributed.early_stopping.metric=test/los", "Did you mean 'test/loss'?"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_any_work(
+    override: str, said: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    done = command(
+        "distributed",
+        *SMALL,
+        *INLINE,
+        "distributed.epochs=2",
+        override,
+        f"hydra.run.dir={out}",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2, done.stderr
+    assert override in done.stderr
+    assert said in done.stderr
+    assert not out.exists()

@@ -188,12 +188,13 @@ def test_random_configurations_agree_with_a_plain_loop(trial: int) -> None:
     if run.federated.batch_size == 1:
         run.federated.local_epochs = 1
     cohort = sorted(draw.sample(range(clients), draw.randint(1, min(clients, 8))))
-    _check_all_kinds(run, draw.choice([0.0, 0.5]), cohort)
+    mu, controlled = draw.choice([0.0, 0.5]), draw.choice([True, False])
+    _check_all_kinds(run, mu, cohort, controlled=controlled)
 
 
 def test_an_optimizer_without_a_stacked_form_trains_one_client_at_a_time() -> None:
     clients, _ = _ready(_compose("optimizer=adafactor", _MODELS[0], _PARTITIONS[2]))
-    assert {choice.kind for choice in candidates(clients, 4, 1)} == {"sequential"}
+    assert {choice.kind for choice in candidates(clients, range(4), 1)} == {"sequential"}
     check_kind(clients)
     for kind in ("batched", "compiled"):
         clients.federated.client_training = kind

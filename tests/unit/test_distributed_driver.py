@@ -77,11 +77,16 @@ def test_the_share_is_the_largest_that_fits() -> None:
 
 def test_gpus_are_shared_equally_unless_said_otherwise() -> None:
     cluster = Cluster(node_cpus=(8,), node_gpus=(2,))
-    assert [cluster.gpu_share("gpus", n, None) for n in (1, 2, 4, 8)] == [1.0, 1.0, 0.5, 0.25]
+    shares = [cluster.gpu_share("gpus", workers, None) for workers in (1, 2, 3, 4, 5, 8)]
+    assert shares == [1.0, 1.0, 0.5, 0.5, 1 / 3, 0.25]
     assert cluster.gpu_share("gpus", 4, 0.25) == 0.25
+    assert cluster.gpu_share("gpus", 6, 1 / 3) == 1 / 3
     assert cluster.gpu_share("gpus", 4, 0) == 0
-    with pytest.raises(ResourceError, match=r"gpus=1 for 3 worker\(s\) needs 3 GPUs, .* are 2"):
-        cluster.gpu_share("gpus", 3, 1)
+    for workers, wanted, room in ((3, 1, 2), (3, 0.6, 2), (2, 2, 1)):
+        with pytest.raises(ResourceError, match=rf"gpus={wanted} leaves room for {room} worker"):
+            cluster.gpu_share("gpus", workers, wanted)
+    with pytest.raises(ResourceError, match=r"gpus=1\.5 must be a whole number"):
+        cluster.gpu_share("gpus", 1, 1.5)
 
 
 def test_the_cause_is_the_rank_that_did_not_merely_lose_its_peer() -> None:

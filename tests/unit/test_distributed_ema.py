@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
+from distributed.attempt import Place
 from distributed.ema import Ema
+from distributed.trainee import Trainee
+from heliotrope.models import build
+from heliotrope.training import Batch
+from tests.support import (
+    assert_same_tensors,
+    compose,
+    fresh_seed,
+    random_split,
+    small_task,
+    weights,
+)
 
 
 def test_the_average_follows_the_weights_by_its_decay_once_it_is_warm() -> None:
@@ -20,3 +34,19 @@ def test_the_average_follows_the_weights_by_its_decay_once_it_is_warm() -> None:
         expected = decay * expected + (1 - decay) * step
         torch.testing.assert_close(average.weight.item(), expected, rtol=1e-5, atol=1e-6)
     assert abs(expected - 28.0) < 1e-3  # half of each difference of one: it lags by one step
+
+
+def test_a_step_that_float16_leaves_out_does_not_move_the_average(tmp_path: Path) -> None:
+    overrides = ["distributed.precision=fp16", "distributed.ema_decay=0.5", "model.hidden=[5]"]
+    run, task = compose("distributed", *overrides), small_task(3, (4,))
+    trainee = Trainee(run, build(run.model, task, 1), task, Place(), tmp_path)
+    before = weights(trainee.evaluated())
+    split = random_split(6, task, torch.Generator().manual_seed(fresh_seed()))
+    inputs, targets = split.inputs, split.targets
+    # Losses divided by so little overflow: the scaler leaves this step out.
+    trainee.train(task, [Batch(inputs, targets, divisor=1e-36, seed=0)])
+    assert_same_tensors(weights(trainee.evaluated()), before)
+    assert trainee.snapshot().rest["ema_steps"] == 0
+    trainee.train(task, [Batch(inputs, targets, divisor=6, seed=0)])
+    assert trainee.snapshot().rest["ema_steps"] == 1
+    assert not torch.equal(trainee.evaluated().state_dict()["1.weight"], before["1.weight"])

@@ -88,3 +88,12 @@ def test_a_failure_is_passed_on_and_not_averaged() -> None:
     grid, arrays = _round(reply)
     assert read_arrays(arrays)["w"].tolist() == [2.0]
     assert grid.failures == [Failure(1, "disk on fire")]
+
+
+def test_a_mean_with_a_client_that_has_answered_is_left_out_and_says_whose() -> None:
+    grid, arrays = _round(Reply([_update(1.0, 0)]), Reply([_update(100.0, 0, 1, 2)]))
+    assert read_arrays(arrays)["w"].tolist() == [1.0]
+    reasons = {failure.client: failure.reason for failure in grid.failures}
+    assert "has answered before" in reasons[0]
+    assert "part of a mean" in reasons[1]
+    assert "part of a mean" in reasons[2]
