@@ -299,8 +299,6 @@ class Worker:
         model = {name: v.clone() if name in buffers else v for name, v in snapshot.model.items()}
         present = Checkpoint(self._counts.steps, model, snapshot.arrays, state)
         self._saver.save(present, self._best.progresses)
-        if self._cfg.precision == "fp16":  # a step that is left out would not wait for the copy
-            self._saver.wait_for_copy()
         _log.info("step %d: saving epoch %d, step %d", self._counts.steps, self._epoch, self._step)
 
     def _resume(self, progress: int) -> None:
