@@ -11,7 +11,7 @@ from distributed.attempt import Place
 from distributed.ema import Ema
 from distributed.trainee import Trainee
 from heliotrope.models import build
-from heliotrope.training import Batch
+from heliotrope.training import Batch, TrainTotals
 from tests.support import (
     assert_same_tensors,
     compose,
@@ -44,9 +44,9 @@ def test_a_step_that_float16_leaves_out_does_not_move_the_average(tmp_path: Path
     split = random_split(6, task, torch.Generator().manual_seed(fresh_seed()))
     inputs, targets = split.inputs, split.targets
     # Losses divided by so little overflow: the scaler leaves this step out.
-    trainee.train(task, [Batch(inputs, targets, divisor=1e-36, seed=0)])
+    trainee.train(task, [Batch(inputs, targets, divisor=1e-36, seed=0)], TrainTotals())
     assert_same_tensors(weights(trainee.evaluated()), before)
     assert trainee.snapshot().rest["ema_steps"] == 0
-    trainee.train(task, [Batch(inputs, targets, divisor=6, seed=0)])
+    trainee.train(task, [Batch(inputs, targets, divisor=6, seed=0)], TrainTotals())
     assert trainee.snapshot().rest["ema_steps"] == 1
     assert not torch.equal(trainee.evaluated().state_dict()["1.weight"], before["1.weight"])
