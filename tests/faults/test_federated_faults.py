@@ -324,6 +324,7 @@ def test_twenty_kills_at_random_moments_change_nothing(
         "federated.pool=ray",
         "federated.workers=2",
         "model.hidden=[64,64]",
+        "federated.local_epochs=60",  # rounds longer than the moments of the kills
     )
     run_job(compose("federated", *settings), tmp_path / "whole")
     draw = random.Random(fresh_seed())
