@@ -65,13 +65,12 @@ class ShardedTrainee(Trainee):
     def _forward_context(self) -> Callable[[Batch], AbstractContextManager[object]]:
         return nullcontext  # the policy says in which precision
 
-    @property
-    def exchanged(self) -> tuple[int, int]:
-        """The bytes that all workers together send in a step: gradients, and gathered weights.
+    def after_step(self, step: int, steps: int) -> tuple[int, int]:
+        """Return the bytes that all workers together sent: gradients, and gathered weights.
 
         Weights are gathered for the forward and again for the backward pass.
         """
-        gradients, _ = super().exchanged
+        gradients, _ = super().after_step(step, steps)
         passes = 2 * self._cfg.accumulation_steps
         return gradients, gradients * passes // (2 if self._cfg.precision == "bf16" else 1)
 

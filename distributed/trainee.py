@@ -89,11 +89,11 @@ class Trainee:
     def _exchanging_model(self, model: nn.Module, task: Task, place: Place) -> nn.Module:
         return data_parallel(model, task, place)
 
-    @property
-    def exchanged(self) -> tuple[int, int]:
-        """The bytes that all workers together send in a step, in each half of a ring all-reduce.
+    def after_step(self, step: int, steps: int) -> tuple[int, int]:  # noqa: ARG002 - others need it
+        """Do what is due after a step, the `step`-th of an epoch of `steps`, on every rank.
 
-        In the reduce-scatter, as in the all-gather, that is world size - 1 times the gradients.
+        Return the bytes that all workers together sent in it, in each half of a ring all-reduce:
+        in the reduce-scatter, as in the all-gather, world size - 1 times the gradients.
         """
         return self._exchanged, self._exchanged
 
@@ -159,8 +159,13 @@ class Trainee:
 
 def trainee_of(run: Run, model: nn.Module, task: Task, place: Place, directory: Path) -> Trainee:
     """Return the trainee of `distributed.strategy`; the process group must have been joined."""
-    if run.distributed.strategy == "ddp":
-        return Trainee(run, model, task, place, directory)
-    from .sharded import ShardedTrainee  # here: it takes most of a second to import
+    kind = Trainee
+    if run.distributed.strategy == "fsdp":
+        from .sharded import ShardedTrainee  # here: it takes most of a second to import
 
-    return ShardedTrainee(run, model, task, place, directory)
+        kind = ShardedTrainee
+    elif run.distributed.strategy != "ddp":
+        from .diloco import LocalTrainee  # here: it needs the class above
+
+        kind = LocalTrainee
+    return kind(run, model, task, place, directory)

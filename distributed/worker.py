@@ -181,15 +181,16 @@ class Worker:
 
     def _until_due(self, plan: Iterator[Batch]) -> Iterator[Batch]:
         """Pass batches on and count the steps, up to one after which something is due."""
-        counts, (sent, received) = self._counts, self._trainee.exchanged
+        counts = self._counts
         examples, size = len(self._train), self._cfg.batch_size
         for batch in plan:
             yield batch
             counts.examples_seen += min(size, examples - self._step * size)
-            counts.bytes_up += sent
-            counts.bytes_down += received
             counts.steps += 1
             self._step += 1
+            sent, received = self._trainee.after_step(self._step, self._steps)
+            counts.bytes_up += sent
+            counts.bytes_down += received
             if self._saver is not None:
                 self._saver.raise_if_failed()
             if self._agreement.after_step() or self._due():

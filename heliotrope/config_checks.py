@@ -10,18 +10,21 @@ from heliotrope.config import (
     SCHEMAS,
     AdafactorConfig,
     AdamConfig,
-    DirichletConfig,
     DistributedConfig,
     FederatedConfig,
     Mode,
-    NaturalConfig,
-    QuantityConfig,
     Run,
     SgdConfig,
-    ShardsConfig,
     StrategyConfig,
 )
 from heliotrope.config_errors import unknown_key
+from heliotrope.config_federated import (
+    DirichletConfig,
+    NaturalConfig,
+    QuantityConfig,
+    ShardsConfig,
+)
+from heliotrope.config_training import DilocoConfig
 from heliotrope.elastic import worker_range
 from heliotrope.errors import ConfigError, closest
 from heliotrope.trackers import check_installed
@@ -203,25 +206,44 @@ def _check_schedule(cfg: DistributedConfig) -> None:
 
 def _check_strategy_of_workers(run: Run) -> None:
     cfg = run.distributed
-    _choice("distributed.strategy", cfg.strategy, ("ddp", "fsdp"))
-    if cfg.strategy != "fsdp":
-        return
-    if worker_range(cfg.workers)[0] == 1:
+    _choice("distributed.strategy", cfg.strategy, ("ddp", "fsdp", "local_sgd", "diloco"))
+    _check_diloco(cfg)
+    if cfg.strategy == "fsdp" and worker_range(cfg.workers)[0] == 1:
         raise ConfigError(
             "distributed.strategy=fsdp divides the weights among workers, but "
             f"distributed.workers={cfg.workers}. Set distributed.workers=2 or more, or "
             "distributed.strategy=ddp."
         )
+    fsdp, local = cfg.strategy == "fsdp", cfg.strategy in ("local_sgd", "diloco")
     for key, unsupported, remedy in (
         ("distributed.precision=fp16", cfg.precision == "fp16", "distributed.precision=bf16"),
-        ("distributed.compile=true", cfg.compile, "distributed.compile=false"),
         (f"distributed.ema_decay={cfg.ema_decay}", cfg.ema_decay is not None, "it to null"),
-        ("optimizer=adafactor", run.optimizer.name == "adafactor", "optimizer=adamw"),
+        ("distributed.compile=true", fsdp and cfg.compile, "distributed.compile=false"),
+        ("optimizer=adafactor", fsdp and run.optimizer.name == "adafactor", "optimizer=adamw"),
     ):
-        if unsupported:
+        if unsupported and (fsdp or local):
             raise ConfigError(
-                f"distributed.strategy=fsdp does not support {key} yet. Set {remedy}, or "
+                f"distributed.strategy={cfg.strategy} does not support {key} yet. Set {remedy}, or "
                 "distributed.strategy=ddp."
+            )
+
+
+def _check_diloco(cfg: DistributedConfig) -> None:
+    key, used = "distributed.diloco", {"local_sgd": ("local_steps", "exchange")}
+    _at_least(f"{key}.local_steps", cfg.diloco.local_steps, 1)
+    _choice(f"{key}.exchange", cfg.diloco.exchange, ("fp32", "int8"))
+    _above(f"{key}.lr", cfg.diloco.lr, 0)
+    _share(f"{key}.momentum", cfg.diloco.momentum)
+    if cfg.strategy == "diloco":
+        if cfg.diloco.nesterov and cfg.diloco.momentum == 0:
+            raise ConfigError(f"{key}.nesterov=true needs momentum. Set {key}.momentum, e.g. 0.9.")
+        return
+    for name, default in vars(DilocoConfig()).items():
+        value = getattr(cfg.diloco, name)
+        if value != default and name not in used.get(cfg.strategy, ()):
+            raise ConfigError(
+                f"{key}.{name}={value} has no effect with distributed.strategy={cfg.strategy}. "
+                "Set distributed.strategy=diloco."
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EarlyStoppingConfig", "LossConfig", "TrackingConfig"]
+__all__ = ["DilocoConfig", "EarlyStoppingConfig", "LossConfig", "TrackingConfig"]
 
 
 @dataclass
@@ -17,6 +17,21 @@ class LossConfig:
     label_smoothing: float = 0.0
     l1: float = 0.0
     l2: float = 0.0
+
+
+@dataclass
+class DilocoConfig:
+    """How workers train by themselves: of `distributed.strategy` local_sgd and diloco.
+
+    Every `local_steps` steps they exchange how far they went, as `exchange` says. With diloco,
+    SGD with the other values takes the mean for its gradient; local_sgd moves to the mean.
+    """
+
+    local_steps: int = 32
+    exchange: str = "fp32"
+    lr: float = 0.7
+    momentum: float = 0.9
+    nesterov: bool = True
 
 
 @dataclass

@@ -30,7 +30,6 @@ _MAY_CHANGE = {
     "distributed.epochs",
     "distributed.launcher",
     "distributed.workers",
-    "distributed.strategy",
     "distributed.cpus_per_worker",
     "distributed.accumulation_steps",
     "distributed.max_failures",
@@ -59,6 +58,7 @@ _MAY_CHANGE = {
     "tracking.tensorboard",
     "tracking.mlflow",
 }
+_WHOLE_STRATEGIES = {"ddp", "fsdp"}  # of distributed.strategy: their checkpoints are alike
 
 
 class RunDirectory:
@@ -149,12 +149,13 @@ class RunDirectory:
         other = "federated" if mode == "distributed" else "distributed"
         groups = {f"{group.replace('/', '.')}.name": group for group in SCHEMAS}
         # Groups first: with another choice of a group, its keys differ as well.
-        for key in [*groups, *sorted(before.keys() | now.keys())]:
+        for key in [*groups, "distributed.strategy", *sorted(before.keys() | now.keys())]:
             if key in _MAY_CHANGE or key.startswith(f"{other}."):
                 continue
-            if before.get(key) != now.get(key):
-                name = groups.get(key, key)
-                there, here = (_as_typed(values.get(key)) for values in (before, now))
+            both = before.get(key), now.get(key)
+            alike = key == "distributed.strategy" and _WHOLE_STRATEGIES.issuperset(both)
+            if both[0] != both[1] and not alike:
+                name, (there, here) = groups.get(key, key), map(_as_typed, both)
                 raise RunDirectoryError(
                     f"hydra.run.dir={self.path} holds a run with {name}={there}, not "
                     f"{name}={here}. Set {name}={there} to resume it, or choose another directory."

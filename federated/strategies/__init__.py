@@ -22,7 +22,13 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from heliotrope.config import FederatedConfig, KrumConfig, MultiKrumConfig, Run, TrimmedConfig
+from heliotrope.config import Run
+from heliotrope.config_federated import (
+    FederatedConfig,
+    KrumConfig,
+    MultiKrumConfig,
+    TrimmedConfig,
+)
 from heliotrope.errors import ConfigError
 
 from ..messages import summed_evaluations

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from heliotrope.config import (
+from heliotrope.config_federated import (
     DirichletConfig,
     NaturalConfig,
     PartitionConfig,

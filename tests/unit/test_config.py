@@ -340,6 +340,36 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
         ("distributed.strategy=fsdp", "optimizer=adafactor"),
         ("optimizer=adafactor yet", "Set optimizer=adamw"),
     ),
+    (
+        "distributed",
+        ("distributed.diloco.local_steps=8",),
+        ("distributed.diloco.local_steps=8", "strategy=ddp", "Set distributed.strategy=diloco"),
+    ),
+    (
+        "distributed",
+        ("distributed.strategy=local_sgd", "distributed.diloco.lr=0.5"),
+        ("distributed.diloco.lr=0.5", "strategy=local_sgd", "Set distributed.strategy=diloco"),
+    ),
+    (
+        "distributed",
+        ("distributed.strategy=diloco", "distributed.diloco.local_steps=0"),
+        ("distributed.diloco.local_steps=0 must be at least 1",),
+    ),
+    (
+        "distributed",
+        ("distributed.strategy=diloco", "distributed.diloco.exchange=int4"),
+        ("distributed.diloco.exchange=int4", "Did you mean 'int8'?"),
+    ),
+    (
+        "distributed",
+        ("distributed.strategy=diloco", "distributed.diloco.momentum=0.0"),
+        ("distributed.diloco.nesterov=true", "Set distributed.diloco.momentum"),
+    ),
+    (
+        "distributed",
+        ("distributed.strategy=local_sgd", "distributed.precision=fp16"),
+        ("local_sgd does not support distributed.precision=fp16 yet", "distributed.precision=bf16"),
+    ),
 ]
 
 
