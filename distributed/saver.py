@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from heliotrope import checkpoint
-from heliotrope.checkpoint import Checkpoint
+from heliotrope.checkpoint import Checkpoint, Part
 from heliotrope.tensor_file import raw_bytes
 from heliotrope.tracking import Tracker
 
@@ -33,14 +33,24 @@ _log = logging.getLogger(__name__)
 class Saver:
     """Writes the checkpoints of a run under `root`; a context manager, which awaits the last.
 
-    An error of the writer is raised by the next call of `save` or `raise_if_failed`, or at the
-    end of the block: a `CheckpointError`.
+    With `part`, its part of each; `tracker` is that of the process which has number 0. An error
+    of the writer is raised by the next call of `save` or `raise_if_failed`, or at the end of the
+    block: a `CheckpointError`.
     """
 
-    def __init__(self, root: Path, optimizer: Optimizer, tracker: Tracker, keep_last: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        optimizer: Optimizer,
+        tracker: Tracker | None,
+        keep_last: int,
+        part: Part | None = None,
+    ) -> None:
         self._root = root
         self._tracker = tracker
         self._keep_last = keep_last
+        self._part = part
+        self._abandoned = False
         self._copied = threading.Event()
         self._copied.set()
         self._copies: dict[str, Tensor] = {}
@@ -57,6 +67,7 @@ class Saver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._abandoned = kind is not None  # other parts may never be written
         if self._thread is not None:
             self._thread.join()
         if kind is None:
@@ -93,13 +104,21 @@ class Saver:
             )
             self._copied.set()
             _give_way()
-            self._tracker.sync()
-            path = checkpoint.save(self._root, copy, self._keep_last, keep)
-            _log.info("checkpoint %s is written", path.name)
+            self._write_copy(copy, keep)
         except Exception as error:  # noqa: BLE001 - raised again in the thread that trains
             self._error = error
         finally:
             self._copied.set()
+
+    def _write_copy(self, copy: Checkpoint, keep: Collection[int]) -> None:
+        if self._tracker is None:
+            assert self._part is not None
+            checkpoint.save_part(self._root, copy, self._part)
+            return
+        self._tracker.sync()
+        others = (self._part, lambda: not self._abandoned)
+        path = checkpoint.save(self._root, copy, self._keep_last, keep, *others)
+        _log.info("checkpoint %s is written", path.name)
 
     def _copy(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy into memory that is kept for the next time: new memory takes twice as long."""

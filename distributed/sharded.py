@@ -1,7 +1,8 @@
 """FSDP2: each worker holds a part of every weight, its gradient and its optimizer state.
 
-What is evaluated and saved is whole again, so that a run may go on with another number of
-workers, or with `ddp`. That gathers weights from all ranks: every rank must take part.
+What is evaluated is whole again, and what is saved is whole when it is read, so that a run may go
+on with another number of workers, or with `ddp`. Weights are gathered from all ranks: every rank
+must take part. With `distributed.sharded_checkpoints` nothing is gathered to be saved.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class ShardedTrainee(Trainee):
         super().__init__(run, model, task, place, directory)
         self._run = run
         self._task = task
+        self._first = place.rank == 0
         penalty = self._penalty
         if penalty is not None:
             self._penalty = lambda: _whole(penalty())
@@ -81,9 +83,19 @@ class ShardedTrainee(Trainee):
         return copy
 
     def snapshot(self) -> Snapshot:
-        """Return copies of everything that a checkpoint must hold, gathered from all ranks."""
+        """Return what this rank's checkpoint must hold: the whole of it, gathered, or its part."""
         mine = super().snapshot()
+        if self._cfg.sharded_checkpoints:
+            return replace(mine, model=self._part(mine.model), arrays=self._part(mine.arrays))
         return replace(mine, model=_all_whole(mine.model), arrays=_all_whole(mine.arrays))
+
+    def _part(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return this rank's shards; rank 0's are among those that are not sharded."""
+        return {
+            name: value.to_local() if isinstance(value, DTensor) else value
+            for name, value in tensors.items()
+            if isinstance(value, DTensor) or self._first
+        }
 
     def restore(self, saved: Checkpoint, path: Path) -> None:  # noqa: ARG002 - as the base
         """Go on from a checkpoint, of any number of workers."""

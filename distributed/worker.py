@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from heliotrope import checkpoint
-from heliotrope.checkpoint import Checkpoint
+from heliotrope.checkpoint import Checkpoint, Part
 from heliotrope.data import Dataset, Split
 from heliotrope.errors import RunFailedError
 from heliotrope.evaluation import evaluate, named
@@ -99,9 +99,12 @@ class Worker:
         self._best = Best(self._cfg.best_metric, self._cfg.keep_best)
         self._final: dict[str, ClassificationMetrics] = {}
         self._saver: Saver | None = None
-        if tracker is not None:
-            root = self._home.checkpoints
-            self._saver = Saver(root, self._trainee.optimizer, tracker, self._cfg.keep_last)
+        part = None
+        if self._cfg.sharded_checkpoints:
+            part = Part(place.rank, place.world_size, f"{attempt.started:.6f}".replace(".", "-"))
+        if tracker is not None or part is not None:
+            root, keep = self._home.checkpoints, self._cfg.keep_last
+            self._saver = Saver(root, self._trainee.optimizer, tracker, keep, part)
         if attempt.checkpoint is not None:
             self._resume(attempt.checkpoint)
         self._timed = self._counts.examples_seen  # up to here the speed is told
@@ -279,7 +282,7 @@ class Worker:
         sums = self._sum(sums)  # each rank's own, for all to know
         self._check_finite("training loss", sum(sums))
         snapshot = self._trainee.snapshot()
-        if self._saver is None or self._tracker is None:
+        if self._saver is None:
             return
         state = {
             **snapshot.rest,
@@ -293,7 +296,7 @@ class Worker:
             "target": self._target.saved(),
             "early_stopping": self._early.saved(),
             "best": self._best.saved(),
-            "metrics_offset": self._tracker.offset,
+            "metrics_offset": 0 if self._tracker is None else self._tracker.offset,
         }
         # A forward pass may change buffers, and the saver copies beside the next one.
         buffers = {name for name, _ in self._model.named_buffers()}

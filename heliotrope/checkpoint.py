@@ -7,6 +7,9 @@ A checkpoint is a directory named by the progress it holds (`00000020`)::
     state.json          everything else, as JSON
     manifest.json       schema, the SHA-256 and size of each file, and its own SHA-256
 
+Several processes may write one together, each its part of every tensor, cut along the first
+dimension: `model.0.safetensors`, `model.1.safetensors` and so on. Reading gives whole tensors.
+
 It is written under a temporary name, flushed to disk, and renamed, so that a directory with
 a final name is always whole. Loading verifies every hash: a flipped bit is refused by name.
 """
@@ -17,21 +20,24 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from heliotrope.errors import CheckpointError, ConfigError
-from heliotrope.tensor_file import write_bytes, write_tensors
+from heliotrope.tensor_file import Digest, write_bytes, write_tensors
 
-__all__ = ["Checkpoint", "latest", "load", "load_weights", "path_of", "save"]
+__all__ = ["Checkpoint", "Part", "latest", "load", "load_weights", "path_of", "save", "save_part"]
 
 _SCHEMA = 1
+_PART = "part.{}.json"  # what a process has written, once it is whole
 _REPLACED = ".replaced"  # a checkpoint that another of the same progress is about to replace
 
 
@@ -45,22 +51,43 @@ class Checkpoint:
     state: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which part of a checkpoint this process writes: one of `count`, on a shared file system.
+
+    Number 0 writes what is not cut, awaits the others and makes the checkpoint whole. `token`
+    tells their files from those of an earlier attempt.
+    """
+
+    number: int
+    count: int
+    token: str
+
+
 def path_of(root: Path, progress: int) -> Path:
     """Return the directory of the checkpoint at `progress`."""
     return root / f"{progress:08d}"
 
 
 def save(
-    root: Path, checkpoint: Checkpoint, keep_last: int = 3, keep: Collection[int] = ()
+    root: Path,
+    checkpoint: Checkpoint,
+    keep_last: int = 3,
+    keep: Collection[int] = (),
+    part: Part | None = None,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> Path:
     """Write `checkpoint` durably under `root` and return its path.
+
+    With `part`, number 0 of several, it holds this one's part of the tensors; the others write
+    theirs by `save_part`, for which it waits as long as `go_on()`.
 
     Of the others, only the newest stay, `keep_last` with this one, and those whose progress is
     in `keep`. Interrupted at any point, it leaves the earlier checkpoints readable. Raises
     `CheckpointError` if the files cannot be written.
     """
     try:
-        path = _save(root, checkpoint)
+        path = _save(root, checkpoint, part or Part(0, 1, str(os.getpid())), go_on)
         # Newer ones, which a resume found damaged, do not count: this one must never be dropped.
         found = _directories(root)
         for old in found[: max(0, found.index(path) + 1 - keep_last)]:
@@ -75,18 +102,31 @@ def save(
         ) from error
 
 
-def _save(root: Path, checkpoint: Checkpoint) -> Path:
+def save_part(root: Path, checkpoint: Checkpoint, part: Part) -> None:
+    """Write this process's part of the tensors; `CheckpointError` if that is not possible."""
+    try:
+        temporary = _temporary(root, checkpoint, part)
+        written = _written(temporary, checkpoint, part)
+        unfinished = temporary / f"{_PART.format(part.number)}.tmp"
+        write_bytes(unfinished, json.dumps(written).encode())
+        unfinished.rename(temporary / _PART.format(part.number))
+    except OSError as error:
+        raise CheckpointError(
+            f"Part {part.number} of the checkpoint at {checkpoint.progress} could not be written "
+            f"under {root}: {error}. The earlier ones are whole: make room there and continue with "
+            "resume=true."
+        ) from error
+
+
+def _save(root: Path, checkpoint: Checkpoint, part: Part, go_on: Callable[[], bool]) -> Path:
     final = path_of(root, checkpoint.progress)
-    temporary = root / f".{final.name}.tmp{os.getpid()}"
-    _sweep(root)
-    temporary.mkdir(parents=True)
+    _sweep(root, but=part.token if part.count > 1 else None)
+    temporary = _temporary(root, checkpoint, part)
     state = json.dumps(dict(checkpoint.state), sort_keys=True).encode()
-    model, arrays = "model.safetensors", "state.safetensors"
-    files = {
-        model: write_tensors(temporary / model, checkpoint.model),
-        arrays: write_tensors(temporary / arrays, checkpoint.arrays),
-        "state.json": write_bytes(temporary / "state.json", state),
-    }
+    files = _written(temporary, checkpoint, part)
+    for number in range(1, part.count):
+        files |= _awaited(temporary / _PART.format(number), go_on)
+    files["state.json"] = write_bytes(temporary / "state.json", state)
     order = {"model": list(checkpoint.model), "arrays": list(checkpoint.arrays)}
     manifest = {"schema": _SCHEMA, "progress": checkpoint.progress, "files": files, "order": order}
     write_bytes(temporary / "manifest.json", _signed(manifest))
@@ -99,6 +139,33 @@ def _save(root: Path, checkpoint: Checkpoint) -> Path:
     _sync_directory(root)
     shutil.rmtree(replaced, ignore_errors=True)
     return final
+
+
+def _temporary(root: Path, checkpoint: Checkpoint, part: Part) -> Path:
+    path = root / f".{checkpoint.progress:08d}.tmp{part.token}"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _written(directory: Path, checkpoint: Checkpoint, part: Part) -> dict[str, Digest]:
+    """Write the tensors; return the digest of each file."""
+    number = f".{part.number}" if part.count > 1 else ""
+    tensors = {
+        f"model{number}.safetensors": checkpoint.model,
+        f"state{number}.safetensors": checkpoint.arrays,
+    }
+    return {name: write_tensors(directory / name, values) for name, values in tensors.items()}
+
+
+def _awaited(path: Path, go_on: Callable[[], bool]) -> dict[str, Digest]:
+    """Return what another process has written of its part, once it has."""
+    while not path.exists():
+        if not go_on():
+            raise FileNotFoundError(f"{path.name} was never written, by another process")
+        time.sleep(0.01)
+    files: dict[str, Digest] = json.loads(path.read_bytes())
+    path.unlink()
+    return files
 
 
 def load(path: Path) -> Checkpoint:
@@ -124,8 +191,8 @@ def load(path: Path) -> Checkpoint:
             payloads[name] = data
         return Checkpoint(
             progress=manifest["progress"],
-            model=_ordered(payloads["model.safetensors"], manifest["order"]["model"]),
-            arrays=_ordered(payloads["state.safetensors"], manifest["order"]["arrays"]),
+            model=_whole(payloads, "model", manifest["order"]["model"]),
+            arrays=_whole(payloads, "state", manifest["order"]["arrays"]),
             state=json.loads(payloads["state.json"]),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -175,17 +242,24 @@ def _signed(manifest: Mapping[str, Any]) -> bytes:
     return json.dumps({**manifest, "sha256": digest}, indent=1).encode()
 
 
-def _sweep(root: Path) -> None:
-    """Remove what a process that was killed while saving left behind."""
+def _sweep(root: Path, but: str | None = None) -> None:
+    """Remove what a process that was killed while saving left behind; not what `but` marks."""
     replaced = [path for path in root.glob(f"*{_REPLACED}") if path.with_suffix("").exists()]
     for path in (*root.glob(".*.tmp*"), *replaced):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.suffix != f".tmp{but}":
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def _ordered(data: bytes, names: list[str]) -> dict[str, Tensor]:
-    """Read tensors in the order they were given; safetensors keeps an order of its own."""
-    tensors = load_tensors(data)
-    return {name: tensors[name] for name in names}
+def _whole(payloads: Mapping[str, bytes], kind: str, names: list[str]) -> dict[str, Tensor]:
+    """Read the tensors of all parts, in the order they were given, not that of their files."""
+    files = [name for name in payloads if name.startswith(f"{kind}.") and name != "state.json"]
+    files.sort(key=lambda name: int(name.split(".")[1]) if len(files) > 1 else 0)
+    parts = [load_tensors(payloads[name]) for name in files]
+    return {name: _joined([part[name] for part in parts if name in part]) for name in names}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _directories(root: Path) -> list[Path]:

@@ -160,6 +160,7 @@ class DistributedConfig:
     evaluate_every: int = 1
     checkpoint_every: int = 1
     checkpoint_every_steps: int | None = None
+    sharded_checkpoints: bool = False
     keep_last: int = 3
     keep_best: int = 0
     best_metric: str | None = None

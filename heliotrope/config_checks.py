@@ -208,6 +208,11 @@ def _check_strategy_of_workers(run: Run) -> None:
     cfg = run.distributed
     _choice("distributed.strategy", cfg.strategy, ("ddp", "fsdp", "local_sgd", "diloco"))
     _check_diloco(cfg)
+    if cfg.sharded_checkpoints and cfg.strategy != "fsdp":
+        raise ConfigError(
+            "distributed.sharded_checkpoints=true has no effect with distributed.strategy="
+            f"{cfg.strategy}, whose workers hold whole weights. Set distributed.strategy=fsdp."
+        )
     if cfg.strategy == "fsdp" and worker_range(cfg.workers)[0] == 1:
         raise ConfigError(
             "distributed.strategy=fsdp divides the weights among workers, but "

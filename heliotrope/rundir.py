@@ -36,6 +36,7 @@ _MAY_CHANGE = {
     "distributed.collective_timeout",
     "distributed.checkpoint_every",
     "distributed.checkpoint_every_steps",
+    "distributed.sharded_checkpoints",
     "distributed.keep_last",
     "distributed.keep_best",
     "distributed.best_metric",

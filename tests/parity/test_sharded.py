@@ -57,6 +57,31 @@ def test_sharded_workers_are_one_worker_and_resume_exactly(
     _close(alone, other)
 
 
+def test_each_worker_writes_its_part_and_any_number_of_them_goes_on(
+    ray_session: object, tmp_path: Path
+) -> None:
+    uneven = (*_ALL, "model.channels=[3]")
+    alone = train(tmp_path / "alone", *INLINE, *uneven, epochs=_EPOCHS)
+    sharded = (*RAY, *uneven, _FSDP, "distributed.sharded_checkpoints=true")
+    whole = train(tmp_path / "whole", *sharded, epochs=_EPOCHS)
+    _close(alone, whole)
+    newest = max((whole / "checkpoints").iterdir())
+    assert {file.name for file in newest.glob("model.*")} == {
+        "model.0.safetensors",
+        "model.1.safetensors",
+    }
+    for name, value in evaluate_run(whole).items():
+        assert result_of(whole)["metrics"][name] == pytest.approx(value, rel=1e-6), name
+
+    parts = cut(whole, tmp_path / "parts", after=1)
+    train(parts, *sharded, "resume=true", epochs=_EPOCHS)
+    assert_same_tensors(weights_of(whole), weights_of(parts))
+
+    other = cut(whole, tmp_path / "other", after=1)
+    train(other, *INLINE, *uneven, "resume=true", epochs=_EPOCHS)
+    _close(alone, other)
+
+
 def test_a_run_begun_whole_goes_on_sharded(ray_session: object, tmp_path: Path) -> None:
     alone = train(tmp_path / "alone", *INLINE, *_ALL, epochs=_EPOCHS)
     parts = cut(alone, tmp_path / "parts", after=1)

@@ -6,7 +6,10 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ import safetensors.torch
 import torch
 
 from heliotrope import checkpoint
-from heliotrope.checkpoint import Checkpoint
+from heliotrope.checkpoint import Checkpoint, Part
 from heliotrope.errors import CheckpointError, ConfigError
 from heliotrope.tensor_file import write_tensors
 from tests.support import assert_same_tensors, fresh_seed
@@ -373,3 +376,59 @@ def test_files_are_those_that_the_safetensors_library_writes(tmp_path: Path) -> 
     write_tensors(tmp_path / "ours", tensors)
     theirs = {name: tensor.contiguous() for name, tensor in tensors.items()}
     assert_same_tensors(safetensors.torch.load_file(tmp_path / "ours"), theirs)
+
+
+def _cut(whole: Checkpoint, number: int) -> Checkpoint:
+    """Return one of two parts; what is not cut, such as a scalar, is in the first."""
+    sides = [
+        {
+            name: value.tensor_split(2)[number] if value.dim() else value
+            for name, value in tensors.items()
+            if value.dim() or number == 0
+        }
+        for tensors in (whole.model, whole.arrays)
+    ]
+    return Checkpoint(whole.progress, *sides, whole.state if number == 0 else {})
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_parts_that_two_processes_write_are_one_checkpoint(first: int, tmp_path: Path) -> None:
+    whole = example(3, size=5)
+    whole = replace(whole, arrays={**whole.arrays, "step": torch.tensor(7.0)})
+    stale = tmp_path / ".00000003.tmp1" / "part.1.json"
+    stale.parent.mkdir()
+    stale.write_text("{}")
+
+    def write(number: int) -> None:
+        part = Part(number, 2, "2")
+        if number:
+            checkpoint.save_part(tmp_path, _cut(whole, 1), part)
+        else:
+            checkpoint.save(tmp_path, _cut(whole, 0), part=part)
+
+    with ThreadPoolExecutor() as pool:
+        earlier = pool.submit(write, first)
+        time.sleep(0.05)
+        write(1 - first)
+        earlier.result(timeout=10)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["00000003"]
+    read = checkpoint.latest(tmp_path, refuse)
+    assert read is not None
+    assert read.state == whole.state
+    assert_same_tensors(dict(read.model), dict(whole.model))
+    assert_same_tensors(dict(read.arrays), dict(whole.arrays))
+
+    damaged = tmp_path / "00000003" / "model.1.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=r"model\.1\.safetensors fails its checksum"):
+        checkpoint.load(tmp_path / "00000003")
+
+
+def test_a_part_that_never_comes_is_awaited_only_while_there_is_hope(tmp_path: Path) -> None:
+    hopes = iter([True, True, False])
+    with pytest.raises(CheckpointError, match=r"part\.1\.json was never written"):
+        checkpoint.save(
+            tmp_path, _cut(example(3), 0), part=Part(0, 2, "2"), go_on=lambda: next(hopes)
+        )
+    assert not list(tmp_path.iterdir())

@@ -342,6 +342,11 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
     ),
     (
         "distributed",
+        ("distributed.sharded_checkpoints=true",),
+        ("distributed.sharded_checkpoints=true", "Set distributed.strategy=fsdp"),
+    ),
+    (
+        "distributed",
         ("distributed.diloco.local_steps=8",),
         ("distributed.diloco.local_steps=8", "strategy=ddp", "Set distributed.strategy=diloco"),
     ),
