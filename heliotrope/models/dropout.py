@@ -6,7 +6,7 @@ from math import prod
 
 from torch import Tensor
 
-from heliotrope.models.seeded import SeededLayer, uniform
+from heliotrope.models.seeded import SeededLayer, kept
 
 __all__ = ["SeededDropout"]
 
@@ -22,8 +22,8 @@ class SeededDropout(SeededLayer):
         if not self.training or self.p == 0.0:
             return inputs
         start = self.first * prod(inputs.shape[1:])
-        kept = uniform(self.key, start, inputs.numel()).view(inputs.shape) >= self.p
-        return inputs * kept / (1.0 - self.p)
+        mask = kept(self.key, start, inputs.numel(), self.p).view(inputs.shape)
+        return inputs * (mask.to(inputs.dtype) * (1.0 / (1.0 - self.p)))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

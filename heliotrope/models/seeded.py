@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from heliotrope.seeding import hashed
+from heliotrope.seeding import hashed, hashed_number, ranked
 
-__all__ = ["SeededLayer", "layer_keys", "reseed", "uniform"]
+__all__ = ["SeededLayer", "kept", "layer_keys", "reseed", "uniform"]
 
 
 class SeededLayer(nn.Module):
@@ -40,6 +40,11 @@ def uniform(key: Tensor, start: Tensor, count: int) -> Tensor:
     return ((z >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
 
 
+def kept(key: Tensor, start: Tensor, count: int, p: float) -> Tensor:
+    """Return `count` draws, bool, each false with probability `p`, from number `start` on."""
+    return ranked(key, start, count) >= int(p * 2**64) - 2**63
+
+
 def layer_keys(model: nn.Module, step_seeds: Tensor) -> dict[str, Tensor]:
     """Return the keys of every seeded layer, shaped as `step_seeds`, by the name of its buffer.
 
@@ -58,5 +63,5 @@ def reseed(model: nn.Module, step_seed: int, first: int = 0) -> None:
     """
     layers = [layer for layer in model.modules() if isinstance(layer, SeededLayer)]
     for index, layer in enumerate(layers):
-        layer.key.copy_(hashed(step_seed, torch.tensor(index)))
+        layer.key.fill_(hashed_number(step_seed, index))
         layer.first.fill_(first)

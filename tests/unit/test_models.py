@@ -147,7 +147,8 @@ def splitmix64(key: int, place: int) -> int:
 
 def test_the_mask_is_the_published_hash() -> None:
     key = seed(fresh_seed(), "step")
-    wanted = [splitmix64(key, place) >> 40 >= 0.3 * 2**24 for place in range(500)]
+    signed = [splitmix64(key, place) ^ 1 << 63 for place in range(500)]
+    wanted = [number >> 33 >= int(0.3 * 2**31) for number in signed]
     assert mask(0.3, key, 500).tolist() == wanted
 
 

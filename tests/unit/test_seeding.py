@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from heliotrope.seeding import isolated_rng, numpy_generator, seed, torch_generator
+from heliotrope.seeding import (
+    hashed,
+    hashed_number,
+    isolated_rng,
+    numpy_generator,
+    ranked,
+    seed,
+    torch_generator,
+    wrapped,
+)
 from tests.support import fresh_seed, global_random_state_untouched
 
 
@@ -51,6 +60,15 @@ def test_numbers_from_numpy_name_the_same_stream() -> None:
 def test_a_part_that_is_no_name_is_refused() -> None:
     with pytest.raises(TypeError):
         seed(7, 0.5)  # type: ignore[arg-type]
+
+
+def test_the_quick_forms_of_a_hash_give_its_numbers() -> None:
+    key = wrapped(seed(fresh_seed(), "key") * 3)
+    counters = torch.arange(200)
+    slow = hashed(key, counters)
+    assert [hashed_number(key, n) for n in range(200)] == slow.tolist()
+    quick = ranked(torch.tensor(key), torch.tensor(7), 100)
+    assert torch.equal(quick >> 33, slow[7:107] >> 33)
 
 
 def test_streams_depend_on_nothing_but_their_path() -> None:
