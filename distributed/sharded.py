@@ -79,15 +79,22 @@ class ShardedTrainee(Trainee):
     def evaluated(self) -> nn.Module:
         """Return a whole copy of the model."""
         copy = build(self._run.model, self._task, self._run.seed).to(self._device)
-        copy.load_state_dict(_all_whole(self._model.state_dict()))
+        whole = copy.state_dict()
+        for name, value in self._model.state_dict().items():  # one at a time: less memory
+            whole[name].copy_(_whole(value))
         return copy
 
     def snapshot(self) -> Snapshot:
-        """Return what this rank's checkpoint must hold: the whole of it, gathered, or its part."""
+        """Return what a checkpoint must hold: the whole of it for rank 0, or each rank's part."""
         mine = super().snapshot()
         if self._cfg.sharded_checkpoints:
             return replace(mine, model=self._part(mine.model), arrays=self._part(mine.arrays))
-        return replace(mine, model=_all_whole(mine.model), arrays=_all_whole(mine.arrays))
+        return replace(mine, model=self._whole(mine.model), arrays=self._whole(mine.arrays))
+
+    def _whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return whole copies in the memory of rank 0's CPU, nothing on the others."""
+        copies = ((name, _whole(value)) for name, value in tensors.items())
+        return {name: value.cpu() for name, value in copies if self._first}
 
     def _part(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return this rank's shards; rank 0's are among those that are not sharded."""
@@ -112,10 +119,6 @@ class ShardedTrainee(Trainee):
 
 def _whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def _all_whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: _whole(value) for name, value in tensors.items()}
 
 
 def _like(value: Tensor, own: Tensor) -> Tensor:
