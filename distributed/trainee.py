@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -104,6 +104,10 @@ class Trainee:
         train_batches(
             self._wrapped, self.optimizer, task, batches, self._penalty, self._recipe, totals
         )
+
+    def note_losses(self, note: Callable[[Tensor], None]) -> None:
+        """Let `note` have the sum of the losses of each step from now on."""
+        self._recipe = replace(self._recipe, note_loss=note)
 
     def take_timing(self, examples: float) -> dict[str, float]:
         """Return how fast the steps since the last call were; see `Speed.take`."""

@@ -47,6 +47,7 @@ from .order import batches, part_of, permutation
 from .retention import Best
 from .saver import Saver
 from .schedule import scheduled
+from .step_log import StepLog
 from .stop import Agreement
 from .threads import useful_threads
 from .trainee import trainee_of
@@ -105,6 +106,11 @@ class Worker:
         if tracker is not None or part is not None:
             root, keep = self._home.checkpoints, self._cfg.keep_last
             self._saver = Saver(root, self._trainee.optimizer, tracker, keep, part)
+        self._step_log: StepLog | None = None
+        if self._cfg.log_every_steps is not None:
+            optimizer, every = self._trainee.optimizer, self._cfg.log_every_steps
+            self._step_log = StepLog(every, optimizer, tracker, self._sum)
+            self._trainee.note_losses(self._step_log.note_loss)
         if attempt.checkpoint is not None:
             self._resume(attempt.checkpoint)
         self._timed = self._counts.examples_seen  # up to here the speed is told
@@ -188,12 +194,15 @@ class Worker:
         examples, size = len(self._train), self._cfg.batch_size
         for batch in plan:
             yield batch
-            counts.examples_seen += min(size, examples - self._step * size)
+            seen = min(size, examples - self._step * size)
+            counts.examples_seen += seen
             counts.steps += 1
             self._step += 1
             sent, received = self._trainee.after_step(self._step, self._steps)
             counts.bytes_up += sent
             counts.bytes_down += received
+            if self._step_log is not None:
+                self._step_log.after_step(self._epoch + 1, seen, counts, self._clock)
             if self._saver is not None:
                 self._saver.raise_if_failed()
             if self._agreement.after_step() or self._due():
@@ -207,6 +216,8 @@ class Worker:
     def _end_epoch(self) -> tuple[bool, bool]:
         """Tell of the epoch; return whether it was the last, and whether it is to be saved."""
         due = self._due()
+        if self._step_log is not None:
+            self._step_log.flush()
         [loss_sum] = self._sum([self._totals.loss_sum])
         self._epoch, self._step = self._epoch + 1, 0
         self._plan, self._totals = None, TrainTotals()
@@ -277,6 +288,8 @@ class Worker:
             _log.info("epoch %d: %s", self._epoch, said)
 
     def _save(self) -> None:
+        if self._step_log is not None:
+            self._step_log.flush()
         sums = [0.0] * self._place.world_size
         sums[self._place.rank] = self._totals.loss_sum
         sums = self._sum(sums)  # each rank's own, for all to know

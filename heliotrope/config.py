@@ -158,6 +158,7 @@ class DistributedConfig:
     max_failures: int = 0
     collective_timeout: float = 1800.0
     evaluate_every: int = 1
+    log_every_steps: int | None = None
     checkpoint_every: int = 1
     checkpoint_every_steps: int | None = None
     sharded_checkpoints: bool = False

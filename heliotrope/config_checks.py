@@ -158,6 +158,7 @@ def _check_distributed(cfg: DistributedConfig) -> None:
         _share("distributed.ema_decay", cfg.ema_decay)
     _at_least("distributed.max_failures", cfg.max_failures, 0)
     _at_least("distributed.collective_timeout", cfg.collective_timeout, 1)
+    _at_least("distributed.log_every_steps", cfg.log_every_steps, 1)
     _at_least("distributed.checkpoint_every_steps", cfg.checkpoint_every_steps, 1)
     fewest, most = worker_range(cfg.workers)
     if fewest != most and cfg.launcher != "ray":

@@ -34,6 +34,7 @@ _MAY_CHANGE = {
     "distributed.accumulation_steps",
     "distributed.max_failures",
     "distributed.collective_timeout",
+    "distributed.log_every_steps",
     "distributed.checkpoint_every",
     "distributed.checkpoint_every_steps",
     "distributed.sharded_checkpoints",

@@ -22,7 +22,7 @@ __all__ = ["check_installed", "listeners"]
 
 _log = logging.getLogger(__name__)
 
-_SHOWN = ("train", "evaluate", "clients")
+_SHOWN = ("step", "train", "evaluate", "clients")
 
 
 class _Listener(Protocol):

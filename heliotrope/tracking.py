@@ -3,6 +3,7 @@
 Events and their own fields (every one has `event` and `time`, in unix seconds):
 
     start     mode, name, seed
+    step      epoch, step/loss, step/lr
     train     epoch | round, train/loss, timing: {step_ms, examples_per_second ...}
     evaluate  epoch | round, <split>/<metric> ..., weights: "ema" if they are averaged ones
     clients   round, clients: [{client, examples, accuracy, loss}], clients/<metric>
@@ -10,7 +11,7 @@ Events and their own fields (every one has `event` and `time`, in unix seconds):
     final     <split>/<metric> ..., confusion_matrix, class_names
     end       status
 
-`train`, `evaluate`, `clients` and `final` also carry `Progress`, cumulative since the run began.
+All but `start`, `failure` and `end` also carry `Progress`, cumulative since the run began.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
@@ -86,11 +87,18 @@ class Tracker:
 
     def emit(self, event: str, **fields: Any) -> None:
         """Write one event. NaN is written as null: the file is strict JSON."""
-        record = {"event": event, "time": round(time.time(), 3), **fields}
-        self._file.write(json.dumps(strict(record), allow_nan=False).encode() + b"\n")
+        self.emit_all(event, [fields])
+
+    def emit_all(self, event: str, each: Iterable[Mapping[str, Any]]) -> None:
+        """Write several events of one kind at once."""
+        now = round(time.time(), 3)
+        records = [{"event": event, "time": now, **fields} for fields in each]
+        lines = [json.dumps(strict(record), allow_nan=False) for record in records]
+        self._file.write("".join(f"{line}\n" for line in lines).encode())
         self._file.flush()
         for listener in self._listeners:
-            listener(record)
+            for record in records:
+                listener(record)
 
     def progress(
         self, event: str, counts: Progress, clock: Clock, unit: Mapping[str, int], **fields: Any

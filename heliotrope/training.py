@@ -79,7 +79,8 @@ class Recipe:
     With `clip_norm`, gradients are scaled down to at most that norm, over all parameters.
     `around_forward` gives the context of each forward pass, such as autocast; losses are taken
     in full precision outside of it. `scaler` keeps small gradients of float16 from vanishing.
-    `after_update` is called after each update. `watch` notes where the time goes.
+    `after_update` is called after each update, `note_loss` with the sum of each step's losses, a
+    float64 scalar that stays on its device. `watch` notes where the time goes.
     """
 
     accumulation_steps: int = 1
@@ -87,6 +88,7 @@ class Recipe:
     around_forward: Callable[[Batch], AbstractContextManager[object]] = nullcontext
     scaler: GradScaler | None = None
     after_update: Callable[[], None] | None = None
+    note_loss: Callable[[Tensor], None] | None = None
     watch: Stopwatch | None = None
 
 
@@ -182,12 +184,15 @@ def train_batches(
     for batch in batches:
         watch.lap("data")
         optimizer.zero_grad(set_to_none=True)
+        before = None if recipe.note_loss is None else loss_sum.clone()
         for number, part in enumerate(batch.parts(recipe.accumulation_steps), start=1):
             last = number == recipe.accumulation_steps
             with nullcontext() if last else _not_exchanged(model):
                 loss_sum += _backward(model, task, part, penalty if last else None, recipe)
         watch.lap("forward_backward")
         _update(model, optimizer, recipe)
+        if recipe.note_loss is not None and before is not None:
+            recipe.note_loss(loss_sum - before)
         watch.lap("optimizer")
         watch.steps += 1
         totals.examples += len(batch.targets)

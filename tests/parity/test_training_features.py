@@ -31,6 +31,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
         "distributed.activation_checkpointing=true",
         "distributed.accumulation_steps=2",
     ),
+    "logged steps": ("distributed.log_every_steps=2", "distributed.accumulation_steps=2"),
     "warm-up": ("distributed.lr_warmup_steps=5", "distributed.lr_schedule=cosine"),
 }
 _EPOCHS = 2
@@ -109,3 +110,20 @@ def test_micro_batches_change_no_more_than_rounding(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", *INLINE, epochs=_EPOCHS)
     parts = train(tmp_path / "parts", *INLINE, *FEATURES["accumulation"], epochs=_EPOCHS)
     _close(whole, parts)
+
+
+def test_logged_steps_add_up_to_their_epoch(ray_session: object, tmp_path: Path) -> None:
+    logged = ("distributed.log_every_steps=1", "distributed.lr_schedule=linear")
+    alone = train(tmp_path / "alone", *INLINE, *logged, epochs=_EPOCHS)
+    both = train(tmp_path / "both", *RAY, *logged, epochs=_EPOCHS)
+    steps, on_ray = (events_of(run, "step") for run in (alone, both))
+    assert [event["steps"] for event in steps] == list(range(1, 11 * _EPOCHS + 1))
+    rates = [event["step/lr"] for event in steps]
+    assert rates == sorted(rates, reverse=True)
+    for epoch, event in enumerate(events_of(alone, "train"), start=1):
+        mine = [e["step/loss"] for e in steps if e["epoch"] == epoch]
+        sizes = [128] * 10 + [14]
+        mean = sum(n * loss for n, loss in zip(sizes, mine, strict=True)) / 1294
+        assert event["train/loss"] == pytest.approx(mean, rel=1e-9)
+    losses, theirs = ([event["step/loss"] for event in run] for run in (steps, on_ray))
+    assert theirs == pytest.approx(losses, rel=1e-4)
