@@ -2,17 +2,14 @@
 
     python scripts/benchmarks/checkpoint_stall.py --threads 1 --output stall.json
 
-A perceptron with Adam, so that a checkpoint has 120 MB. In turn: no checkpoints, ours beside
-training, and the same files written before training goes on. A stall is the time in the call
+A perceptron with Adam, so that a checkpoint has 120 MB. In turn, for 20 steps: no checkpoints, ours
+beside training, and the same files written before training goes on. A stall is the time in the call
 and what the step after it took more than a step without checkpoints; `all steps` says what every
 step took more, the processor's share for hashing and writing included.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 import tempfile
 import time
@@ -20,21 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
 
+import record
 import torch
-from rich.console import Console
 from rich.table import Table
+from running import wait_until_idle
 from torch.nn import functional
 
 from distributed.saver import Saver
 from heliotrope import checkpoint, optimizer_state
 from heliotrope.checkpoint import Checkpoint
-from heliotrope.resources import machine
-from heliotrope.rundir import git_commit
 from heliotrope.tracking import Tracker
 
 _WIDTH = 2816
 _BETWEEN = 20  # steps between two checkpoints
-_WARM_UP = 5  # steps
 
 
 class _Training:
@@ -58,60 +53,57 @@ class _Training:
 
 def main() -> int:
     """Measure, print a table, and store it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.parser(__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--checkpoints", type=int, default=6, help="the first does not count")
-    parser.add_argument("--output", type=Path, help="JSON file for all that was measured")
+    parser.add_argument("--checkpoints", type=int, default=10, help="the first does not count")
     options = parser.parse_args()
+    wait_until_idle(options.patience)
+    said = record.begin()
     torch.set_num_threads(options.threads)
     training = _Training(options.batch_size)
-    load = os.getloadavg()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        root = Path(folder) / "checkpoints"
+        beside, at_once = Path(folder) / "beside", Path(folder) / "at_once"
         tracker = Tracker(Path(folder) / "metrics.jsonl")
-        saver = Saver(root, training.optimizer, tracker, keep_last=2)
+        saver = Saver(beside, training.optimizer, tracker, keep_last=2)
         ways: dict[str, Callable[[int], object]] = {
             "none": lambda _: None,
             "beside training": lambda number: saver.save(training.present(number), ()),
-            "at once": lambda number: checkpoint.save(root, training.present(number), 2),
+            "at once": lambda number: checkpoint.save(at_once, training.present(number), 2),
         }
+        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         with saver:
-            measured = {name: _measure(training, way, options) for name, way in ways.items()}
+            for number in range(options.checkpoints):
+                for name, way in ways.items():
+                    times = _measure(training, way, number)
+                    measured[name] += times if number else []
         tracker.close()
     plain = median(took for _, took in measured["none"])
-    record = {
-        "machine": machine(),
-        "git_commit": git_commit(),
-        "load_average": [load, os.getloadavg()],
+    parameters = sum(p.numel() for p in training.model.parameters())
+    said |= {
         "options": {name: str(value) for name, value in vars(options).items()},
-        "parameters": sum(p.numel() for p in training.model.parameters()),
+        "parameters": parameters,
         "step_seconds": plain,
         "seconds": measured,  # of each step: in the call before it, and in the step itself
     }
-    Console().print(_table(measured, plain, f"{record['parameters']:,} parameters, Adam"))
-    if options.output:
-        options.output.write_text(json.dumps(record, indent=2) + "\n")
+    record.console().print(_table(measured, plain, f"{parameters:,} parameters, Adam"))
+    record.finish(said, options.output)
     return 0
 
 
 def _measure(
-    training: _Training, save: Callable[[int], object], options: argparse.Namespace
+    training: _Training, save: Callable[[int], object], number: int
 ) -> list[tuple[float, float]]:
     """Return the seconds of each step: in the call before it (0 if none), and in the step."""
     times = []
-    for _ in range(_WARM_UP):
-        training.step()
-    for number in range(options.checkpoints * _BETWEEN):
+    for step in range(_BETWEEN):
         started = time.perf_counter()
-        if number % _BETWEEN == 0:
+        if step == 0:
             save(number)
         called = time.perf_counter()
         training.step()
         times.append((called - started, time.perf_counter() - called))
-    return times[_BETWEEN:]
+    return times
 
 
 def _table(measured: dict[str, list[tuple[float, float]]], plain: float, title: str) -> Table:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -23,17 +22,16 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import record
 import torch
-from environments import PINS, interpreter
 from peers.problem import read
 from rich.console import Console
 from rich.table import Table
-from running import ROOT, Entry, run, wait_until_idle
+from running import Entry, run, wait_until_idle
 from workloads import WORKLOADS, Workload, write
 
 from federated.choice import Choice
-from heliotrope.resources import available_cpus, machine
-from heliotrope.rundir import git_commit
+from heliotrope.resources import available_cpus
 
 _CHECK_ROUNDS = 5  # of the first run, whose weights are compared
 _WARM_UP = 3  # rounds at the start of each timed run that do not count
@@ -86,60 +84,33 @@ def _pfl_label(threads: int, cpus: int) -> str:
 def main() -> int:
     """Measure, print a table for each workload, and store everything."""
     options = _options()
-    console = Console(width=None if Console().is_terminal else 150)
+    console = record.console()
     chosen = [entry for entry in entries() if entry.peer in options.peers]
-    pythons = _interpreters({entry.peer for entry in chosen}, options)
-    record: dict[str, Any] = {
-        "machine": machine(),
-        "git_commit": git_commit(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "load_average_before": os.getloadavg(),
-        "workloads": {},
-    }
+    pythons = record.interpreters((entry.peer for entry in chosen), options)
+    said = record.begin() | {"workloads": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.workloads:
             path = Path(folder) / f"{name}.json"
             write(WORKLOADS[name], path)
             measured = _measure(chosen, pythons, path, options, console)
             console.print(_table(name, WORKLOADS[name], measured))
-            record["workloads"][name] = {
+            console.print(f"versions: {_versions(measured)}")
+            said["workloads"][name] = {
                 "title": WORKLOADS[name].title,
                 "config": json.loads(path.read_text()),
                 "results": [_stored(result) for result in measured],
             }
-            record["load_average_after"] = os.getloadavg()
-            if options.output:  # after each workload: they take minutes
-                options.output.write_text(json.dumps(record, indent=2) + "\n")
-    console.print(f"machine: {record['machine']}, commit {record['git_commit']}")
-    console.print(f"versions: {_versions(measured)}")
-    console.print(
-        f"load average: {record['load_average_before']} before, "
-        f"{record['load_average_after']} after (this benchmark's own included)"
-    )
+            record.finish(said, options.output)  # after each workload: they take minutes
     return 0
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.with_peers(record.parser(__doc__))
     parser.add_argument("--workloads", type=_names(WORKLOADS), default=list(WORKLOADS))
-    peers = ["heliotrope", *PINS]
+    peers = ["heliotrope", "bare", "pfl", "flower"]
     parser.add_argument("--peers", type=_names(peers), default=peers)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="to time in each repetition")
-    parser.add_argument(
-        "--patience", type=float, default=60.0, help="seconds to wait for idle CPUs"
-    )
-    parser.add_argument("--output", type=Path, help="JSON file for all that was measured")
-    parser.add_argument(
-        "--peer-python",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="use this interpreter for a peer instead of making an environment",
-    )
-    parser.add_argument("--environments", type=Path, default=ROOT / ".venv-benchmarks")
     return parser.parse_args()
 
 
@@ -152,18 +123,6 @@ def _names(known: Mapping[str, Any] | Sequence[str]) -> Any:
         return names
 
     return parse
-
-
-def _interpreters(peers: set[str], options: argparse.Namespace) -> dict[str, str]:
-    given = dict(pair.split("=", 1) for pair in options.peer_python)
-    return {
-        peer: given[peer]
-        if peer in given
-        else sys.executable
-        if peer == "heliotrope"
-        else str(interpreter(peer, options.environments))
-        for peer in peers
-    }
 
 
 def _measure(

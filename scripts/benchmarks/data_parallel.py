@@ -5,17 +5,15 @@
 A CNN on Fashion-MNIST, 3 epochs on two workers and on one process: start-up, a checkpoint every
 epoch and the final evaluation included. Each run is a process of its own, and the peers take
 turns, so that a busy moment hits all of them. A step's time is the mean over the epochs after
-the first; the overhead is the whole job without its steps.
+the first; the overhead is the whole job without its steps. Ratios are medians of those to the peer
+beside which an entry stands, in the same repetition: "DDP under torchrun" and "bare loop".
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,16 +21,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from environments import interpreter
-from rich.console import Console
+import record
 from rich.table import Table
-from running import ROOT, Entry, run, wait_until_idle
+from running import Entry, run, wait_until_idle
 
 from heliotrope.config import CnnConfig, DataConfig
 from heliotrope.data import load
 from heliotrope.models import build
-from heliotrope.resources import machine
-from heliotrope.rundir import git_commit
 from heliotrope.tasks import task_of
 
 _SEED = 7
@@ -52,80 +47,59 @@ class Measured:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def entries() -> list[Entry]:
-    """Return all that is measured, ours first."""
+def groups() -> list[list[Entry]]:
+    """Return all that is measured: each group's first entry is what the others stand beside."""
     ours, loop = "heliotrope_job.py", "torch_loop.py"
     return [
-        Entry("heliotrope, ray launcher", "heliotrope", ours, f"ray={_WORKERS}/1"),
-        Entry("heliotrope, torchrun launcher", "heliotrope", ours, f"torchrun={_WORKERS}/1"),
-        Entry("DDP under torchrun", "bare", loop, "threads=1", processes=_WORKERS),
-        Entry("Ray Train", "ray_train", "ray_train.py", f"workers={_WORKERS}"),
-        Entry("Lightning", "lightning", "lightning_trainer.py", f"workers={_WORKERS}"),
-        Entry("heliotrope, inline, 1 thread", "heliotrope", ours, "inline=1/1"),
-        Entry("bare loop, 1 thread", "bare", loop, "threads=1"),
-        Entry("heliotrope, inline, 2 threads", "heliotrope", ours, "inline=1/2"),
-        Entry("bare loop, 2 threads", "bare", loop, "threads=2"),
+        [
+            Entry("DDP under torchrun", "bare", loop, "threads=1", processes=_WORKERS),
+            Entry("heliotrope, ray launcher", "heliotrope", ours, f"ray={_WORKERS}/1"),
+            Entry("heliotrope, torchrun launcher", "heliotrope", ours, f"torchrun={_WORKERS}/1"),
+            Entry("Ray Train", "ray_train", "ray_train.py", f"workers={_WORKERS}"),
+            Entry("Lightning", "lightning", "lightning_trainer.py", f"workers={_WORKERS}"),
+        ],
+        [
+            Entry("bare loop, 1 thread", "bare", loop, "threads=1"),
+            Entry("heliotrope, inline, 1 thread", "heliotrope", ours, "inline=1/1"),
+            Entry("the same, each step logged", "heliotrope", ours, "inline=1/1/1"),
+        ],
+        [
+            Entry("bare loop, 2 threads", "bare", loop, "threads=2"),
+            Entry("heliotrope, inline, 2 threads", "heliotrope", ours, "inline=1/2"),
+        ],
     ]
 
 
 def main() -> int:
     """Measure, print a table, and store everything."""
-    options = _options()
-    console = Console(width=None if Console().is_terminal else 130)
-    given = dict(pair.split("=", 1) for pair in options.peer_python) | {
-        "heliotrope": sys.executable
-    }
-    results = [Measured(entry) for entry in entries()]
+    parser = record.with_peers(record.parser(__doc__))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3)
+    options = parser.parse_args()
+    console = record.console()
+    measured = [[Measured(entry) for entry in group] for group in groups()]
+    results = [result for group in measured for result in group]
+    pythons = record.interpreters((result.entry.peer for result in results), options)
+    said = record.begin()
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.json"
         _write(job, options.epochs)
         for repeat in range(options.repeats):
             for result in results:
-                peer = result.entry.peer
-                python = given.get(peer) or str(interpreter(peer, ROOT / ".venv-benchmarks"))
                 result.busy.append(wait_until_idle(options.patience))
-                _measure(result, python, job, options.epochs)
+                _measure(result, pythons[result.entry.peer], job, options.epochs)
                 console.print(
                     f"{repeat + 1}/{options.repeats} {result.entry.label}: "
                     f"{result.walls[-1]:.1f} s, {result.steps[-1] * 1e3:.2f} ms a step",
                     style="dim",
                 )
-        config = json.loads(job.read_text())
-    console.print(_table(results, config))
-    console.print(f"machine: {machine()}, commit {git_commit()}")
+        said["config"] = json.loads(job.read_text())
+    console.print(_table(measured, said["config"]))
     found = {f"{name} {number}" for result in results for name, number in result.versions.items()}
     console.print(f"versions: {', '.join(sorted(found))}")
-    if options.output:
-        record: dict[str, Any] = {
-            "machine": machine(),
-            "git_commit": git_commit(),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "load_average": os.getloadavg(),
-            "config": config,
-            "results": [asdict(result) for result in results],
-        }
-        options.output.write_text(json.dumps(record, indent=2) + "\n")
+    said["results"] = [asdict(result) for result in results]
+    record.finish(said, options.output)
     return 0
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument(
-        "--patience", type=float, default=60.0, help="seconds to wait for idle CPUs"
-    )
-    parser.add_argument("--output", type=Path, help="JSON file for all that was measured")
-    parser.add_argument(
-        "--peer-python",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="use this interpreter for a peer instead of making an environment",
-    )
-    return parser.parse_args()
 
 
 def _write(path: Path, epochs: int) -> None:
@@ -165,23 +139,42 @@ def _measure(result: Measured, python: str, job: Path, epochs: int) -> None:
     result.versions = answer["versions"]
 
 
-def _table(results: Sequence[Measured], config: dict[str, Any]) -> Table:
+def _table(groups: Sequence[Sequence[Measured]], config: dict[str, Any]) -> Table:
     title = f"CNN on Fashion-MNIST, global batch {config['batch_size']}, {config['epochs']} epochs"
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for column in ("ms/step best", "median", "worst", "job, s", "overhead, s", "accuracy"):
+    columns = (
+        "ms/step best",
+        "median",
+        "worst",
+        "ratio",
+        "job, s",
+        "ratio",
+        "overhead, s",
+        "ratio",
+    )
+    for column in (*columns, "accuracy"):
         table.add_column(column, justify="right")
-    for result in results:
-        table.add_row(
-            result.entry.label,
-            f"{min(result.steps) * 1e3:.2f}",
-            f"{median(result.steps) * 1e3:.2f}",
-            f"{max(result.steps) * 1e3:.2f}",
-            f"{median(result.walls):.1f}",
-            f"{median(result.overheads):.1f}",
-            f"{median(result.accuracies):.4f}",
-        )
+    for group in groups:
+        for result in group:
+            table.add_row(
+                result.entry.label,
+                f"{min(result.steps) * 1e3:.2f}",
+                f"{median(result.steps) * 1e3:.2f}",
+                f"{max(result.steps) * 1e3:.2f}",
+                _ratio(result.steps, group[0].steps),
+                f"{median(result.walls):.1f}",
+                _ratio(result.walls, group[0].walls),
+                f"{median(result.overheads):.1f}",
+                _ratio(result.overheads, group[0].overheads),
+                f"{median(result.accuracies):.4f}",
+            )
+        table.add_section()
     return table
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    return f"{median(one / other for one, other in zip(ours, theirs, strict=True)):.3f}"
 
 
 if __name__ == "__main__":

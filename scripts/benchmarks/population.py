@@ -10,8 +10,6 @@ memory is the peak of the whole run, of all processes.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import tempfile
 import time
@@ -22,15 +20,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import record
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 from running import Entry, run, wait_until_idle
 from workloads import WORKLOADS, windows, write
 
 from federated.choice import Choice
-from heliotrope.resources import machine
-from heliotrope.rundir import git_commit
 
 _WARM_UP = 2  # rounds that do not count
 
@@ -56,14 +52,10 @@ class Point:
 def main() -> int:
     """Measure, print a table, and store and plot it."""
     options = _options()
-    console = Console(width=None if Console().is_terminal else 150)
+    console = record.console()
     shapes = [(clients, options.cohort) for clients in options.clients]
     shapes += [(options.clients[-1], cohort) for cohort in options.cohorts]
-    record: dict[str, Any] = {
-        "machine": machine(),
-        "git_commit": git_commit(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "load_average_before": os.getloadavg(),
+    said = record.begin() | {
         "pool": options.pool,
         "rounds": options.rounds,
         "examples_per_client": options.examples,
@@ -73,21 +65,16 @@ def main() -> int:
         for clients, cohort in shapes:
             points.append(_measure(clients, cohort, options, Path(folder) / "population.json"))
             console.print(_row(points[-1]), style="dim")
-    record["load_average_after"] = os.getloadavg()
-    record["points"] = [asdict(point) for point in points]
+    said["points"] = [asdict(point) for point in points]
     console.print(_table(points, options))
-    console.print(f"machine: {record['machine']}, commit {record['git_commit']}")
-    if options.output:
-        options.output.write_text(json.dumps(record, indent=2) + "\n")
+    record.finish(said, options.output)
     if options.plot:
         _plot(points[: len(options.clients)], points[len(options.clients) :], options.plot)
     return 0
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = record.parser(__doc__)
     parser.add_argument("--clients", type=_numbers, default=[10**3, 10**4, 10**5, 10**6])
     parser.add_argument("--cohort", type=int, default=1000, help="clients a round")
     parser.add_argument(
@@ -96,10 +83,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=10, help="of each client")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--pool", default="inprocess", help="inprocess, or ray=WORKERS")
-    parser.add_argument(
-        "--patience", type=float, default=60.0, help="seconds to wait for idle CPUs"
-    )
-    parser.add_argument("--output", type=Path, help="JSON file for all that was measured")
     parser.add_argument("--plot", type=Path, help="SVG or PNG file")
     return parser.parse_args()
 
@@ -179,7 +162,7 @@ def _plot(by_clients: Sequence[Point], by_cohort: Sequence[Point], path: Path) -
     start_axes.set_title("start-up, s")
     for axes in (time_axes, memory_axes, start_axes):
         axes.set(xscale="log", xlabel="clients in all")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * axes.dataLim.ymax)
     cohorts = sorted([by_clients[-1], *by_cohort], key=lambda point: point.cohort)
     sizes = [point.cohort for point in cohorts]
     cohort_axes.plot(sizes, [point.typical for point in cohorts], "o-")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ROOT", "Entry", "run", "wait_until_idle"]
+__all__ = ["Entry", "run", "wait_until_idle"]
 
-ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[2]
 _PEERS = Path(__file__).resolve().parent / "peers"
 _TIMEOUT = 900  # seconds, of one run
 _IDLE = 0.1  # CPUs that are less busy than this count as idle
@@ -34,7 +34,7 @@ def run(entry: Entry, python: str, *arguments: str) -> dict[str, Any]:
     environment = dict(os.environ)
     launcher = [python]
     if entry.peer == "heliotrope":  # from this checkout, also where it is not installed
-        environment["PYTHONPATH"] = str(ROOT)
+        environment["PYTHONPATH"] = str(_ROOT)
     if entry.processes > 1:
         environment["OMP_NUM_THREADS"] = "1"
         launcher += ["-m", "torch.distributed.run", "--standalone"]

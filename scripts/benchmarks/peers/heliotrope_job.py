@@ -1,4 +1,7 @@
-"""Our command, as a user types it; `--variant` is LAUNCHER=WORKERS, perhaps with /THREADS."""
+"""Our command, as a user types it; `--variant` is LAUNCHER=WORKERS[/THREADS[/LOGGED]].
+
+With LOGGED, the loss of every so-many-th step is written.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def main() -> None:
     options = arguments(__doc__)
     job = json.loads(options.job.read_text())
     launcher, _, workers = options.variant.partition("=")
-    workers, _, threads = workers.partition("/")
+    workers, threads, logged, *_ = [*workers.split("/"), "null", "null"]
     directory: Path = options.directory / "run"
     model = job["model"]
     code = command(
@@ -36,7 +39,8 @@ def main() -> None:
             f"distributed.epochs={job['epochs']}",
             f"distributed.batch_size={job['batch_size']}",
             f"distributed.evaluate_every={job['epochs']}",
-            f"distributed.cpus_per_worker={threads or 'null'}",
+            f"distributed.cpus_per_worker={threads}",
+            f"distributed.log_every_steps={logged}",
             f"hydra.run.dir={directory}",
         ]
     )

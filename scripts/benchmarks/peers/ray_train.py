@@ -11,6 +11,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from job import Stopwatch, arguments, read, report
 from ray.train import Checkpoint, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_data_loader, prepare_model
@@ -22,7 +23,7 @@ def train(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     context = ray.train.get_context()
     job = read(Path(config["job"]))
-    ranks = context.get_world_size()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
     model = prepare_model(job.module())
     optimizer = job.optimizer(model)
     data = TensorDataset(job.inputs, job.targets)
@@ -38,10 +39,12 @@ def train(config: dict[str, Any]) -> None:
         metrics: dict[str, Any] = {"epoch": epoch}
         if epoch == job.epochs - 1:
             plain = model.module if ranks > 1 else model
-            metrics |= {"steps": watch.seconds}
-            metrics |= {"accuracy": job.correct(plain) / len(job.test_targets)}
+            right = torch.tensor(job.correct(plain, rank, ranks))
+            if ranks > 1:
+                dist.all_reduce(right)
+            metrics |= {"steps": watch.seconds, "accuracy": int(right) / len(job.test_targets)}
         with tempfile.TemporaryDirectory() as folder:
-            if context.get_world_rank() == 0:
+            if rank == 0:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 torch.save(state, Path(folder) / "state.pt")
                 ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
