@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-import torch
-from numpy.typing import NDArray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from heliotrope.config import Run
-from heliotrope.data import Partition, Split
 from heliotrope.errors import WorkerError
 from heliotrope.metrics import ClassificationMetrics
-from heliotrope.resources import peak_rss_bytes
-from heliotrope.tasks import Task
-from heliotrope.tracking import log_to
 
 from .choice import Choice
-from .client import Clients, Instruction, Update, Weights
-from .cohort import CohortWorker, Reply, place
-from .setup import assemble
+from .client import Clients, Instruction, Weights
+from .cohort import Reply, place
+from .ray_actor import TRAIN, Actor, as_arrays, with_arrays
 from .time_limit import HANG_SECONDS
 
 __all__ = ["RayPool"]
@@ -36,67 +27,8 @@ __all__ = ["RayPool"]
 _log = logging.getLogger(__name__)
 
 _DEAD = (RayActorError, WorkerCrashedError, OutOfMemoryError)
-_TRAIN = "train"
 _GRACE = 30.0  # seconds beyond the clients' own time limit, for code that no signal stops
 _ATTEMPTS = 3  # times one part of a cohort may kill its worker before the run gives up
-
-Arrays = dict[str, NDArray[Any]]
-
-
-class _Actor:
-    """A `CohortWorker` in a Ray process; arrays cross as NumPy, read in place when they arrive."""
-
-    def __init__(
-        self,
-        setting: tuple[Run, Task, Mapping[str, float], str],
-        splits: Sequence[str],
-        *arrays: NDArray[Any],
-    ) -> None:
-        run, task, share, log = setting
-        threads = int(share["CPU"])
-        torch.set_num_threads(threads)
-        log_to(Path(log), f"worker process {os.getpid()}")
-        indices, offsets, *rest = arrays
-        with warnings.catch_warnings():  # the shared arrays are read-only, and only read
-            warnings.simplefilter("ignore", UserWarning)
-            tensors = [torch.from_numpy(array) for array in rest]
-        central = dict(zip(splits, map(Split, tensors[::2], tensors[1::2]), strict=True))
-        parts = Partition(indices, offsets)
-        clients = assemble(run, task, central.pop(_TRAIN), parts, central)
-        device = torch.device("cuda" if share.get("GPU") else "cpu")
-        self._worker = CohortWorker(clients.on(device), threads)
-
-    def process(self) -> int:
-        """Return the process id, once the actor is set up."""
-        return os.getpid()
-
-    def measure(self, weights: Arrays, order: Instruction, cohort: Sequence[int]) -> Choice:
-        return self._worker.measure(_tensors(weights), order, cohort)
-
-    def train(
-        self,
-        weights: Arrays,
-        cohort: Sequence[int],
-        order: Instruction,
-        choice: Choice,
-        reduce: bool,
-    ) -> tuple[Reply, list[Arrays]]:
-        reply = self._worker.train(_tensors(weights), order, cohort, choice, reduce)
-        arrays = [_numpy(update.arrays) for update in reply.updates]
-        return Reply([_bare(update) for update in reply.updates], reply.failures), arrays
-
-    def evaluate(
-        self, weights: Arrays, cohort: Sequence[int]
-    ) -> list[tuple[int, ClassificationMetrics]]:
-        return self._worker.evaluate(_tensors(weights), cohort)
-
-    def evaluate_centrally(
-        self, weights: Arrays, part: int, parts: int
-    ) -> dict[str, ClassificationMetrics]:
-        return self._worker.evaluate_centrally(_tensors(weights), part, parts)
-
-    def peak_rss_bytes(self) -> int:
-        return peak_rss_bytes()
 
 
 class RayPool:
@@ -123,14 +55,14 @@ class RayPool:
         self._grace = _GRACE
         self._on_failure = on_failure
         parts = clients.population.partition
-        splits = {_TRAIN: clients.train, **clients.central}
+        splits = {TRAIN: clients.train, **clients.central}
         tensors = [t for split in splits.values() for t in (split.inputs, split.targets)]
         data = [ray.put(parts.indices), ray.put(parts.offsets)]
         data += [ray.put(tensor.cpu().numpy()) for tensor in tensors]
         remote = ray.remote(
             num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), max_restarts=0, max_task_retries=0
         )
-        kind: Any = remote(_Actor)
+        kind: Any = remote(Actor)
         setting = (run, clients.task, dict(share), str(log))
 
         def start(worker: int) -> Any:
@@ -146,7 +78,7 @@ class RayPool:
         return self._ask("process", dict.fromkeys(range(len(self._actors)), ()))
 
     def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> Choice:
-        calls = {0: (_numpy(weights), order, cohort)}
+        calls = {0: (as_arrays(weights), order, cohort)}
         (choice,) = self._ask("measure", calls, [cohort], self._seconds(len(cohort)))
         assert isinstance(choice, Choice)
         return choice
@@ -163,7 +95,7 @@ class RayPool:
         return [
             Reply(
                 [
-                    _dressed(update, part)
+                    with_arrays(update, part)
                     for update, part in zip(reply.updates, arrays, strict=True)
                 ],
                 reply.failures,
@@ -178,7 +110,7 @@ class RayPool:
         return sorted((pair for answer in answers for pair in answer), key=lambda pair: pair[0])
 
     def evaluate_centrally(self, weights: Weights) -> dict[str, ClassificationMetrics]:
-        shared = ray.put(_numpy(weights))
+        shared = ray.put(as_arrays(weights))
         workers = range(len(self._actors))
         calls = {worker: (shared, worker, len(workers)) for worker in workers}
         first, *others = self._ask("evaluate_centrally", calls)
@@ -192,7 +124,7 @@ class RayPool:
         *arguments: object,
     ) -> list[Any]:
         """Call `method` on every worker with its part of the cohort; answers in worker order."""
-        shared = ray.put(_numpy(weights))
+        shared = ray.put(as_arrays(weights))
         costs = self._population.train_sizes(cohort)
         parts = place(costs, cohort, len(self._actors))
         calls = {worker: (shared, part, *arguments) for worker, part in enumerate(parts) if part}
@@ -264,31 +196,6 @@ class RayPool:
     def close(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
-
-
-def _tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return {name: torch.from_numpy(value) for name, value in arrays.items()}
-
-
-def _numpy(weights: Weights) -> Arrays:
-    return {name: np.asarray(value.cpu().numpy(), order="C") for name, value in weights.items()}
-
-
-def _bare(update: Update) -> Update:
-    return _dressed(update, {})
-
-
-def _dressed(update: Update, arrays: Arrays) -> Update:
-    return Update(
-        update.clients,
-        _tensors(arrays),
-        update.examples,
-        update.loss_sum,
-        update.seen,
-        update.steps,
-    )
 
 
 def _some(clients: Sequence[int]) -> str:
