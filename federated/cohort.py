@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from .client import (
     set_weights,
     train_client,
 )
-from .time_limit import Limit, not_hanging
+from .time_limit import Limit, Watch
 
 __all__ = ["CohortWorker", "Reply", "place"]
 
@@ -63,8 +64,9 @@ def place(costs: Sequence[int], cohort: Sequence[int], workers: int) -> list[lis
 class CohortWorker:
     """Trains and evaluates clients in this process; the same object behind every pool."""
 
-    def __init__(self, clients: Clients, threads: int) -> None:
+    def __init__(self, clients: Clients, threads: int, note: Path | None = None) -> None:
         self.clients = clients
+        self.watch = Watch(note)
         self._threads = threads
         self._fast = FastTrainer(clients)
         if clients.federated.client_timeout is not None:
@@ -77,7 +79,7 @@ class CohortWorker:
         def work(choice: Choice, most: int, max_steps: int) -> Iterator[Stack]:
             return self._stacks(weights, order, cohort[:most], choice, [], max_steps)
 
-        return fastest(candidates(self.clients, cohort, self._threads), work)
+        return fastest(candidates(self.clients, cohort, self._threads, self.watch), work)
 
     def train(
         self,
@@ -128,7 +130,7 @@ class CohortWorker:
                 part = alike[start : start + choice.stack]
                 limit = self._limit(max_steps, len(part))
                 try:
-                    with not_hanging(limit):
+                    with self.watch.over(part, limit):
                         stack = self._fast.train_stacked(weights, order, part, limit)
                     yield stack
                 except Exception:  # noqa: BLE001 - tried again below, where it names a client
@@ -137,7 +139,7 @@ class CohortWorker:
         for client in one_by_one:
             limit = self._limit(max_steps)
             try:
-                with not_hanging(limit):
+                with self.watch.over([client], limit):
                     stack = self._one(weights, order, client, choice, limit)
                 yield stack
             except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure

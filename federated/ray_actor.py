@@ -24,6 +24,7 @@ from .choice import Choice
 from .client import Instruction, Update, Weights
 from .cohort import CohortWorker, Reply
 from .setup import assemble
+from .time_limit import Hung
 
 __all__ = ["TRAIN", "Actor", "Arrays", "as_arrays", "as_tensors", "with_arrays"]
 
@@ -37,14 +38,15 @@ class Actor:
 
     def __init__(
         self,
-        setting: tuple[Run, Task, Mapping[str, float], str],
+        setting: tuple[Run, Task, Mapping[str, float], Path],
+        note: Path | None,
         splits: Sequence[str],
         *arrays: NDArray[Any],
     ) -> None:
         run, task, share, log = setting
         threads = int(share["CPU"])
         torch.set_num_threads(threads)
-        log_to(Path(log), f"worker process {os.getpid()}")
+        log_to(log, f"worker process {os.getpid()}")
         indices, offsets, *rest = arrays
         with warnings.catch_warnings():  # the shared arrays are read-only, and only read
             warnings.simplefilter("ignore", UserWarning)
@@ -53,7 +55,12 @@ class Actor:
         parts = Partition(indices, offsets)
         clients = assemble(run, task, central.pop(TRAIN), parts, central)
         device = torch.device("cuda" if share.get("GPU") else "cpu")
-        self._worker = CohortWorker(clients.on(device), threads)
+        self._worker = CohortWorker(clients.on(device), threads, note)
+
+    def do(self, method: str, hung: Hung, *arguments: Any) -> Any:
+        """Call one of the methods below; clients in `hung` fail in it without being tried."""
+        self._worker.watch.hung = hung
+        return getattr(self, method)(*arguments)
 
     def process(self) -> int:
         """Return the process id, once the actor is set up."""

@@ -20,14 +20,14 @@ from .choice import Choice
 from .client import Clients, Instruction, Weights
 from .cohort import Reply, place
 from .ray_actor import TRAIN, Actor, as_arrays, with_arrays
-from .time_limit import HANG_SECONDS
+from .time_limit import HANG_SECONDS, Hung, read_hang
 
 __all__ = ["RayPool"]
 
 _log = logging.getLogger(__name__)
 
 _DEAD = (RayActorError, WorkerCrashedError, OutOfMemoryError)
-_GRACE = 30.0  # seconds beyond the clients' own time limit, for code that no signal stops
+_GRACE = 30.0  # seconds beyond the clients' own time limits, for a worker that is not heard
 _ATTEMPTS = 3  # times one part of a cohort may kill its worker before the run gives up
 
 
@@ -37,7 +37,8 @@ class RayPool:
     `share` are CPUs, which are its threads, and perhaps a part of a GPU.
 
     An actor that dies is replaced and its part of the cohort done again: the result is the
-    same, since all draws are seeded.
+    same, since all draws are seeded. If it ended itself over a client that hangs, that client
+    fails the second time.
     """
 
     def __init__(
@@ -63,11 +64,15 @@ class RayPool:
             num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), max_restarts=0, max_task_retries=0
         )
         kind: Any = remote(Actor)
-        setting = (run, clients.task, dict(share), str(log))
+        setting = (run, clients.task, dict(share), log)
+        self._notes = [log.with_name(f"worker_{worker}.note") for worker in range(workers)]
 
         def start(worker: int) -> Any:
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=worker)
-            return kind.options(scheduling_strategy=place).remote(setting, list(splits), *data)
+            note = None if self._patience is None else self._notes[worker]
+            return kind.options(scheduling_strategy=place).remote(
+                setting, note, list(splits), *data
+            )
 
         self._start: Callable[[int], Any] = start
         self._actors: list[Any] = [start(worker) for worker in range(workers)]
@@ -150,13 +155,13 @@ class RayPool:
         dies too often.
         """
         answers: dict[int, Any] = {}
-        attempts = dict.fromkeys(calls, 0)
+        deaths = dict.fromkeys(calls, 0)
+        hung: dict[int, Hung] = {worker: {} for worker in calls}
         waiting: dict[Any, int] = {}
 
         def submit(worker: int) -> None:
-            attempts[worker] += 1
-            remote = getattr(self._actors[worker], method).remote
-            waiting[remote(*calls[worker])] = worker
+            do = self._actors[worker].do
+            waiting[do.remote(method, hung[worker], *calls[worker])] = worker
 
         for worker in calls:
             submit(worker)
@@ -164,7 +169,7 @@ class RayPool:
             ready, silent = ray.wait(list(waiting), num_returns=1, timeout=seconds)
             if not ready:
                 for reference in silent:
-                    _log.error("worker %d hangs: it is killed", waiting[reference])
+                    _log.error("worker %d is silent: it is killed", waiting[reference])
                     ray.kill(self._actors[waiting[reference]])
                 continue
             worker = waiting.pop(ready[0])
@@ -172,23 +177,41 @@ class RayPool:
             try:
                 answers[worker] = ray.get(ready[0])
             except _DEAD as error:
-                self._replace(worker, having, attempts[worker], error)
+                hang = self._hang(worker)
+                hung[worker] = {**hung[worker], **hang}
+                if not hang:
+                    deaths[worker] += 1
+                    self._mourn(worker, having, deaths[worker], error)
+                ray.kill(self._actors[worker])  # it may live, and only not be heard
+                self._actors[worker] = self._start(worker)
                 submit(worker)
             except RayTaskError as error:
                 raise WorkerError(f"worker {worker} failed{having}: {error}") from error
         return [answers[worker] for worker in sorted(answers)]
 
-    def _replace(self, worker: int, having: str, attempts: int, error: Exception) -> None:
+    def _hang(self, worker: int) -> Hung:
+        """Return the clients over whom a dead worker ended itself, if it did."""
+        note = self._notes[worker]
+        left = read_hang(note) if note.exists() else None
+        note.unlink(missing_ok=True)  # the next worker may die before it has begun its own
+        if left is None:
+            return {}
+        hung, stacks = left
+        for clients, reason in hung.items():
+            what = f"clients {_some(clients)} were {reason}"
+            _log.error("worker %d ended itself, since %s. It was at\n%s", worker, what, stacks)
+        return hung
+
+    def _mourn(self, worker: int, having: str, deaths: int, error: Exception) -> None:
+        """Note the death of a worker; raises `WorkerError` if it is one too many."""
         reason = f"worker process died ({type(error).__name__}){having}"
         _log.error("worker %d: %s", worker, reason)
         self._on_failure(worker, reason)
-        if attempts >= _ATTEMPTS:
+        if deaths >= _ATTEMPTS:
             raise WorkerError(
-                f"worker {worker} died {attempts} times{having}: {error}. "
+                f"worker {worker} died {deaths} times{having}: {error}. "
                 "If memory ran out, lower federated.workers or federated.batch_size."
             ) from error
-        ray.kill(self._actors[worker])  # it may live, and only not be heard
-        self._actors[worker] = self._start(worker)
 
     def peak_rss_bytes(self) -> int:
         return sum(self._ask("peak_rss_bytes", dict.fromkeys(range(len(self._actors)), ())))
@@ -196,6 +219,8 @@ class RayPool:
     def close(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
+        for note in self._notes:
+            note.unlink(missing_ok=True)
 
 
 def _some(clients: Sequence[int]) -> str:
