@@ -33,7 +33,7 @@ from .client import (
 )
 from .time_limit import Limit, Watch
 
-__all__ = ["CohortWorker", "Reply", "place"]
+__all__ = ["CohortWorker", "Evaluations", "Reply", "place"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,14 @@ class Reply:
     """What a worker sends back for its part of a cohort."""
 
     updates: list[Update] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Clients' metrics on their held-out examples, in client order, and who gave none."""
+
+    metrics: dict[int, ClassificationMetrics] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
 
@@ -166,12 +174,22 @@ class CohortWorker:
                 _log.warning("client %d is trained uncompiled: %s", client, error)
         return train_client(self.clients, weights, order, client, limit)
 
-    def evaluate(
-        self, weights: Weights, cohort: Sequence[int]
-    ) -> list[tuple[int, ClassificationMetrics]]:
-        """Return each client's metrics on its held-out examples."""
+    def evaluate(self, weights: Weights, cohort: Sequence[int]) -> Evaluations:
+        """Evaluate each client on its held-out examples; one that raises is reported."""
         torch.set_num_threads(self._threads)
-        return [(client, evaluate_client(self.clients, weights, client)) for client in cohort]
+        done = Evaluations()
+        for client in cohort:
+            limit = self._limit(None)
+            try:
+                with self.watch.over([client], limit):
+                    metrics = evaluate_client(self.clients, weights, client, limit)
+                done.metrics[client] = metrics
+            except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure
+                _log.exception("client %d failed in evaluation", client)
+                reason = f"evaluation: {type(error).__name__}: {error}"
+                done.failures.append(Failure(client, reason))
+                self.clients.model.train()  # an alarm may have left it otherwise
+        return done
 
     def evaluate_centrally(
         self, weights: Weights, part: int = 0, parts: int = 1

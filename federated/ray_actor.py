@@ -22,7 +22,7 @@ from heliotrope.tracking import log_to
 
 from .choice import Choice
 from .client import Instruction, Update, Weights
-from .cohort import CohortWorker, Reply
+from .cohort import CohortWorker, Evaluations, Reply
 from .setup import assemble
 from .time_limit import Hung
 
@@ -81,9 +81,7 @@ class Actor:
         arrays = [as_arrays(update.arrays) for update in reply.updates]
         return Reply([with_arrays(update, {}) for update in reply.updates], reply.failures), arrays
 
-    def evaluate(
-        self, weights: Arrays, cohort: Sequence[int]
-    ) -> list[tuple[int, ClassificationMetrics]]:
+    def evaluate(self, weights: Arrays, cohort: Sequence[int]) -> Evaluations:
         return self._worker.evaluate(as_tensors(weights), cohort)
 
     def evaluate_centrally(

@@ -18,7 +18,7 @@ from heliotrope.metrics import ClassificationMetrics
 
 from .choice import Choice
 from .client import Clients, Instruction, Weights
-from .cohort import Reply, place
+from .cohort import Evaluations, Reply, place
 from .ray_actor import TRAIN, Actor, as_arrays, with_arrays
 from .time_limit import HANG_SECONDS, Hung, read_hang
 
@@ -56,6 +56,8 @@ class RayPool:
         self._grace = _GRACE
         self._on_failure = on_failure
         parts = clients.population.partition
+        central = sum(map(len, clients.central.values())) / (workers * parts.sizes.mean())
+        self._central_seconds = self._patience and _GRACE + central * self._patience
         splits = {TRAIN: clients.train, **clients.central}
         tensors = [t for split in splits.values() for t in (split.inputs, split.targets)]
         data = [ray.put(parts.indices), ray.put(parts.offsets)]
@@ -66,6 +68,7 @@ class RayPool:
         kind: Any = remote(Actor)
         setting = (run, clients.task, dict(share), log)
         self._notes = [log.with_name(f"worker_{worker}.note") for worker in range(workers)]
+        self._forget()
 
         def start(worker: int) -> Any:
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=worker)
@@ -108,17 +111,20 @@ class RayPool:
             for reply, arrays in answers
         ]
 
-    def evaluate(
-        self, weights: Weights, cohort: Sequence[int]
-    ) -> list[tuple[int, ClassificationMetrics]]:
+    def evaluate(self, weights: Weights, cohort: Sequence[int]) -> Evaluations:
         answers = self._spread("evaluate", weights, cohort)
-        return sorted((pair for answer in answers for pair in answer), key=lambda pair: pair[0])
+        metrics = {client: found for answer in answers for client, found in answer.metrics.items()}
+        failures = [failure for answer in answers for failure in answer.failures]
+        return Evaluations(
+            metrics=dict(sorted(metrics.items())),
+            failures=sorted(failures, key=lambda failure: failure.client),
+        )
 
     def evaluate_centrally(self, weights: Weights) -> dict[str, ClassificationMetrics]:
         shared = ray.put(as_arrays(weights))
         workers = range(len(self._actors))
         calls = {worker: (shared, worker, len(workers)) for worker in workers}
-        first, *others = self._ask("evaluate_centrally", calls)
+        first, *others = self._ask("evaluate_centrally", calls, seconds=self._central_seconds)
         return {name: sum((o[name] for o in others), start=own) for name, own in first.items()}
 
     def _spread(
@@ -168,9 +174,7 @@ class RayPool:
         while waiting:
             ready, silent = ray.wait(list(waiting), num_returns=1, timeout=seconds)
             if not ready:
-                for reference in silent:
-                    _log.error("worker %d is silent: it is killed", waiting[reference])
-                    ray.kill(self._actors[waiting[reference]])
+                self._silence([waiting[reference] for reference in silent], method, seconds)
                 continue
             worker = waiting.pop(ready[0])
             having = f" with clients {_some(parts[worker])}" if parts else ""
@@ -188,6 +192,20 @@ class RayPool:
             except RayTaskError as error:
                 raise WorkerError(f"worker {worker} failed{having}: {error}") from error
         return [answers[worker] for worker in sorted(answers)]
+
+    def _silence(self, workers: Sequence[int], method: str, seconds: float | None) -> None:
+        """Kill workers that are silent: they will be replaced.
+
+        Raises `WorkerError` if it is over no client, and so would be again.
+        """
+        if method == "evaluate_centrally":
+            raise WorkerError(
+                f"worker {_some(workers)}: central evaluation was not done after {seconds:g} s. "
+                "If it does not hang, raise federated.client_timeout, from which that follows."
+            )
+        for worker in workers:
+            _log.error("worker %d is silent: it is killed", worker)
+            ray.kill(self._actors[worker])
 
     def _hang(self, worker: int) -> Hung:
         """Return the clients over whom a dead worker ended itself, if it did."""
@@ -219,7 +237,10 @@ class RayPool:
     def close(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
-        for note in self._notes:
+        self._forget()
+
+    def _forget(self) -> None:
+        for note in self._notes:  # perhaps those of an earlier run, which was killed
             note.unlink(missing_ok=True)
 
 

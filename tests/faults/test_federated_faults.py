@@ -20,7 +20,14 @@ import torch
 
 import federated.cohort as cohort_module
 from federated.choice import Choice
-from federated.client import Clients, Instruction, Stack, Weights, train_client
+from federated.client import (
+    Clients,
+    Instruction,
+    Stack,
+    Weights,
+    evaluate_client,
+    train_client,
+)
 from federated.cohort import CohortWorker
 from federated.job import run_job
 from federated.ray_actor import Actor
@@ -29,7 +36,7 @@ from federated.setup import assemble, divide
 from federated.time_limit import UNLIMITED, Limit
 from heliotrope import checkpoint
 from heliotrope.data import load
-from heliotrope.errors import QuorumError
+from heliotrope.errors import QuorumError, WorkerError
 from heliotrope.tasks import task_of
 from tests.support import ROOT, assert_same_tensors, compose, fresh_seed
 
@@ -294,6 +301,59 @@ def test_a_client_that_no_signal_stops_is_named_and_left_out(
     assert "in train_client" in (tmp_path / "hang" / "run.log").read_text()  # says where
     assert not list((tmp_path / "hang").glob("*.note"))
     _assert_same_end(tmp_path / "hang", tmp_path / "raise")
+
+
+@pytest.mark.parametrize("what", ["raise", "hang"])
+def test_a_client_that_cannot_be_evaluated_is_named_and_left_out(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+
+    def evaluate(clients: Clients, weights: Weights, client: int, limit: Limit) -> Any:
+        modes.append(clients.model.training)
+        if client == 3 and what == "raise":
+            raise RuntimeError("disk on fire")
+        if client == 3:
+            clients.model.eval()
+            time.sleep(60)
+        return evaluate_client(clients, weights, client, limit)
+
+    monkeypatch.setattr(cohort_module, "evaluate_client", evaluate)
+    settings = ("federated.holdout_fraction=0.2", "federated.client_timeout=0.3")
+    enough = ("federated.quorum=0.8", "federated.rounds=1")
+    run_job(compose("federated", *_SMALL, *settings, *enough), tmp_path / "on")
+
+    (failure,) = _events(tmp_path / "on", "failure")
+    assert (failure["round"], failure["client"]) == (1, 3)
+    reason = {"raise": "disk on fire", "hang": "TimeoutError: not done after 0.3 s"}[what]
+    assert failure["reason"].startswith("evaluation: ")
+    assert reason in failure["reason"]
+    (event,) = _events(tmp_path / "on", "clients")
+    assert [one["client"] for one in event["clients"]] == [0, 1, 2, 4]
+    examples = [one["examples"] for one in event["clients"]]
+    right = [one["accuracy"] * one["examples"] for one in event["clients"]]
+    assert event["clients/accuracy"] == pytest.approx(sum(right) / sum(examples))
+
+    assert all(modes)  # also of the client after the one that was cut off
+    with pytest.raises(QuorumError, match=r"round 1: 4 of 5 clients .* client 3 \(evaluation: "):
+        run_job(compose("federated", *_SMALL, *settings), tmp_path / "off")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_central_evaluation_that_hangs_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging(Actor):
+        def evaluate_centrally(self, *arguments: Any) -> Any:
+            import time
+
+            time.sleep(1000)
+
+    monkeypatch.setattr("federated.ray_pool.Actor", Hanging)
+    monkeypatch.setattr("federated.ray_pool._GRACE", 10.0)
+    settings = ("federated.pool=ray", "federated.workers=1", "federated.client_timeout=0.5")
+    with pytest.raises(WorkerError, match=r"worker 0: central evaluation was not done after 1\d"):
+        run_job(compose("federated", *_SMALL, *settings), tmp_path)
 
 
 def _assert_same_end(*directories: Path) -> None:

@@ -250,11 +250,10 @@ def test_ray_workers_give_what_this_process_gives(
                 mean = sum(part.arrays[name] * (part.examples / total) for part in parts)
                 torch.testing.assert_close(mean, value, rtol=1e-4, atol=2e-6)
         everyone = clients.population.evaluating()
-        for mine, theirs in zip(
-            here.evaluate(weights, everyone), there.evaluate(weights, everyone), strict=True
-        ):
-            assert mine[0] == theirs[0]
-            assert (mine[1].confusion == theirs[1].confusion).all()
+        mine, theirs = here.evaluate(weights, everyone), there.evaluate(weights, everyone)
+        assert list(mine.metrics) == list(theirs.metrics) == everyone
+        for client in everyone:
+            assert (mine.metrics[client].confusion == theirs.metrics[client].confusion).all()
         mine, theirs = here.evaluate_centrally(weights), there.evaluate_centrally(weights)
         assert (mine["test"].confusion == theirs["test"].confusion).all()
         assert mine["test"].loss_sum == pytest.approx(theirs["test"].loss_sum)
