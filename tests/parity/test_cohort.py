@@ -20,6 +20,7 @@ from federated.cohort import CohortWorker
 from federated.pool import InProcessPool
 from federated.ray_pool import RayPool
 from federated.setup import assemble, divide
+from federated.time_limit import Watch
 from heliotrope.cluster import room, session
 from heliotrope.config import AdamConfig, Run
 from heliotrope.data import Dataset, load
@@ -194,7 +195,7 @@ def test_random_configurations_agree_with_a_plain_loop(trial: int) -> None:
 
 def test_an_optimizer_without_a_stacked_form_trains_one_client_at_a_time() -> None:
     clients, _ = _ready(_compose("optimizer=adafactor", _MODELS[0], _PARTITIONS[2]))
-    assert {choice.kind for choice in candidates(clients, range(4), 1)} == {"sequential"}
+    assert {choice.kind for choice in candidates(clients, range(4), 1, Watch())} == {"sequential"}
     check_kind(clients)
     for kind in ("batched", "compiled"):
         clients.federated.client_training = kind
