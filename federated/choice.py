@@ -15,7 +15,7 @@ from heliotrope.errors import ConfigError
 from .batched import FastTrainer, why_not_fast
 from .capture import NotCapturableError
 from .client import Clients, Instruction, Stack, set_weights, train_client
-from .time_limit import Limit, not_hanging
+from .time_limit import Limit, Watch
 
 __all__ = ["Choice", "candidates", "check_kind", "fastest"]
 
@@ -45,7 +45,7 @@ def check_kind(clients: Clients) -> None:
     kind = clients.federated.client_training
     reason = None
     if kind in ("compiled", "batched"):
-        reason = _why_not(kind, clients, range(len(clients.population)))
+        reason = _why_not(kind, clients, range(len(clients.population)), Watch())
     if reason is not None:
         raise ConfigError(
             f"federated.client_training={kind} is not possible: {reason}. "
@@ -53,7 +53,7 @@ def check_kind(clients: Clients) -> None:
         )
 
 
-def _why_not(kind: str, clients: Clients, cohort: Sequence[int]) -> str | None:
+def _why_not(kind: str, clients: Clients, cohort: Sequence[int], watch: Watch) -> str | None:
     """Return why clients cannot be trained by this kind, or None if they can.
 
     A step of the first few is tried. One that fails for another reason, as by bad data, says
@@ -67,12 +67,13 @@ def _why_not(kind: str, clients: Clients, cohort: Sequence[int]) -> str | None:
     trainer, order = FastTrainer(clients), Instruction(1)
     weights = {name: value.clone() for name, value in clients.model.state_dict().items()}
     limit = Limit(1, clients.federated.client_timeout, time.monotonic())
+    tried = cohort[:1] if kind == "compiled" else cohort[:2]
     try:
-        with not_hanging(limit):
+        with watch.over(tried, limit):
             if kind == "compiled":
-                trainer.train_one(weights, order, cohort[0], limit)
+                trainer.train_one(weights, order, tried[0], limit)
             else:
-                trainer.train_stacked(weights, order, cohort[:2], limit)
+                trainer.train_stacked(weights, order, tried, limit)
     except NotCapturableError as error:
         return str(error)
     except TimeoutError:
@@ -88,7 +89,7 @@ def _why_not(kind: str, clients: Clients, cohort: Sequence[int]) -> str | None:
     return None
 
 
-def candidates(clients: Clients, cohort: Sequence[int], threads: int) -> list[Choice]:
+def candidates(clients: Clients, cohort: Sequence[int], threads: int, watch: Watch) -> list[Choice]:
     """Return the choices that the config leaves open for a cohort, the safest bet first.
 
     `threads` is a worker's share of CPUs. Tiny kernels run slower on more threads than one.
@@ -96,7 +97,7 @@ def candidates(clients: Clients, cohort: Sequence[int], threads: int) -> list[Ch
     cfg = clients.federated
     kinds = [cfg.client_training]
     if cfg.client_training == "auto":
-        reasons = {kind: _why_not(kind, clients, cohort) for kind in ("compiled", "batched")}
+        reasons = {kind: _why_not(kind, clients, cohort, watch) for kind in ("compiled", "batched")}
         for kind, reason in reasons.items():
             if reason is not None:
                 _log.info("client training cannot be %s: %s", kind, reason)

@@ -216,13 +216,16 @@ def _penalty(clients: Clients, order: Instruction, client: int) -> Callable[[], 
     return term
 
 
-def evaluate_client(clients: Clients, weights: Weights, client: int) -> ClassificationMetrics:
+def evaluate_client(
+    clients: Clients, weights: Weights, client: int, limit: Limit = UNLIMITED
+) -> ClassificationMetrics:
     """Return the metrics of the global `weights` on the client's held-out examples."""
     set_weights(clients.model, weights)
-    indices = torch.from_numpy(clients.population.holdout_indices(client))
-    return evaluate(
-        clients.model, clients.task, clients.train, clients.evaluation_batch_size, indices
-    )
+    size, total = clients.evaluation_batch_size, clients.task.no_metrics()
+    for batch in torch.split(torch.from_numpy(clients.population.holdout_indices(client)), size):
+        limit.check()
+        total = total + evaluate(clients.model, clients.task, clients.train, size, batch)
+    return total
 
 
 def set_weights(model: nn.Module, weights: Weights) -> None:

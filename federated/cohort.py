@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,9 +31,9 @@ from .client import (
     set_weights,
     train_client,
 )
-from .time_limit import Limit, not_hanging
+from .time_limit import Limit, Watch
 
-__all__ = ["CohortWorker", "Reply", "place"]
+__all__ = ["CohortWorker", "Evaluations", "Reply", "place"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +43,14 @@ class Reply:
     """What a worker sends back for its part of a cohort."""
 
     updates: list[Update] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Clients' metrics on their held-out examples, in client order, and who gave none."""
+
+    metrics: dict[int, ClassificationMetrics] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
 
@@ -63,8 +72,9 @@ def place(costs: Sequence[int], cohort: Sequence[int], workers: int) -> list[lis
 class CohortWorker:
     """Trains and evaluates clients in this process; the same object behind every pool."""
 
-    def __init__(self, clients: Clients, threads: int) -> None:
+    def __init__(self, clients: Clients, threads: int, note: Path | None = None) -> None:
         self.clients = clients
+        self.watch = Watch(note)
         self._threads = threads
         self._fast = FastTrainer(clients)
         if clients.federated.client_timeout is not None:
@@ -77,7 +87,7 @@ class CohortWorker:
         def work(choice: Choice, most: int, max_steps: int) -> Iterator[Stack]:
             return self._stacks(weights, order, cohort[:most], choice, [], max_steps)
 
-        return fastest(candidates(self.clients, cohort, self._threads), work)
+        return fastest(candidates(self.clients, cohort, self._threads, self.watch), work)
 
     def train(
         self,
@@ -128,7 +138,7 @@ class CohortWorker:
                 part = alike[start : start + choice.stack]
                 limit = self._limit(max_steps, len(part))
                 try:
-                    with not_hanging(limit):
+                    with self.watch.over(part, limit):
                         stack = self._fast.train_stacked(weights, order, part, limit)
                     yield stack
                 except Exception:  # noqa: BLE001 - tried again below, where it names a client
@@ -137,7 +147,7 @@ class CohortWorker:
         for client in one_by_one:
             limit = self._limit(max_steps)
             try:
-                with not_hanging(limit):
+                with self.watch.over([client], limit):
                     stack = self._one(weights, order, client, choice, limit)
                 yield stack
             except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure
@@ -164,12 +174,22 @@ class CohortWorker:
                 _log.warning("client %d is trained uncompiled: %s", client, error)
         return train_client(self.clients, weights, order, client, limit)
 
-    def evaluate(
-        self, weights: Weights, cohort: Sequence[int]
-    ) -> list[tuple[int, ClassificationMetrics]]:
-        """Return each client's metrics on its held-out examples."""
+    def evaluate(self, weights: Weights, cohort: Sequence[int]) -> Evaluations:
+        """Evaluate each client on its held-out examples; one that raises is reported."""
         torch.set_num_threads(self._threads)
-        return [(client, evaluate_client(self.clients, weights, client)) for client in cohort]
+        done = Evaluations()
+        for client in cohort:
+            limit = self._limit(None)
+            try:
+                with self.watch.over([client], limit):
+                    metrics = evaluate_client(self.clients, weights, client, limit)
+                done.metrics[client] = metrics
+            except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure
+                _log.exception("client %d failed in evaluation", client)
+                reason = f"evaluation: {type(error).__name__}: {error}"
+                done.failures.append(Failure(client, reason))
+                self.clients.model.train()  # an alarm may have left it otherwise
+        return done
 
     def evaluate_centrally(
         self, weights: Weights, part: int = 0, parts: int = 1

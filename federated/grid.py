@@ -43,7 +43,7 @@ class CohortGrid(Grid):
         self.choice: Choice | None = None  # until the first round has been measured
         self.updates: list[Update] = []  # of the last round, without their arrays
         self.failures: list[Failure] = []
-        self.evaluations: list[tuple[int, ClassificationMetrics]] = []
+        self.evaluations: dict[int, ClassificationMetrics] = {}
 
     def offer(self, cohort: Sequence[int]) -> None:
         """Make exactly these clients available."""
@@ -62,7 +62,7 @@ class CohortGrid(Grid):
         groups: dict[int, list[Message]] = {}
         for message in messages:  # a record shared by many messages is read once
             groups.setdefault(id(message.content), []).append(stamp(message))
-        self.updates, self.failures, self.evaluations = [], [], []
+        self.updates, self.failures, self.evaluations = [], [], {}
         replies: list[tuple[int, Message]] = []
         for group in groups.values():
             if group[0].metadata.message_type == MessageType.TRAIN:
@@ -97,9 +97,12 @@ class CohortGrid(Grid):
     def _evaluate(self, messages: Sequence[Message]) -> list[tuple[int, Message]]:
         weights, _ = content_of(messages[0])
         asked = {message.metadata.dst_node_id: message for message in messages}
-        self.evaluations += self.pool.evaluate(weights, sorted(asked))
+        done = self.pool.evaluate(weights, sorted(asked))
+        self.evaluations |= done.metrics
+        self.failures += done.failures
         return [
-            (client, evaluate_reply(metrics, asked[client])) for client, metrics in self.evaluations
+            *((who, evaluate_reply(metrics, asked[who])) for who, metrics in done.metrics.items()),
+            *((bad.client, error_reply(bad.reason, asked[bad.client])) for bad in done.failures),
         ]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:

@@ -9,7 +9,7 @@ from heliotrope.metrics import ClassificationMetrics
 
 from .choice import Choice
 from .client import Clients, Instruction, Weights
-from .cohort import CohortWorker, Reply
+from .cohort import CohortWorker, Evaluations, Reply
 
 __all__ = ["InProcessPool", "Pool"]
 
@@ -30,10 +30,8 @@ class Pool(Protocol):
     ) -> list[Reply]:
         """Train a cohort; one reply a worker."""
 
-    def evaluate(
-        self, weights: Weights, cohort: Sequence[int]
-    ) -> list[tuple[int, ClassificationMetrics]]:
-        """Return each client's metrics on its held-out examples, in client order."""
+    def evaluate(self, weights: Weights, cohort: Sequence[int]) -> Evaluations:
+        """Evaluate each client on its held-out examples."""
 
     def evaluate_centrally(self, weights: Weights) -> dict[str, ClassificationMetrics]:
         """Return the metrics on the splits that no client holds, by name."""
@@ -64,9 +62,7 @@ class InProcessPool:
     ) -> list[Reply]:
         return [self._worker.train(weights, order, cohort, choice, reduce)]
 
-    def evaluate(
-        self, weights: Weights, cohort: Sequence[int]
-    ) -> list[tuple[int, ClassificationMetrics]]:
+    def evaluate(self, weights: Weights, cohort: Sequence[int]) -> Evaluations:
         return self._worker.evaluate(weights, cohort)
 
     def evaluate_centrally(self, weights: Weights) -> dict[str, ClassificationMetrics]:

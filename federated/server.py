@@ -116,7 +116,8 @@ class Server:
             server_round, self.state.arrays, ConfigRecord(), self._grid
         )
         replies = self._grid.send_and_receive(messages)
-        self._check_quorum(server_round, len(cohort))
+        succeeded = sum(len(update.clients) for update in self._grid.updates)
+        self._check_quorum(server_round, succeeded, len(cohort))
         arrays, _ = self._strategy.aggregate_train(server_round, replies)
         self._accept(server_round, arrays)
         self.state.clock.train_seconds += time.monotonic() - started
@@ -127,9 +128,8 @@ class Server:
             return self._evaluate_round(server_round)
         return False
 
-    def _check_quorum(self, server_round: int, drawn: int) -> None:
+    def _check_quorum(self, server_round: int, succeeded: int, drawn: int) -> None:
         failures = self._grid.failures
-        succeeded = sum(len(update.clients) for update in self._grid.updates)
         for failure in failures:
             _log.error(
                 "round %d: client %d failed: %s", server_round, failure.client, failure.reason
@@ -210,13 +210,14 @@ class Server:
             server_round, self.state.arrays, ConfigRecord(), self._grid
         )
         replies = self._grid.send_and_receive(messages)
+        self._check_quorum(server_round, len(self._grid.evaluations), len(self._evaluating))
         summed = self._strategy.aggregate_evaluate(server_round, replies)
         assert summed is not None
         total = type(self._task.no_metrics()).from_vector(_vector(summed["sums"]))
         self.state.counts.bytes_down += len(self._evaluating) * self._model_bytes
         clients = [
             {"client": client, "examples": metrics.count, **metrics.compute()}
-            for client, metrics in self._grid.evaluations
+            for client, metrics in self._grid.evaluations.items()
         ]
         self._emit("clients", named(total, "clients"), clients=clients)
 

@@ -20,17 +20,25 @@ import torch
 
 import federated.cohort as cohort_module
 from federated.choice import Choice
-from federated.client import Clients, Instruction, Stack, Weights, train_client
+from federated.client import (
+    Clients,
+    Instruction,
+    Stack,
+    Weights,
+    evaluate_client,
+    train_client,
+)
 from federated.cohort import CohortWorker
 from federated.job import run_job
+from federated.ray_actor import Actor
 from federated.ray_pool import RayPool
 from federated.setup import assemble, divide
 from federated.time_limit import UNLIMITED, Limit
 from heliotrope import checkpoint
 from heliotrope.data import load
-from heliotrope.errors import QuorumError
+from heliotrope.errors import QuorumError, WorkerError
 from heliotrope.tasks import task_of
-from tests.support import ROOT, compose, fresh_seed
+from tests.support import ROOT, assert_same_tensors, compose, fresh_seed
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -130,12 +138,7 @@ def test_a_round_below_its_quorum_ends_the_run_and_leaves_it_resumable(
 
     spoiled.clear()
     run_job(compose("federated", *_SMALL, "resume=true"), tmp_path / "cut")
-    left, right = (
-        checkpoint.latest(tmp_path / name / "checkpoints", pytest.fail) for name in ("whole", "cut")
-    )
-    assert left is not None
-    assert right is not None
-    assert all(torch.equal(value, right.model[name]) for name, value in left.model.items())
+    _assert_same_end(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_batched_training_leaves_out_only_the_diverging_client(tmp_path: Path) -> None:
@@ -232,6 +235,136 @@ def test_a_worker_that_hangs_is_killed_and_replaced(
     assert json.loads((tmp_path / "result.json").read_text())["rounds"] == 3
 
 
+def _actor_with_a_bad_client(bad: int, what: str) -> type[Actor]:
+    """Return a worker in whose process client `bad` fails in round 1 as told.
+
+    It is local, so that Ray sends its code: a worker does not find this module.
+    """
+
+    class Spoiled(Actor):
+        def __init__(self, *arguments: Any) -> None:
+            import ctypes
+            import signal
+
+            from federated import batched, cohort, time_limit
+
+            def fail() -> None:
+                if what == "raise":
+                    raise TimeoutError
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+                ctypes.PyDLL(None).sleep(1000)  # in C, and holding Python's lock
+
+            alone, stacked = cohort.train_client, batched.FastTrainer.train_stacked
+
+            def train_client(*arguments: Any) -> Any:
+                _, _, order, client, _ = arguments
+                if client == bad and order.server_round == 1:
+                    fail()
+                return alone(*arguments)
+
+            def train_stacked(*arguments: Any) -> Any:
+                _, _, order, part, _ = arguments
+                if bad in part and order.server_round == 1:
+                    fail()
+                return stacked(*arguments)
+
+            cohort.train_client = train_client
+            batched.FastTrainer.train_stacked = train_stacked
+            time_limit._DEAF_SECONDS = 0.5
+            super().__init__(*arguments)
+
+    return Spoiled
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(("kind", "workers"), [("sequential", 2), ("batched", 1)])
+def test_a_client_that_no_signal_stops_is_named_and_left_out(
+    kind: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (
+        "federated.pool=ray",
+        f"federated.workers={workers}",
+        f"federated.client_training={kind}",
+        "federated.stack_size=3",
+        "federated.rounds=2",
+        "federated.quorum=0.8",
+        "federated.client_timeout=0.5",
+    )
+    for what in ("hang", "raise"):
+        actor = _actor_with_a_bad_client(3, what)
+        monkeypatch.setattr("federated.ray_pool.Actor", actor)
+        run_job(compose("federated", *_SMALL, *settings), tmp_path / what)
+
+    (failure,) = _events(tmp_path / "hang", "failure")
+    assert (failure["round"], failure["client"]) == (1, 3)
+    assert "not done after 0.5 s, in code that could not be interrupted" in failure["reason"]
+    assert "in train_client" in (tmp_path / "hang" / "run.log").read_text()  # says where
+    assert not list((tmp_path / "hang").glob("*.note"))
+    _assert_same_end(tmp_path / "hang", tmp_path / "raise")
+
+
+@pytest.mark.parametrize("what", ["raise", "hang"])
+def test_a_client_that_cannot_be_evaluated_is_named_and_left_out(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+
+    def evaluate(clients: Clients, weights: Weights, client: int, limit: Limit) -> Any:
+        modes.append(clients.model.training)
+        if client == 3 and what == "raise":
+            raise RuntimeError("disk on fire")
+        if client == 3:
+            clients.model.eval()
+            time.sleep(60)
+        return evaluate_client(clients, weights, client, limit)
+
+    monkeypatch.setattr(cohort_module, "evaluate_client", evaluate)
+    settings = ("federated.holdout_fraction=0.2", "federated.client_timeout=0.3")
+    enough = ("federated.quorum=0.8", "federated.rounds=1")
+    run_job(compose("federated", *_SMALL, *settings, *enough), tmp_path / "on")
+
+    (failure,) = _events(tmp_path / "on", "failure")
+    assert (failure["round"], failure["client"]) == (1, 3)
+    reason = {"raise": "disk on fire", "hang": "TimeoutError: not done after 0.3 s"}[what]
+    assert failure["reason"].startswith("evaluation: ")
+    assert reason in failure["reason"]
+    (event,) = _events(tmp_path / "on", "clients")
+    assert [one["client"] for one in event["clients"]] == [0, 1, 2, 4]
+    examples = [one["examples"] for one in event["clients"]]
+    right = [one["accuracy"] * one["examples"] for one in event["clients"]]
+    assert event["clients/accuracy"] == pytest.approx(sum(right) / sum(examples))
+
+    assert all(modes)  # also of the client after the one that was cut off
+    with pytest.raises(QuorumError, match=r"round 1: 4 of 5 clients .* client 3 \(evaluation: "):
+        run_job(compose("federated", *_SMALL, *settings), tmp_path / "off")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_central_evaluation_that_hangs_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging(Actor):
+        def evaluate_centrally(self, *arguments: Any) -> Any:
+            import time
+
+            time.sleep(1000)
+
+    monkeypatch.setattr("federated.ray_pool.Actor", Hanging)
+    monkeypatch.setattr("federated.ray_pool._GRACE", 10.0)
+    settings = ("federated.pool=ray", "federated.workers=1", "federated.client_timeout=0.5")
+    with pytest.raises(WorkerError, match=r"worker 0: central evaluation was not done after 1\d"):
+        run_job(compose("federated", *_SMALL, *settings), tmp_path)
+
+
+def _assert_same_end(*directories: Path) -> None:
+    left, right = (
+        checkpoint.latest(directory / "checkpoints", pytest.fail) for directory in directories
+    )
+    assert left is not None
+    assert right is not None
+    assert_same_tensors(left.model, right.model)
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_stops_at_once_and_can_go_on(
     sent: signal.Signals, code: int, tmp_path: Path
@@ -283,12 +416,7 @@ def test_a_killed_worker_is_replaced_and_its_clients_run_again(
     (failure,) = _events(tmp_path / "cut", "failure")
     assert failure["worker"] == 1
     assert "died" in failure["reason"]
-    left, right = (
-        checkpoint.latest(tmp_path / name / "checkpoints", pytest.fail) for name in ("whole", "cut")
-    )
-    assert left is not None
-    assert right is not None
-    assert all(torch.equal(value, right.model[name]) for name, value in left.model.items())
+    _assert_same_end(tmp_path / "whole", tmp_path / "cut")
 
 
 def _kill_workers_at(monkeypatch: pytest.MonkeyPatch, victims: dict[int, int]) -> None:
@@ -345,9 +473,4 @@ def test_twenty_kills_at_random_moments_change_nothing(
     assert len(set(killed)) == 20
     reasons = [event["reason"] for event in _events(tmp_path / "cut", "failure")]
     assert sum("with clients" in reason for reason in reasons) >= 10  # others died between rounds
-    left, right = (
-        checkpoint.latest(tmp_path / name / "checkpoints", pytest.fail) for name in ("whole", "cut")
-    )
-    assert left is not None
-    assert right is not None
-    assert all(torch.equal(value, right.model[name]) for name, value in left.model.items())
+    _assert_same_end(tmp_path / "whole", tmp_path / "cut")

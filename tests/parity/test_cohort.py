@@ -20,6 +20,7 @@ from federated.cohort import CohortWorker
 from federated.pool import InProcessPool
 from federated.ray_pool import RayPool
 from federated.setup import assemble, divide
+from federated.time_limit import Watch
 from heliotrope.cluster import room, session
 from heliotrope.config import AdamConfig, Run
 from heliotrope.data import Dataset, load
@@ -194,7 +195,7 @@ def test_random_configurations_agree_with_a_plain_loop(trial: int) -> None:
 
 def test_an_optimizer_without_a_stacked_form_trains_one_client_at_a_time() -> None:
     clients, _ = _ready(_compose("optimizer=adafactor", _MODELS[0], _PARTITIONS[2]))
-    assert {choice.kind for choice in candidates(clients, range(4), 1)} == {"sequential"}
+    assert {choice.kind for choice in candidates(clients, range(4), 1, Watch())} == {"sequential"}
     check_kind(clients)
     for kind in ("batched", "compiled"):
         clients.federated.client_training = kind
@@ -250,11 +251,10 @@ def test_ray_workers_give_what_this_process_gives(
                 mean = sum(part.arrays[name] * (part.examples / total) for part in parts)
                 torch.testing.assert_close(mean, value, rtol=1e-4, atol=2e-6)
         everyone = clients.population.evaluating()
-        for mine, theirs in zip(
-            here.evaluate(weights, everyone), there.evaluate(weights, everyone), strict=True
-        ):
-            assert mine[0] == theirs[0]
-            assert (mine[1].confusion == theirs[1].confusion).all()
+        mine, theirs = here.evaluate(weights, everyone), there.evaluate(weights, everyone)
+        assert list(mine.metrics) == list(theirs.metrics) == everyone
+        for client in everyone:
+            assert (mine.metrics[client].confusion == theirs.metrics[client].confusion).all()
         mine, theirs = here.evaluate_centrally(weights), there.evaluate_centrally(weights)
         assert (mine["test"].confusion == theirs["test"].confusion).all()
         assert mine["test"].loss_sum == pytest.approx(theirs["test"].loss_sum)

@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from federated.choice import Choice
 from federated.client import Failure, Instruction, Update, Weights
-from federated.cohort import Reply
+from federated.cohort import Evaluations, Reply
 from federated.grid import CohortGrid
 from federated.messages import read_arrays, to_record
 from heliotrope.metrics import ClassificationMetrics
@@ -36,10 +36,8 @@ class _Answers:
     ) -> list[Reply]:
         return self._replies
 
-    def evaluate(
-        self, weights: Weights, cohort: Sequence[int]
-    ) -> list[tuple[int, ClassificationMetrics]]:
-        return []
+    def evaluate(self, weights: Weights, cohort: Sequence[int]) -> Evaluations:
+        return Evaluations()
 
     def evaluate_centrally(self, weights: Weights) -> dict[str, ClassificationMetrics]:
         return {}
