@@ -27,7 +27,8 @@ from heliotrope.tracking import log_to
 
 from .choice import Choice
 from .client import Clients, Instruction, Update, Weights
-from .cohort import CohortWorker, Reply, place
+from .cohort import CohortWorker, place
+from .lane import Reply
 from .setup import assemble
 from .time_limit import HANG_SECONDS
 
