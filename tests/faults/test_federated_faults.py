@@ -18,7 +18,7 @@ import pytest
 import ray
 import torch
 
-import federated.cohort as cohort_module
+import federated.lane as lane_module
 from federated.choice import Choice
 from federated.client import Clients, Instruction, Stack, Weights, train_client
 from federated.cohort import CohortWorker
@@ -77,7 +77,7 @@ def spoiled(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
             return replace(stack, arrays=arrays)
         return stack
 
-    monkeypatch.setattr(cohort_module, "train_client", train)
+    monkeypatch.setattr(lane_module, "train_client", train)
     return spoils
 
 
