@@ -36,7 +36,7 @@ def initialise(model: nn.Module) -> None:
 class ChannelsLast(nn.Module):
     """Turns images [B, C, H, W] in memory, where nothing is trained: the values are the same.
 
-    Pooling on a CPU is up to ten times faster so, and the FedAvg CNN is evaluated 1.5 to 2 times
+    Pooling on a CPU is up to ten times faster so, and the FedAvg CNN is evaluated 1.3 to 2 times
     faster. Training goes without, since `vmap` cannot turn.
     """
 
