@@ -12,6 +12,7 @@ batch.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -29,6 +30,8 @@ from .time_limit import UNLIMITED, Limit
 __all__ = ["FastTrainer", "why_not_fast"]
 
 _log = logging.getLogger(__name__)
+
+_capturing = threading.Lock()  # torch keeps some of a dispatch mode's state in globals
 
 
 def why_not_fast(model: nn.Module) -> str | None:
@@ -175,14 +178,15 @@ class FastTrainer:
             try:
                 if weights.is_cuda:  # autograd works in threads of its own there, unseen
                     raise NotCapturableError("it runs on a GPU")
-                step = capture(
-                    losses,
-                    copies,
-                    {name: key.clone() for name, key in keys.items()},
-                    inputs.clone(),
-                    targets.clone(),
-                    weights.clone(),
-                )
+                with _capturing:
+                    step = capture(
+                        losses,
+                        copies,
+                        {name: key.clone() for name, key in keys.items()},
+                        inputs.clone(),
+                        targets.clone(),
+                        weights.clone(),
+                    )
             except NotCapturableError as error:
                 if not stacked:
                     raise

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import torch
 
 from heliotrope.config import AdamConfig, SgdConfig
 from heliotrope.errors import ConfigError
 
 from .batched import FastTrainer, why_not_fast
 from .capture import NotCapturableError
-from .client import Clients, Instruction, Stack, set_weights, train_client
-from .time_limit import Limit, Watch
+from .client import Clients, Instruction, set_weights, train_client
+from .time_limit import Watch, limit_of
 
 __all__ = ["Choice", "candidates", "check_kind", "fastest"]
 
@@ -29,15 +27,29 @@ _LONG_STEP = 3e-3  # seconds: stacking saves overhead, which is lost in a longer
 
 @dataclass(frozen=True)
 class Choice:
-    """How each worker trains its clients: the kind, its threads, and how many clients at once."""
+    """How each worker trains its clients.
+
+    Parameters
+    ----------
+    kind
+        `sequential`, `compiled` or `batched`.
+    threads
+        Of each lane.
+    stack
+        Clients trained in one step.
+    lanes
+        Clients trained side by side, each in steps of its own.
+    """
 
     kind: str
     threads: int
     stack: int = 1
+    lanes: int = 1
 
     def __str__(self) -> str:
         stacks = f" in stacks of {self.stack}" if self.kind == "batched" else ""
-        return f"{self.kind}{stacks} with {self.threads} thread(s)"
+        lanes = f" in {self.lanes} lanes" if self.lanes > 1 else ""
+        return f"{self.kind}{stacks}{lanes} with {self.threads} thread(s)"
 
 
 def check_kind(clients: Clients) -> None:
@@ -66,7 +78,7 @@ def _why_not(kind: str, clients: Clients, cohort: Sequence[int], watch: Watch) -
         return reason
     trainer, order = FastTrainer(clients), Instruction(1)
     weights = {name: value.clone() for name, value in clients.model.state_dict().items()}
-    limit = Limit(1, clients.federated.client_timeout, time.monotonic())
+    limit = limit_of(clients.federated.client_timeout, max_steps=1)
     tried = cohort[:1] if kind == "compiled" else cohort[:2]
     try:
         with watch.over(tried, limit):
@@ -92,7 +104,8 @@ def _why_not(kind: str, clients: Clients, cohort: Sequence[int], watch: Watch) -
 def candidates(clients: Clients, cohort: Sequence[int], threads: int, watch: Watch) -> list[Choice]:
     """Return the choices that the config leaves open for a cohort, the safest bet first.
 
-    `threads` is a worker's share of CPUs. Tiny kernels run slower on more threads than one.
+    `threads` is a worker's share of CPUs. Tiny kernels run slower on more threads than one;
+    large ones share the threads less well than clients side by side do.
     """
     cfg = clients.federated
     kinds = [cfg.client_training]
@@ -105,13 +118,19 @@ def candidates(clients: Clients, cohort: Sequence[int], threads: int, watch: Wat
         if "compiled" not in kinds:
             kinds.insert(0, "sequential")
     counts = [threads] if cfg.cpus_per_worker is not None else sorted({1, threads})
-    stacks = {"batched": _stacks(clients, len(cohort))}
-    return [
-        Choice(kind, count, stack)
-        for kind in kinds
-        for stack in stacks.get(kind, [1])
-        for count in counts
-    ]
+    choices = []
+    for kind in kinds:
+        stacks = _stacks(clients, len(cohort)) if kind == "batched" else [1]
+        choices += [Choice(kind, count, stack) for stack in stacks for count in counts]
+        lanes = min(threads, len(cohort))
+        if kind != "batched" and lanes > 1 and _may_have_lanes(clients):
+            choices.append(Choice(kind, threads // lanes, lanes=lanes))
+    return choices
+
+
+def _may_have_lanes(clients: Clients) -> bool:
+    """Return whether clients can train side by side: only the main thread can be cut off."""
+    return clients.federated.client_timeout is None and not clients.train.inputs.is_cuda
 
 
 def _stacks(clients: Clients, cohort: int) -> list[int]:
@@ -122,8 +141,8 @@ def _stacks(clients: Clients, cohort: int) -> list[int]:
     return sorted({min(stack, most) for stack in _STACKS})
 
 
-Work = Callable[[Choice, int, int], Iterator[Stack]]
-"""(choice, clients at most, steps of each at most) -> the stacks trained."""
+Work = Callable[[Choice, int, int], int]
+"""(choice, clients at most, steps of each at most) -> the steps taken of all clients."""
 
 
 def fastest(choices: Sequence[Choice], work: Work) -> Choice:
@@ -149,17 +168,17 @@ def fastest(choices: Sequence[Choice], work: Work) -> Choice:
 
 def _seconds_a_step(choice: Choice, work: Work) -> float:
     """Time a few clients and steps; a sample of one client, or one stack, where that is slow."""
-    torch.set_num_threads(choice.threads)
-    few, many = max(1, choice.stack), max(8, choice.stack)
-    _timed(work(choice, few, 1))  # captures the step and loads libraries
-    seconds = _timed(work(choice, few, 2))
-    if seconds * few > 0.01:
+    few = max(choice.lanes, choice.stack)
+    _timed(work, choice, few, 1)  # captures the step and loads libraries
+    seconds = _timed(work, choice, few, 2)
+    if seconds * few > 0.1:
         return seconds
-    return min(_timed(work(choice, many, 6)) for _ in range(3))
+    many = few if seconds * few > 0.01 else max(8, few)
+    return min(_timed(work, choice, many, 6) for _ in range(3))
 
 
-def _timed(stacks: Iterator[Stack]) -> float:
-    """Return the seconds that the training of `stacks` takes, a client's step."""
+def _timed(work: Work, choice: Choice, most: int, max_steps: int) -> float:
+    """Return the seconds that the training of some clients takes, a client's step."""
     started = time.perf_counter()
-    steps = sum(sum(stack.steps) for stack in stacks)
+    steps = work(choice, most, max_steps)
     return (time.perf_counter() - started) / max(1, steps)

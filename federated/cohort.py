@@ -1,49 +1,33 @@
-"""A cohort on its way through a worker: placed, trained, vetted, and reduced to one reply."""
+"""A cohort on its way through a worker: measured, divided among lanes, and evaluated."""
 
 from __future__ import annotations
 
+import copy
 import heapq
 import importlib
 import logging
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from heliotrope.data import Split
 from heliotrope.evaluation import evaluate
 from heliotrope.metrics import ClassificationMetrics
 
-from .batched import FastTrainer
-from .capture import NotCapturableError
 from .choice import Choice, candidates, fastest
-from .client import (
-    Clients,
-    Failure,
-    Instruction,
-    Stack,
-    Update,
-    Weights,
-    evaluate_client,
-    set_weights,
-    train_client,
-)
-from .time_limit import Limit, Watch
+from .client import Clients, Failure, Instruction, Weights, evaluate_client, set_weights
+from .lane import Lane, Reply
+from .time_limit import Watch, limit_of
 
-__all__ = ["CohortWorker", "Evaluations", "Reply", "place"]
+__all__ = ["CohortWorker", "Evaluations", "place"]
 
 _log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Reply:
-    """What a worker sends back for its part of a cohort."""
-
-    updates: list[Update] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -76,7 +60,7 @@ class CohortWorker:
         self.clients = clients
         self.watch = Watch(note)
         self._threads = threads
-        self._fast = FastTrainer(clients)
+        self._lanes = [Lane(clients, self.watch)]
         if clients.federated.client_timeout is not None:
             # torch.optim imports it at first use, and an import that is cut off cannot be redone.
             importlib.import_module("torch._dynamo")
@@ -84,8 +68,11 @@ class CohortWorker:
     def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> Choice:
         """Return the fastest way to train clients like these, of those the config allows."""
 
-        def work(choice: Choice, most: int, max_steps: int) -> Iterator[Stack]:
-            return self._stacks(weights, order, cohort[:most], choice, [], max_steps)
+        def work(choice: Choice, most: int, max_steps: int) -> int:
+            def steps(lane: Lane, part: Sequence[int]) -> int:
+                return lane.steps(weights, order, part, choice, max_steps)
+
+            return sum(self._in_lanes(choice, cohort[:most], steps))
 
         return fastest(candidates(self.clients, cohort, self._threads, self.watch), work)
 
@@ -97,89 +84,55 @@ class CohortWorker:
         choice: Choice,
         reduce: bool,
     ) -> Reply:
-        """Train `cohort`, in client order; with `reduce`, answer with one mean of all.
+        """Train `cohort`; with `reduce`, answer with one mean a lane.
 
         A client that raises, or whose update is not finite, is reported and left out.
         """
-        torch.set_num_threads(choice.threads)
-        failures: list[Failure] = []
-        mean = _Mean(weights)
-        updates: list[Update] = []
-        for stack in self._stacks(weights, order, cohort, choice, failures):
-            if not (reduce and mean.took(stack)):
-                rejected = stack.rejections(weights)
-                failures += [Failure(stack.clients[row], why) for row, why in rejected.items()]
-                kept = stack.without(rejected)
-                if reduce:
-                    mean.add(kept)
-                else:
-                    updates += kept.rows()
-                del kept
-            del stack  # before the next one is made
-        updates.sort(key=lambda update: update.clients)
-        failures.sort(key=lambda failure: failure.client)
-        return Reply(mean.updates() if reduce else updates, failures)
 
-    def _stacks(
-        self,
-        weights: Weights,
-        order: Instruction,
-        cohort: Sequence[int],
-        choice: Choice,
-        failures: list[Failure],
-        max_steps: int | None = None,
-    ) -> Iterator[Stack]:
-        one_by_one: Sequence[int] = cohort
-        if choice.kind == "batched":
-            one_by_one = []
-            sizes = self.clients.population.train_sizes(cohort)
-            alike = [client for _, client in sorted(zip((-n for n in sizes), cohort, strict=True))]
-            for start in range(0, len(alike), choice.stack):
-                part = alike[start : start + choice.stack]
-                limit = self._limit(max_steps, len(part))
-                try:
-                    with self.watch.over(part, limit):
-                        stack = self._fast.train_stacked(weights, order, part, limit)
-                    yield stack
-                except Exception:  # noqa: BLE001 - tried again below, where it names a client
-                    _log.exception("a stack failed: its clients are trained one by one")
-                    one_by_one = [*one_by_one, *part]
-        for client in one_by_one:
-            limit = self._limit(max_steps)
+        def train(lane: Lane, part: Sequence[int]) -> Reply:
+            return lane.train(weights, order, part, choice, reduce)
+
+        replies = self._in_lanes(choice, cohort, train)
+        updates = [update for reply in replies for update in reply.updates]
+        failures = [failure for reply in replies for failure in reply.failures]
+        return Reply(
+            sorted(updates, key=lambda update: update.clients),
+            sorted(failures, key=lambda failure: failure.client),
+        )
+
+    def _in_lanes(
+        self, choice: Choice, cohort: Sequence[int], work: Callable[[Lane, Sequence[int]], _T]
+    ) -> list[_T]:
+        """Return what `work` gives for each lane's part of `cohort`, each in a thread of its own.
+
+        The parts depend on the cohort alone, and with them the order in which sums are taken.
+        """
+        while len(self._lanes) < choice.lanes:
+            model = copy.deepcopy(self.clients.model)
+            self._lanes.append(Lane(replace(self.clients, model=model), self.watch))
+
+        def do(lane: Lane, part: Sequence[int]) -> _T:
+            torch.set_num_threads(choice.threads)  # of the thread that calls it
+            return work(lane, part)
+
+        lanes = self._lanes[: choice.lanes]
+        if choice.lanes == 1:
+            return [do(lanes[0], cohort)]
+        parts = place(self.clients.population.train_sizes(cohort), cohort, choice.lanes)
+        with ThreadPoolExecutor(choice.lanes) as threads:
             try:
-                with self.watch.over([client], limit):
-                    stack = self._one(weights, order, client, choice, limit)
-                yield stack
-            except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure
-                _log.exception("client %d failed in round %d", client, order.server_round)
-                failures.append(Failure(client, f"{type(error).__name__}: {error}"))
-
-    def _limit(self, max_steps: int | None, clients: int = 1) -> Limit:
-        """Return the limit of some clients that are trained together, from now on."""
-        seconds = self.clients.federated.client_timeout
-        return Limit(max_steps, seconds and seconds * clients, time.monotonic())
-
-    def _one(
-        self,
-        weights: Weights,
-        order: Instruction,
-        client: int,
-        choice: Choice,
-        limit: Limit,
-    ) -> Stack:
-        if choice.kind == "compiled":
-            try:
-                return self._fast.train_one(weights, order, client, limit)
-            except NotCapturableError as error:
-                _log.warning("client %d is trained uncompiled: %s", client, error)
-        return train_client(self.clients, weights, order, client, limit)
+                return list(threads.map(do, lanes, parts))
+            except BaseException:  # such as Ctrl-C: nobody waits for the rest of the parts
+                for lane in lanes:
+                    lane.stopped = True
+                raise
 
     def evaluate(self, weights: Weights, cohort: Sequence[int]) -> Evaluations:
         """Evaluate each client on its held-out examples; one that raises is reported."""
         torch.set_num_threads(self._threads)
         done = Evaluations()
         for client in cohort:
-            limit = self._limit(None)
+            limit = limit_of(self.clients.federated.client_timeout)
             try:
                 with self.watch.over([client], limit):
                     metrics = evaluate_client(self.clients, weights, client, limit)
@@ -205,80 +158,3 @@ class CohortWorker:
             size = clients.evaluation_batch_size
             metrics[name] = evaluate(clients.model, clients.task, mine, size)
         return metrics
-
-
-class _Mean:
-    """The mean of clients' weights, weighted by examples; memory of one model.
-
-    Clients are added in the same order whenever a round is repeated, so the sum is the same.
-    """
-
-    def __init__(self, weights: Weights) -> None:
-        self._shapes = {name: value.shape for name, value in weights.items()}
-        self._sums: dict[str, Tensor] = {}
-        self._clients: list[int] = []
-        self._examples = self._seen = self._steps = 0
-        self._loss_sum = 0.0
-
-    def took(self, stack: Stack) -> bool:
-        """Add the clients of a stack, if the sum shows that all of them are sound.
-
-        A sum is finite only if all its terms are: looking at each takes as long as the sum.
-        """
-        sums, scale = _weighted_sums(stack)
-        sound = all(
-            self._shapes[name] == total.shape and bool(torch.isfinite(total.sum()))
-            for name, total in sums.items()
-        )
-        if sound:
-            self._count(stack, sums, scale)
-        return sound
-
-    def add(self, stack: Stack) -> None:
-        """Add the clients of a stack."""
-        if stack.clients:
-            self._count(stack, *_weighted_sums(stack))
-
-    def _count(self, stack: Stack, sums: Weights, scale: int) -> None:
-        for name, total in sums.items():
-            if name in self._sums:
-                self._sums[name].add_(total, alpha=scale)
-            else:
-                self._sums[name] = total * scale
-        self._clients += stack.clients
-        self._examples += sum(stack.examples)
-        self._loss_sum += sum(stack.loss_sums)
-        self._seen += sum(stack.seen)
-        self._steps += sum(stack.steps)
-
-    def updates(self) -> list[Update]:
-        """Return the mean as one update, or nothing if no client was added."""
-        if not self._clients:
-            return []
-        return [
-            Update(
-                clients=tuple(sorted(self._clients)),
-                arrays={name: total / self._examples for name, total in self._sums.items()},
-                examples=self._examples,
-                loss_sum=self._loss_sum,
-                seen=self._seen,
-                steps=self._steps,
-            )
-        ]
-
-
-def _weighted_sums(stack: Stack) -> tuple[dict[str, Tensor], int]:
-    """Return sums over the clients, and the factor by which they are too small."""
-    kinds = {name: _accumulator(value.dtype) for name, value in stack.arrays.items()}
-    if len(stack.clients) == 1:
-        return {name: v[0].to(kinds[name]) for name, v in stack.arrays.items()}, stack.examples[0]
-    sums = {}
-    for name, value in stack.arrays.items():
-        examples = torch.tensor(stack.examples, dtype=kinds[name], device=value.device)
-        sums[name] = torch.tensordot(examples, value.to(kinds[name]), 1)
-    return sums, 1
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    """Floating-point weights are summed as they are; integer buffers would overflow."""
-    return dtype if dtype.is_floating_point else torch.float64

@@ -9,7 +9,8 @@ from heliotrope.metrics import ClassificationMetrics
 
 from .choice import Choice
 from .client import Clients, Instruction, Weights
-from .cohort import CohortWorker, Evaluations, Reply
+from .cohort import CohortWorker, Evaluations
+from .lane import Reply
 
 __all__ = ["InProcessPool", "Pool"]
 

@@ -22,7 +22,8 @@ from heliotrope.tracking import log_to
 
 from .choice import Choice
 from .client import Instruction, Update, Weights
-from .cohort import CohortWorker, Evaluations, Reply
+from .cohort import CohortWorker, Evaluations
+from .lane import Reply
 from .setup import assemble
 from .time_limit import Hung
 

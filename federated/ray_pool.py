@@ -18,7 +18,8 @@ from heliotrope.metrics import ClassificationMetrics
 
 from .choice import Choice
 from .client import Clients, Instruction, Weights
-from .cohort import Evaluations, Reply, place
+from .cohort import Evaluations, place
+from .lane import Reply
 from .ray_actor import TRAIN, Actor, as_arrays, with_arrays
 from .time_limit import HANG_SECONDS, Hung, read_hang
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["HANG_SECONDS", "UNLIMITED", "Hung", "Limit", "Watch", "read_hang"]
+__all__ = ["HANG_SECONDS", "UNLIMITED", "Hung", "Limit", "Watch", "limit_of", "read_hang"]
 
 HANG_SECONDS = 1.0  # beyond the limit on seconds: a step that is not over by then hangs
 _DEAF_SECONDS = 10.0  # beyond that, for native code to end: about what a new process costs
@@ -40,6 +40,11 @@ class Limit:
 
 
 UNLIMITED = Limit()
+
+
+def limit_of(seconds: float | None, clients: int = 1, max_steps: int | None = None) -> Limit:
+    """Return the limit, from now on, of `clients` together that have `seconds` each."""
+    return Limit(max_steps, seconds and seconds * clients, time.monotonic())
 
 
 class Watch:

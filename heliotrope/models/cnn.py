@@ -9,7 +9,7 @@ from torch import nn
 from heliotrope.config import CnnConfig
 from heliotrope.errors import ConfigError
 from heliotrope.models.augment import SeededAugment
-from heliotrope.models.layers import activation, check_sizes, dense_head
+from heliotrope.models.layers import ChannelsLast, activation, check_sizes, dense_head
 from heliotrope.tasks import Task
 
 __all__ = ["build_cnn"]
@@ -56,4 +56,5 @@ def build_cnn(cfg: CnnConfig, task: Task) -> nn.Module:
     )
     numbered = {str(n): layer for n, layer in enumerate([*layers, nn.Flatten(), *head])}
     first: dict[str, nn.Module] = {} if augment is None else {"augment": augment}
-    return nn.Sequential(OrderedDict(first | numbered))  # weights have the same names with both
+    first["format"] = ChannelsLast()
+    return nn.Sequential(OrderedDict(first | numbered))  # weights have the same names with all

@@ -19,6 +19,7 @@ import ray
 import torch
 
 import federated.cohort as cohort_module
+import federated.lane as lane_module
 from federated.choice import Choice
 from federated.client import (
     Clients,
@@ -85,7 +86,7 @@ def spoiled(monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
             return replace(stack, arrays=arrays)
         return stack
 
-    monkeypatch.setattr(cohort_module, "train_client", train)
+    monkeypatch.setattr(lane_module, "train_client", train)
     return spoils
 
 
@@ -246,7 +247,7 @@ def _actor_with_a_bad_client(bad: int, what: str) -> type[Actor]:
             import ctypes
             import signal
 
-            from federated import batched, cohort, time_limit
+            from federated import batched, lane, time_limit
 
             def fail() -> None:
                 if what == "raise":
@@ -254,7 +255,7 @@ def _actor_with_a_bad_client(bad: int, what: str) -> type[Actor]:
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
                 ctypes.PyDLL(None).sleep(1000)  # in C, and holding Python's lock
 
-            alone, stacked = cohort.train_client, batched.FastTrainer.train_stacked
+            alone, stacked = lane.train_client, batched.FastTrainer.train_stacked
 
             def train_client(*arguments: Any) -> Any:
                 _, _, order, client, _ = arguments
@@ -268,7 +269,7 @@ def _actor_with_a_bad_client(bad: int, what: str) -> type[Actor]:
                     fail()
                 return stacked(*arguments)
 
-            cohort.train_client = train_client
+            lane.train_client = train_client
             batched.FastTrainer.train_stacked = train_stacked
             time_limit._DEAF_SECONDS = 0.5
             super().__init__(*arguments)

@@ -193,6 +193,51 @@ def test_random_configurations_agree_with_a_plain_loop(trial: int) -> None:
     _check_all_kinds(run, mu, cohort, controlled=controlled)
 
 
+@pytest.mark.parametrize("lanes", [2, 3, 5])
+@pytest.mark.parametrize("kind", ["sequential", "compiled"])
+def test_lanes_train_side_by_side_as_one_after_another(kind: str, lanes: int) -> None:
+    run = _compose(_OPTIMIZERS[0], _MODELS[2], _PARTITIONS[0], "seed=5")
+    clients = _ready_in_double(run)
+    worker, weights, order = CohortWorker(clients, 1), _weights(clients), Instruction(2)
+    cohort, one, side = [0, 3, 4, 8], Choice(kind, 1), Choice(kind, 1, lanes=lanes)
+
+    expected = worker.train(weights, order, cohort, one, reduce=False).updates
+    replies = [worker.train(weights, order, cohort, side, reduce=False) for _ in range(2)]
+    for reply in replies:
+        assert [update.clients for update in reply.updates] == [(c,) for c in cohort]
+        for update, alone in zip(reply.updates, expected, strict=True):
+            for name, value in alone.arrays.items():
+                assert torch.equal(update.arrays[name], value)
+            assert update.loss_sum == alone.loss_sum
+
+    (whole,) = worker.train(weights, order, cohort, one, reduce=True).updates
+    means = worker.train(weights, order, cohort, side, reduce=True).updates
+    assert len(means) == min(lanes, len(cohort))
+    assert sorted(c for mean in means for c in mean.clients) == cohort
+    for name, value in whole.arrays.items():
+        mean = sum(m.arrays[name] * (m.examples / whole.examples) for m in means)
+        torch.testing.assert_close(mean, value, rtol=1e-12, atol=1e-12)
+
+
+def test_lanes_name_a_client_that_fails_and_go_on_with_the_others() -> None:
+    run = _compose(_OPTIMIZERS[0], _MODELS[0], _PARTITIONS[2], "seed=5")
+    clients, _ = _ready(run)
+    clients.train.targets[clients.population.train_indices(3)] = 99
+    worker = CohortWorker(clients, 1)
+    choice = Choice("compiled", 1, lanes=2)
+    reply = worker.train(_weights(clients), Instruction(1), [0, 1, 3, 4], choice, reduce=True)
+    assert [failure.client for failure in reply.failures] == [3]
+    assert sorted(c for update in reply.updates for c in update.clients) == [0, 1, 4]
+
+
+def test_clients_with_a_time_limit_have_no_lanes() -> None:
+    """A client is cut off by a signal, which only the main thread hears."""
+    for timeout, most in (("null", 2), ("5", 1)):
+        run = _compose(_MODELS[0], _PARTITIONS[2], f"federated.client_timeout={timeout}")
+        clients, _ = _ready(run)
+        assert max(choice.lanes for choice in candidates(clients, range(4), 2, Watch())) == most
+
+
 def test_an_optimizer_without_a_stacked_form_trains_one_client_at_a_time() -> None:
     clients, _ = _ready(_compose("optimizer=adafactor", _MODELS[0], _PARTITIONS[2]))
     assert {choice.kind for choice in candidates(clients, range(4), 1, Watch())} == {"sequential"}

@@ -49,6 +49,28 @@ def test_the_gradient_of_a_matrix_comes_as_its_two_factors() -> None:
     assert isinstance(bias, Tensor)
 
 
+def test_quicker_kernels_give_the_same_also_where_values_tie() -> None:
+    draw = torch.Generator().manual_seed(fresh_seed())
+    shapes = [(8, 1, 3, 3), (8,), (128, 8 * 14 * 14), (128,)]
+    parameters = [0.1 * torch.randn(shape, generator=draw) for shape in shapes]
+    inputs = torch.randn(10, 1, 28, 28, generator=draw)
+    inputs[:, :, :16] = 0.5  # an even background: all of a window are its maximum
+    targets, weights = torch.randint(128, (10,), generator=draw), torch.full((10,), 0.1)
+
+    def losses(p: Sequence[Tensor], _: object, x: Tensor, y: Tensor) -> Tensor:
+        pooled = functional.max_pool2d(functional.conv2d(x, p[0], p[1], padding=1), 2)
+        logits = functional.linear(pooled.flatten(1), p[2], p[3])
+        return functional.cross_entropy(logits, y, reduction="none")
+
+    batch = (parameters, {}, inputs, targets)
+    mean, gradients = capture(losses, *batch, weights)(*batch, weights)
+    expected, dense = eager_step(losses)(*batch, weights)
+    torch.testing.assert_close(mean, expected)
+    for ours, theirs in zip(gradients, dense, strict=True):
+        whole = ours[0] @ ours[1] if isinstance(ours, tuple) else ours
+        torch.testing.assert_close(whole, theirs, rtol=1e-4, atol=1e-6)
+
+
 def _random(p: Sequence[Tensor], k: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
     return _linear(p, k, functional.dropout(x, 0.5), y)
 

@@ -11,8 +11,9 @@ from flwr.serverapp.strategy import FedAvg
 
 from federated.choice import Choice
 from federated.client import Failure, Instruction, Update, Weights
-from federated.cohort import Evaluations, Reply
+from federated.cohort import Evaluations
 from federated.grid import CohortGrid
+from federated.lane import Reply
 from federated.messages import read_arrays, to_record
 from heliotrope.metrics import ClassificationMetrics
 
