@@ -124,7 +124,17 @@ def test_what_rank_0_says_crosses_processes_exactly() -> None:
     [
         ("NVIDIA H100 80GB HBM3", "bf16", 989.4e12),
         ("NVIDIA A100-SXM4-40GB", "fp32", 19.5e12),
+        ("NVIDIA A100 80GB PCIe", "bf16", 312e12),
+        ("NVIDIA H100 NVL", "bf16", 835.5e12),
+        ("NVIDIA H200", "bf16", 989.4e12),
+        ("NVIDIA H200 NVL", "bf16", 835.5e12),
+        ("NVIDIA B200", "bf16", 2250e12),
+        ("NVIDIA B200", "fp32", None),
         ("NVIDIA L40S", "fp16", 362e12),
+        ("NVIDIA L40", "fp32", 90.5e12),
+        ("NVIDIA L4", "bf16", 121e12),
+        ("NVIDIA GB200", "bf16", None),
+        ("NVIDIA RTX A1000", "bf16", None),
         ("Some other GPU", "bf16", None),
     ],
 )
