@@ -139,11 +139,10 @@ def begin(
         checkpoint.load_weights(model, saved.model, path)
     home.begin(run)
     offset = 0 if saved is None else int(saved.state["metrics_offset"])
-    tracker = Tracker(home.metrics)
-    tracker.rewind(offset)
-    if saved is None:
-        tracker.emit("start", mode="distributed", name=run.name, seed=run.seed)
-    tracker.close()
+    with Tracker(home.metrics) as tracker:
+        tracker.rewind(offset)
+        if saved is None:
+            tracker.emit("start", mode="distributed", name=run.name, seed=run.seed)
     return None if saved is None else saved.progress
 
 
@@ -153,9 +152,11 @@ def _tell(failure: WorkerFailure, home: RunDirectory, display: Display) -> None:
 
 
 def _note(home: RunDirectory, listeners: tuple[Any, ...], **fields: Any) -> None:
-    tracker = Tracker(home.metrics, listeners)
-    tracker.emit("failure", **fields)
-    tracker.close()
+    try:
+        with Tracker(home.metrics, listeners) as tracker:
+            tracker.emit("failure", **fields)
+    except RunFailedError:  # such as for a full disk, which may be why there is a failure to note
+        _log.exception("a failure could not be noted")
 
 
 def _given_up(
@@ -195,8 +196,5 @@ def write_results(
         target=None if trained.target is None else dict(trained.target),
         packages=("ray",) if launcher == "ray" else (),
     )
-    tracker = Tracker(home.metrics, listeners(run, home.path))
-    try:
+    with Tracker(home.metrics, listeners(run, home.path)) as tracker:
         finish(run, "distributed", home, tracker, trained.final, parts.task, outcome, display)
-    finally:
-        tracker.close()
