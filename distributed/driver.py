@@ -84,8 +84,9 @@ def _attempts(
     """Attempt the run until it is trained; return the last attempt and what came of it."""
     started, resume = time.time() - Clock().seconds, run.resume
     failures: list[WorkerFailure] = []
+    attempt = None
     while True:
-        workers, share = _gathered(launcher, failures, run, home)
+        workers, share = _gathered(launcher, attempt, failures, run, home)
         saved = begin(run, home, parts.model, display, resume)
         attempt = Attempt(run, home.path, saved, started, share)
         what = "launcher %s: %d worker(s), %d thread(s) on %s each"
@@ -114,14 +115,22 @@ def _attempts(
 
 
 def _gathered(
-    launcher: Launcher, failures: list[WorkerFailure], run: Run, home: RunDirectory
+    launcher: Launcher,
+    before: Attempt | None,
+    failures: list[WorkerFailure],
+    run: Run,
+    home: RunDirectory,
 ) -> tuple[int, Share]:
+    """Return the workers and their share; after an attempt, having none is a failed run."""
     try:
         return launcher.gather()
     except ResourceError as error:
-        if not failures:
+        if before is None:
             raise
-        raise _given_up(failures, run, home, f" {error}") from error
+        if failures:
+            raise _given_up(failures, run, home, f" {error}") from error
+        hint = f"Continue from the last checkpoint with resume=true hydra.run.dir={home.path}."
+        raise RunFailedError(f"The workers stopped to be more of them. {error} {hint}") from error
 
 
 def begin(

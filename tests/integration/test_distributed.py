@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from distributed.stop import Stop
+from heliotrope.background import in_background
+from heliotrope.cluster import alive, room
 from heliotrope.commands import evaluate_run
 from heliotrope.errors import ConfigError
-from tests.distributed_runs import INLINE, RAY, SMALL, TORCHRUN, events_of, result_of, train
+from tests.distributed_runs import (
+    INLINE,
+    RAY,
+    SMALL,
+    TORCHRUN,
+    events_of,
+    ready,
+    result_of,
+    train,
+    wait_until,
+)
 from tests.support import ROOT, command, environment
 
 
@@ -172,6 +188,36 @@ def test_a_run_that_no_longer_improves_stops_early(
     patient = [*early[:-1], "distributed.early_stopping.patience=3"]
     train(out, *launcher, *patient, "resume=true", epochs=50)
     assert result_of(out)["epochs"] > len(accuracies)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_report")
+def test_an_elastic_run_takes_what_others_leave_and_grows_when_they_go(
+    ray_session: ModuleType, tmp_path: Path
+) -> None:
+    def worlds() -> list[int]:
+        text = (tmp_path / "run.log").read_text() if (tmp_path / "run.log").exists() else ""
+        return [int(count) for count in re.findall(r"launcher ray: (\d+) worker", text)]
+
+    held = ExitStack()
+    held.enter_context(room(ray_session, alive(ray_session), "others", 1, {"CPU": 1}))
+
+    def others_go() -> None:
+        with held:
+            wait_until(lambda: worlds() == [1] and ready(tmp_path))
+
+    going = in_background(others_go)
+    long = ("distributed.workers=[1,2]", "distributed.epochs=100000", "distributed.batch_size=8")
+    # It is stopped, as by a signal, once it has grown.
+    enough = in_background(lambda: wait_until(lambda: worlds() == [1, 2]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stop, "asked", lambda _stop: enough.done())
+        with pytest.raises(SystemExit):
+            train(tmp_path, *RAY, *long)
+    going.result()
+    enough.result()
+    seen = [event["examples_seen"] for event in events_of(tmp_path, "train")]
+    assert seen == [1294 * epoch for epoch in range(1, len(seen) + 1)]
 
 
 def _timings(directory: Path) -> list[dict[str, float]]:
