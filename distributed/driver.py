@@ -84,8 +84,9 @@ def _attempts(
     """Attempt the run until it is trained; return the last attempt and what came of it."""
     started, resume = time.time() - Clock().seconds, run.resume
     failures: list[WorkerFailure] = []
+    attempt = None
     while True:
-        workers, share = _gathered(launcher, failures, run, home)
+        workers, share = _gathered(launcher, attempt, failures, run, home)
         saved = begin(run, home, parts.model, display, resume)
         attempt = Attempt(run, home.path, saved, started, share)
         what = "launcher %s: %d worker(s), %d thread(s) on %s each"
@@ -114,14 +115,22 @@ def _attempts(
 
 
 def _gathered(
-    launcher: Launcher, failures: list[WorkerFailure], run: Run, home: RunDirectory
+    launcher: Launcher,
+    before: Attempt | None,
+    failures: list[WorkerFailure],
+    run: Run,
+    home: RunDirectory,
 ) -> tuple[int, Share]:
+    """Return the workers and their share; after an attempt, having none is a failed run."""
     try:
         return launcher.gather()
     except ResourceError as error:
-        if not failures:
+        if before is None:
             raise
-        raise _given_up(failures, run, home, f" {error}") from error
+        if failures:
+            raise _given_up(failures, run, home, f" {error}") from error
+        hint = f"Continue from the last checkpoint with resume=true hydra.run.dir={home.path}."
+        raise RunFailedError(f"The workers stopped to be more of them. {error} {hint}") from error
 
 
 def begin(
@@ -139,11 +148,10 @@ def begin(
         checkpoint.load_weights(model, saved.model, path)
     home.begin(run)
     offset = 0 if saved is None else int(saved.state["metrics_offset"])
-    tracker = Tracker(home.metrics)
-    tracker.rewind(offset)
-    if saved is None:
-        tracker.emit("start", mode="distributed", name=run.name, seed=run.seed)
-    tracker.close()
+    with Tracker(home.metrics) as tracker:
+        tracker.rewind(offset)
+        if saved is None:
+            tracker.emit("start", mode="distributed", name=run.name, seed=run.seed)
     return None if saved is None else saved.progress
 
 
@@ -153,9 +161,11 @@ def _tell(failure: WorkerFailure, home: RunDirectory, display: Display) -> None:
 
 
 def _note(home: RunDirectory, listeners: tuple[Any, ...], **fields: Any) -> None:
-    tracker = Tracker(home.metrics, listeners)
-    tracker.emit("failure", **fields)
-    tracker.close()
+    try:
+        with Tracker(home.metrics, listeners) as tracker:
+            tracker.emit("failure", **fields)
+    except RunFailedError:  # such as for a full disk, which may be why there is a failure to note
+        _log.exception("a failure could not be noted")
 
 
 def _given_up(
@@ -195,8 +205,5 @@ def write_results(
         target=None if trained.target is None else dict(trained.target),
         packages=("ray",) if launcher == "ray" else (),
     )
-    tracker = Tracker(home.metrics, listeners(run, home.path))
-    try:
+    with Tracker(home.metrics, listeners(run, home.path)) as tracker:
         finish(run, "distributed", home, tracker, trained.final, parts.task, outcome, display)
-    finally:
-        tracker.close()

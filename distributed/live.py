@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,7 +40,8 @@ def in_file(path: Path) -> Callable[[float], None]:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
 
     def report(epochs: float) -> None:
-        os.pwrite(descriptor, f"{epochs:16.6f}\n".encode(), 0)
+        with suppress(OSError):  # a full disk
+            os.pwrite(descriptor, f"{epochs:16.6f}\n".encode(), 0)
 
     return report
 

@@ -60,9 +60,6 @@ def run_rank(
         if place.rank > 0:
             return Worker(attempt, place, dataset, asked, None, lambda _: None).train()
         told = listeners(attempt.run, home.path)
-        tracker = Tracker(home.metrics, told if display is None else (display, *told))
         report = in_file(home.path / POSITION) if display is None else display.at
-        try:
+        with Tracker(home.metrics, told if display is None else (display, *told)) as tracker:
             return Worker(attempt, place, dataset, asked, tracker, report).train()
-        finally:
-            tracker.close()

@@ -12,14 +12,14 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from heliotrope.cluster import Cluster, alive, room, session
+from heliotrope.cluster import Cluster, alive, free, room, session
 from heliotrope.config import Run
 from heliotrope.display import Display
 from heliotrope.elastic import worker_range
@@ -43,7 +43,8 @@ __all__ = ["ray_launcher"]
 _log = logging.getLogger(__name__)
 
 _REPLACEMENT_SECONDS = 60.0  # how long to wait for a node in the place of one that was lost
-_LOOK_SECONDS = 5.0  # between two looks for room for more workers
+_FREED_SECONDS = 5.0  # that Ray may take to give back what was held before
+_LOOK_SECONDS, _SELDOM = 5.0, 300.0  # between two looks for room for more workers
 _CAUSE_SECONDS = 5.0  # how long the cause may take to show, after a rank that only lost its peer
 
 
@@ -65,6 +66,8 @@ class _Ray:
         self._held = ExitStack()  # the room on the cluster
         self._ranks: list[Any] = []
         self._share = Share(0, "")
+        self._had = 0  # workers of the attempt before
+        self._every = _LOOK_SECONDS
         self._look = 0.0  # when to look for more room
         self._data: Any = None
 
@@ -80,20 +83,39 @@ class _Ray:
         return len(self._ranks), self._share
 
     def start(self, cluster: Cluster, patience: float) -> None:
-        """Start the workers; `ResourceError` if `cluster` has no room for them."""
-        workers, self._share = fitting(self._run, cluster)
+        """Start as many workers as find room; `ResourceError` if `cluster` has none for them."""
+        workers, self._share, group = self._room(cluster, patience)
         gpus = int(self._share.device == "cuda")
-        each = {"CPU": self._share.threads} | ({"GPU": gpus} if gpus else {})
-        group = self._held.enter_context(
-            room(ray, cluster, "distributed.workers", workers, each, patience)
-        )
-        kind: Any = ray.remote(num_cpus=each["CPU"], num_gpus=gpus, max_restarts=0)(RayRank)
+        kind: Any = ray.remote(num_cpus=self._share.threads, num_gpus=gpus, max_restarts=0)(RayRank)
         for rank in range(workers):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
             # Two threads: it trains in one and hears in the other.
             actor = kind.options(scheduling_strategy=place, max_concurrency=2)
             self._ranks.append(actor.remote())
-        self._look = time.monotonic() + _LOOK_SECONDS
+        # Free CPUs in the wrong places look like room, but stopping to have them is in vain.
+        self._every = _LOOK_SECONDS if workers > self._had else min(2 * self._every, _SELDOM)
+        self._look, self._had = time.monotonic() + self._every, workers
+
+    def _room(self, cluster: Cluster, patience: float) -> tuple[int, Share, Any]:
+        """Hold room for the most workers that `cluster` has, or for fewer if others hold it."""
+        fewest, most = worker_range(self._run.distributed.workers)
+        if fewest < most:
+            with suppress(ResourceError):
+                return self._held_for(cluster, *next(fitting(self._run, cluster)), _FREED_SECONDS)
+            *larger, last = fitting(self._run, cluster, free(ray))
+            for choice in larger:
+                with suppress(ResourceError):
+                    return self._held_for(cluster, *choice, 1.0)
+        else:
+            last = next(fitting(self._run, cluster))
+        return self._held_for(cluster, *last, patience)
+
+    def _held_for(
+        self, cluster: Cluster, workers: int, share: Share, patience: float
+    ) -> tuple[int, Share, Any]:
+        each = {"CPU": share.threads} | ({"GPU": 1} if share.device == "cuda" else {})
+        held = room(ray, cluster, "distributed.workers", workers, each, patience)
+        return workers, share, self._held.enter_context(held)
 
     def launch(self, attempt: Attempt, dataset: Dataset, display: Display, stop: Stop) -> Trained:
         home = RunDirectory(attempt.directory)
@@ -150,14 +172,13 @@ class _Ray:
         now = len(self._ranks)
         if now == worker_range(self._run.distributed.workers)[1] or time.monotonic() < self._look:
             return False
-        self._look = time.monotonic() + _LOOK_SECONDS
+        self._look = time.monotonic() + self._every
+        cpus, gpus = free(ray)
+        ours = (cpus + now * self._share.threads, gpus + now * (self._share.device == "cuda"))
         try:
-            workers, share = fitting(self._run, alive(ray))
+            return next(fitting(self._run, alive(ray), ours))[0] > now
         except ResourceError:  # a node is going: its workers will be missed soon enough
             return False
-        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        ours = now * self._share.threads
-        return workers > now and free.get("CPU", 0) + ours >= workers * share.threads
 
 
 def _failure(rank: int, error: BaseException) -> WorkerFailure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -13,13 +15,18 @@ from heliotrope.tasks import Task
 __all__ = ["Speed", "operations_per_example", "peak_operations"]
 
 # Operations a second of one GPU: in float32, and in bfloat16 or float16 on tensor cores without
-# sparsity. From NVIDIA's data sheets; the part of the name that torch gives for each.
-_PEAKS = {
+# sparsity. From NVIDIA's data sheets, where they tell it of one; the words of the name that torch
+# gives for each, longer names first.
+_PEAKS: dict[str, tuple[float | None, float]] = {
     "H100 80GB HBM3": (67e12, 989.4e12),
     "H100 PCIe": (51e12, 756e12),
+    "H100 NVL": (60e12, 835.5e12),
+    "H200 NVL": (60e12, 835.5e12),
     "H200": (67e12, 989.4e12),
+    "B200": (None, 2250e12),
     "A100": (19.5e12, 312e12),
     "L40S": (91.6e12, 362e12),
+    "L40": (90.5e12, 181e12),
     "L4": (30.3e12, 121e12),
 }
 
@@ -42,7 +49,7 @@ def peak_operations(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    known = next((peaks for part, peaks in _PEAKS.items() if part in name), None)
+    known = next((peaks for part, peaks in _PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
     return None if known is None else known[precision != "fp32"]
 
 

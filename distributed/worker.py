@@ -17,13 +17,13 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from heliotrope import checkpoint
 from heliotrope.checkpoint import Checkpoint, Part
@@ -313,8 +313,8 @@ class Worker:
         }
         # A forward pass may change buffers, and the saver copies beside the next one.
         buffers = {name for name, _ in self._model.named_buffers()}
-        model = {name: v.clone() if name in buffers else v for name, v in snapshot.model.items()}
-        present = Checkpoint(self._counts.steps, model, snapshot.arrays, state)
+        model, arrays = (_cloned(buffers, some) for some in (snapshot.model, snapshot.arrays))
+        present = Checkpoint(self._counts.steps, model, arrays, state)
         self._saver.save(present, self._best.progresses)
         _log.info("step %d: saving epoch %d, step %d", self._counts.steps, self._epoch, self._step)
 
@@ -366,3 +366,9 @@ class Worker:
 
 def _on(device: torch.device, split: Split) -> Split:
     return Split(split.inputs.to(device), split.targets.to(device))
+
+
+def _cloned(buffers: Collection[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `tensors`, copies of those that are `buffers`, of the raw weights too."""
+    own = {name: name.rpartition("weights/")[2] for name in tensors}
+    return {name: v.clone() if own[name] in buffers else v for name, v in tensors.items()}

@@ -20,7 +20,7 @@ from typing import Any
 from heliotrope.errors import ResourceError
 from heliotrope.resources import available_cpus
 
-__all__ = ["Cluster", "alive", "room", "session"]
+__all__ = ["Cluster", "alive", "free", "room", "session"]
 
 # No dashboard, and no copy of the workers' output on the terminal: they log to the run's log.
 _QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
@@ -43,13 +43,21 @@ class Cluster:
         """GPUs of all nodes together."""
         return sum(self.node_gpus)
 
-    def cpu_share(self, workers: int) -> int:
+    @property
+    def gpu_workers(self) -> int:
+        """Workers that can have a GPU and a CPU of the same node each."""
+        return sum(map(min, self.node_cpus, self.node_gpus))
+
+    def cpu_share(self, workers: int, *, gpu: bool = False) -> int:
         """Return the most CPUs each of `workers` can have; 0 if they do not fit at all.
 
         A worker lives on one node, so two nodes of 3 CPUs hold three workers of 1, not of 2.
+        With `gpu`, each also has a GPU of that node.
         """
+        nodes = list(zip(self.node_cpus, self.node_gpus, strict=True))
         for share in range(self.cpus // workers, 0, -1):
-            if sum(cpus // share for cpus in self.node_cpus) >= workers:
+            places = (min(c // share, g) if gpu else c // share for c, g in nodes)
+            if sum(places) >= workers:
                 return share
         return 0
 
@@ -118,11 +126,11 @@ def room(
     group = groups.placement_group([bundle] * workers, strategy="PACK")
     try:
         if not group.wait(patience):
-            free = ray.available_resources()
+            cpus, gpus = free(ray)
             raise ResourceError(
                 f"{key}={workers} needs {dict(each)} each, but of the cluster's {cluster.cpus} "
-                f"CPUs and {cluster.gpus} GPUs only {free.get('CPU', 0):g} and "
-                f"{free.get('GPU', 0):g} are free. Wait for the other jobs, or use fewer workers."
+                f"CPUs and {cluster.gpus} GPUs only {cpus} and {gpus} are "
+                f"free. Wait for the other jobs, or use fewer workers."
             )
         yield group
     finally:
@@ -168,6 +176,12 @@ def _own_signal_handler() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)
+
+
+def free(ray: ModuleType) -> tuple[int, int]:
+    """Return how many CPUs and GPUs of the cluster nobody holds."""
+    left = ray.available_resources()
+    return int(left.get("CPU", 0)), int(left.get("GPU", 0))
 
 
 def alive(ray: ModuleType) -> Cluster:

@@ -19,7 +19,9 @@ A message says what was wrong, where (file, key, client, rank, round), and what 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 __all__ = [
     "CheckpointError",
@@ -33,6 +35,7 @@ __all__ = [
     "RunFailedError",
     "WorkerError",
     "closest",
+    "writing",
 ]
 
 
@@ -84,3 +87,15 @@ def closest(word: str, choices: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the choice nearest to `word`, or an empty string."""
     match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise a `RunFailedError` that names `path`, of a run's directory, if it takes no more."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailedError(
+            f"{path} could not be written: {error}. Make room there and continue with resume=true "
+            f"hydra.run.dir={path.parent}."
+        ) from error

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ __all__ = ["Finding", "find_batch_size", "find_lr"]
 
 _LOWEST, _HIGHEST, _STEPS = 1e-6, 10.0, 120  # learning rates tried, evenly on a log scale
 _SMOOTHING = 0.9
+_ROUGH = 10  # losses at the start that are averages of few
+_BELOW = 10.0  # a larger part of it, 1/7 or 1/5, is too much for Adam with 8 examples a batch
 _DIVERGED = 4.0  # times the best loss
 _SMALLEST = 8  # examples
 _LONG = 5.0  # seconds: larger batches are not tried after a step this long
@@ -56,12 +58,13 @@ class _Trial:
         self.train = Split(dataset.train.inputs.to(device), dataset.train.targets.to(device))
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Yield batches of `size` for ever, in an order anew each epoch."""
-        step = count()
+        """Yield batches of `size`, none smaller, for ever, in an order anew each epoch."""
+        step, size = count(), min(size, len(self.train))
         for epoch in count(1):
             generator = torch_generator(self._seed, "find", epoch)
             order = torch.randperm(len(self.train), generator=generator)
-            for rows in torch.split(order.to(self.train.inputs.device), size):
+            whole = order[: len(order) // size * size]
+            for rows in torch.split(whole.to(self.train.inputs.device), size):
                 yield self._batch(rows, seed(self._seed, "dropout", next(step)))
 
     def _batch(self, rows: Tensor, step_seed: int) -> Batch:
@@ -79,10 +82,12 @@ class _Trial:
 
 
 def find_lr(run: Run) -> Finding:
-    """Train with a learning rate that rises each step; take the one where the loss falls fastest.
+    """Train with a learning rate that rises each step; take one below that of the lowest loss.
 
     The range test of Smith (2017): `measured` is the smoothed loss at each rate, up to where
-    training diverges. Raises `RunFailedError` if the loss does not fall at any.
+    training diverges. It is lowest just before that, and a tenth of the rate there trains well;
+    where it falls fastest is a matter of chance in small batches. Raises `RunFailedError` if the
+    loss does not fall at any.
     """
     trial = _Trial(run)
     tried: list[float] = []
@@ -96,13 +101,14 @@ def find_lr(run: Run) -> Finding:
             break
         tried.append(lr)
         measured.append(smooth)
-    falls = [after - before for before, after in pairwise(measured)]
-    if not falls or min(falls) >= 0:
+    settled = measured[_ROUGH:]
+    if not settled or min(settled) == settled[0]:
         raise RunFailedError(
             f"The loss falls at no learning rate from {_LOWEST:g} to {_HIGHEST:g}. Look at the "
             "data, or set optimizer by hand."
         )
-    return Finding(tried, measured, tried[falls.index(min(falls))])
+    lowest = tried[_ROUGH + settled.index(min(settled))]
+    return Finding(tried, measured, lowest / _BELOW)
 
 
 def find_batch_size(run: Run) -> Finding:

@@ -15,7 +15,7 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 
 from heliotrope.config import SCHEMAS, Mode, Run, conf_dir, from_resolved
-from heliotrope.errors import RunDirectoryError
+from heliotrope.errors import RunDirectoryError, writing
 from heliotrope.tracking import strict
 
 __all__ = ["RunDirectory", "git_commit", "versions"]
@@ -115,8 +115,9 @@ class RunDirectory:
     def begin(self, run: Run) -> None:
         """Training begins or goes on here: write the resolved config, take back result.json."""
         temporary = self.config.with_suffix(".tmp")
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)))
-        temporary.replace(self.config)
+        with writing(self.config):
+            temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)))
+            temporary.replace(self.config)
         self.result.unlink(missing_ok=True)  # it would say that the run is complete
 
     def release(self) -> None:
@@ -178,7 +179,7 @@ class RunDirectory:
         NaN, such as the loss of a run that diverged, is written as null.
         """
         temporary = self.result.with_suffix(".tmp")
-        with temporary.open("w") as file:
+        with writing(self.result), temporary.open("w") as file:
             json.dump(strict(result), file, indent=2, allow_nan=False)
             file.write("\n")
             file.flush()

@@ -19,13 +19,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+from heliotrope.errors import RunFailedError, writing
 
 __all__ = [
     "Clock",
@@ -77,13 +81,27 @@ class Clock:
 class Tracker:
     """Appends events to a JSONL file, flushed line by line, and passes them to listeners.
 
-    Listeners that have a `close` are closed with it.
+    Listeners that have a `close` are closed with it. A `RunFailedError` names a file that takes
+    no more; as a context manager, it does not put that in the place of an error under way.
     """
 
     def __init__(self, path: Path, listeners: tuple[Callable[[Event], None], ...] = ()) -> None:
         self._path = path
-        self._file = path.open("ab")
+        with writing(path):
+            self._file = path.open("ab")
         self._listeners = listeners
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with nullcontext() if kind is None else suppress(RunFailedError):
+            self.close()
 
     def emit(self, event: str, **fields: Any) -> None:
         """Write one event. NaN is written as null: the file is strict JSON."""
@@ -94,8 +112,9 @@ class Tracker:
         now = round(time.time(), 3)
         records = [{"event": event, "time": now, **fields} for fields in each]
         lines = [json.dumps(strict(record), allow_nan=False) for record in records]
-        self._file.write("".join(f"{line}\n" for line in lines).encode())
-        self._file.flush()
+        with writing(self._path):
+            self._file.write("".join(f"{line}\n" for line in lines).encode())
+            self._file.flush()
         for listener in self._listeners:
             for record in records:
                 listener(record)
@@ -114,7 +133,8 @@ class Tracker:
 
     def sync(self) -> None:
         """Make the events written so far durable, before a checkpoint refers to them."""
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            os.fsync(self._file.fileno())
 
     def rewind(self, offset: int) -> None:
         """Drop the events after `offset`: a resumed run writes them again.
@@ -123,18 +143,21 @@ class Tracker:
         """
         offset = min(offset, self._file.tell())  # the file may have been lost: no hole of zeros
         kept = [line for line in _lines_after(self._path, offset) if _is_worker_failure(line)]
-        self._file.truncate(offset)
-        self._file.seek(offset)
-        for line in kept:
-            self._file.write(line + b"\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.truncate(offset)
+            self._file.seek(offset)
+            for line in kept:
+                self._file.write(line + b"\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Make the file durable and close it."""
-        self.sync()
-        self._file.close()
-        for listener in self._listeners:
-            getattr(listener, "close", lambda: None)()
+        try:
+            with writing(self._path), self._file:
+                self.sync()
+        finally:
+            for listener in self._listeners:
+                getattr(listener, "close", lambda: None)()
 
 
 def _lines_after(path: Path, offset: int) -> list[bytes]:
@@ -162,9 +185,17 @@ def strict(value: Any) -> Any:
     return value
 
 
+class _Log(logging.FileHandler):
+    """A file of log lines; those that find no room on the disk are left out."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 def log_to(path: Path, who: str) -> logging.Handler:
     """Send the log lines of this process, marked `who`, to the run's log file (appending)."""
-    handler = logging.FileHandler(path, mode="a")
+    handler = _Log(path, mode="a")
     handler.setFormatter(
         logging.Formatter(f"%(asctime)s %(levelname)s [{who}] %(name)s: %(message)s")
     )
@@ -177,7 +208,8 @@ def log_to(path: Path, who: str) -> logging.Handler:
 def stop_logging(handler: logging.Handler) -> None:
     """Undo `log_to`."""
     logging.getLogger().removeHandler(handler)
-    handler.close()
+    with suppress(OSError):  # no room for the last line
+        handler.close()
 
 
 @contextmanager

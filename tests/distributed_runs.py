@@ -19,6 +19,7 @@ import torch
 
 from distributed.job import run_job
 from heliotrope import checkpoint
+from heliotrope.checkpoint import Checkpoint
 from tests.support import ROOT, compose, environment
 
 # One thread a worker: sums are added in the same order whatever machine or launcher.
@@ -44,11 +45,16 @@ def train(directory: Path, *overrides: str, epochs: int = 4) -> Path:
     return directory
 
 
-def weights_of(directory: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of a run's newest checkpoint."""
+def saved_by(directory: Path) -> Checkpoint:
+    """Return a run's newest checkpoint."""
     found = checkpoint.latest(directory / "checkpoints", pytest.fail)
     assert found is not None
-    return dict(found.model)
+    return found
+
+
+def weights_of(directory: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a run's newest checkpoint."""
+    return dict(saved_by(directory).model)
 
 
 def events_of(directory: Path, *kinds: str) -> list[dict[str, Any]]:
@@ -63,6 +69,16 @@ def result_of(directory: Path) -> dict[str, Any]:
     """Return what a finished run says of itself."""
     found: dict[str, Any] = json.loads((directory / "result.json").read_text())
     return found
+
+
+def assert_close(
+    one: Path | dict[str, torch.Tensor], other: Path, rtol: float = 1e-4, atol: float = 1e-6
+) -> None:
+    """Fail unless a run ended with the weights of another, or with those given, to rounding."""
+    left, right = weights_of(one) if isinstance(one, Path) else one, weights_of(other)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(right[name], value, rtol=rtol, atol=atol, msg=name)
 
 
 def cut(directory: Path, copy: Path, after: int) -> Path:

@@ -190,6 +190,26 @@ def test_a_disk_that_fills_ends_the_run_and_leaves_what_was_whole(tmp_path: Path
     assert_same_tensors(weights_of(whole), weights_of(tmp_path))
 
 
+@pytest.mark.parametrize("launcher", [INLINE, TORCHRUN], ids=["inline", "torchrun"])
+def test_a_disk_without_room_for_an_event_ends_the_run_with_the_cause(
+    launcher: tuple[str, ...], tmp_path: Path
+) -> None:
+    small = (*launcher, "model.hidden=[2]", "distributed.max_failures=2")
+    with process(tmp_path, *small, "distributed.epochs=20000") as job:
+        # Larger than any file but those to which lines are added.
+        metrics = tmp_path / "metrics.jsonl"
+        wait_until(lambda: metrics.exists() and metrics.stat().st_size > 2**16)
+        for pid in (job.pid, *_children(job.pid)):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (2**16, 2**16))  # bytes a file
+        output, _ = job.communicate(timeout=60)
+    assert job.returncode == 1, output
+    assert "metrics.jsonl could not be written" in output
+    assert "File too large" in output
+    assert f"resume=true hydra.run.dir={tmp_path}" in output
+    assert "Traceback" not in output
+    assert checkpoint.latest(tmp_path / "checkpoints", pytest.fail) is not None
+
+
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 
+from distributed.stop import Stop
+from heliotrope.background import in_background
+from heliotrope.cluster import alive, room
 from heliotrope.commands import evaluate_run
 from heliotrope.errors import ConfigError
-from tests.distributed_runs import INLINE, RAY, SMALL, TORCHRUN, events_of, train
+from tests.distributed_runs import (
+    INLINE,
+    RAY,
+    SMALL,
+    TORCHRUN,
+    events_of,
+    ready,
+    result_of,
+    train,
+    wait_until,
+)
 from tests.support import ROOT, command, environment
-
-
-def _result(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / "result.json").read_text())
-    return found
 
 
 def test_the_default_launcher_leaves_all_that_a_run_promises(tmp_path: Path) -> None:
@@ -45,7 +55,7 @@ def test_the_default_launcher_leaves_all_that_a_run_promises(tmp_path: Path) -> 
         "result.json",
         "run.log",
     }
-    result = _result(out)
+    result = result_of(out)
     assert result["status"] == "completed"
     assert result["metrics"]["test/accuracy"] > 0.9
     assert result["epochs"] == 6
@@ -90,7 +100,7 @@ def test_processes_that_torchrun_started_are_the_ranks(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert _result(tmp_path)["epochs"] == 2
+    assert result_of(tmp_path)["epochs"] == 2
     assert [e["epoch"] for e in events_of(tmp_path, "train")] == [1, 2]
     assert done.stdout.count("results in") == 1
 
@@ -118,16 +128,16 @@ def test_a_configuration_that_does_not_fit_torchrun_is_refused(
 def test_a_target_stops_training_where_it_is_reached(tmp_path: Path) -> None:
     target = ["target.metric=test/accuracy", "target.value=0.8"]
     train(tmp_path / "run", *INLINE, *target, epochs=50)
-    result = _result(tmp_path / "run")
+    result = result_of(tmp_path / "run")
     assert result["target"]["reached"]
     assert result["target"]["epochs"] == result["epochs"] < 50
     assert result["metrics"]["test/accuracy"] >= 0.8
 
     train(tmp_path / "run", *INLINE, *target, "resume=true", epochs=50)
-    assert _result(tmp_path / "run")["epochs"] == result["epochs"]
+    assert result_of(tmp_path / "run")["epochs"] == result["epochs"]
     higher = ["target.metric=test/accuracy", "target.value=0.9"]
     train(tmp_path / "run", *INLINE, *higher, "resume=true", epochs=50)
-    assert _result(tmp_path / "run")["epochs"] > result["epochs"]
+    assert result_of(tmp_path / "run")["epochs"] > result["epochs"]
 
 
 @pytest.mark.usefixtures("no_report")
@@ -171,13 +181,43 @@ def test_a_run_that_no_longer_improves_stops_early(
     accuracies = [event["test/accuracy"] for event in events_of(out, "evaluate")]
     best, *stale = accuracies[-3:]
     assert all(value <= best + 0.2 for value in stale)
-    assert _result(out)["epochs"] == len(accuracies) < 50
+    assert result_of(out)["epochs"] == len(accuracies) < 50
 
     train(out, *launcher, *early, "resume=true", epochs=50)
-    assert _result(out)["epochs"] == len(accuracies), "what was stopped stays stopped"
+    assert result_of(out)["epochs"] == len(accuracies), "what was stopped stays stopped"
     patient = [*early[:-1], "distributed.early_stopping.patience=3"]
     train(out, *launcher, *patient, "resume=true", epochs=50)
-    assert _result(out)["epochs"] > len(accuracies)
+    assert result_of(out)["epochs"] > len(accuracies)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_report")
+def test_an_elastic_run_takes_what_others_leave_and_grows_when_they_go(
+    ray_session: ModuleType, tmp_path: Path
+) -> None:
+    def worlds() -> list[int]:
+        text = (tmp_path / "run.log").read_text() if (tmp_path / "run.log").exists() else ""
+        return [int(count) for count in re.findall(r"launcher ray: (\d+) worker", text)]
+
+    held = ExitStack()
+    held.enter_context(room(ray_session, alive(ray_session), "others", 1, {"CPU": 1}))
+
+    def others_go() -> None:
+        with held:
+            wait_until(lambda: worlds() == [1] and ready(tmp_path))
+
+    going = in_background(others_go)
+    long = ("distributed.workers=[1,2]", "distributed.epochs=100000", "distributed.batch_size=8")
+    # It is stopped, as by a signal, once it has grown.
+    enough = in_background(lambda: wait_until(lambda: worlds() == [1, 2]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stop, "asked", lambda _stop: enough.done())
+        with pytest.raises(SystemExit):
+            train(tmp_path, *RAY, *long)
+    going.result()
+    enough.result()
+    seen = [event["examples_seen"] for event in events_of(tmp_path, "train")]
+    assert seen == [1294 * epoch for epoch in range(1, len(seen) + 1)]
 
 
 def _timings(directory: Path) -> list[dict[str, float]]:
@@ -189,7 +229,7 @@ def _timings(directory: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("launcher", [INLINE, RAY])
 def test_the_time_of_a_step_is_told_by_its_parts(launcher: tuple[str, ...], tmp_path: Path) -> None:
     out = train(tmp_path, *launcher, epochs=2)
-    result = _result(out)
+    result = result_of(out)
     timings = _timings(out)
     assert len(timings) == 2
     for timing in timings:
@@ -205,7 +245,7 @@ def test_the_time_of_a_step_is_told_by_its_parts(launcher: tuple[str, ...], tmp_
         assert ("communication_ms" in timing) == (launcher is RAY)
         assert "mfu" not in timing, "what this machine could do is not known"
     total = sum(timing["step_ms"] for timing in timings) * 11e-3
-    assert total == pytest.approx(result["train_seconds"], rel=0.1)
+    assert 0 < total <= result["train_seconds"] + 1e-3, "a part of it, but for rounding"
 
 
 @pytest.mark.usefixtures("no_report", "ray_session")

@@ -25,6 +25,7 @@ from tests.distributed_runs import (
     INLINE,
     RAY,
     SMALL,
+    assert_close,
     cut,
     events_of,
     result_of,
@@ -47,12 +48,6 @@ def _run(directory: Path, *overrides: str) -> Path:
     run = compose("distributed", *SMALL, f"distributed.epochs={_EPOCHS}", *overrides)
     distributed.job.run_job(run, directory)
     return directory
-
-
-def _close(one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 1e-4) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        torch.testing.assert_close(other[name], value, rtol=rtol, atol=1e-6, msg=name)
 
 
 def _examples(seed: int, epoch: int, step: int, rank: int, workers: int) -> Tensor:
@@ -121,7 +116,7 @@ def test_workers_by_themselves_are_clients_with_the_same_shards(
 ) -> None:
     _run(tmp_path / "distributed", *RAY, *_SHARED, "model.dropout=0", *ours)
     _federated(tmp_path / "federated", monkeypatch, *theirs)
-    _close(weights_of(tmp_path / "federated"), weights_of(tmp_path / "distributed"))
+    assert_close(tmp_path / "federated", tmp_path / "distributed")
     one, other = (result_of(tmp_path / mode) for mode in ("distributed", "federated"))
     for name, value in one["metrics"].items():
         assert other["metrics"][name] == pytest.approx(value, rel=1e-4), name
@@ -162,7 +157,7 @@ def test_diloco_is_the_papers_algorithm(
     adamw = ("optimizer=adamw", "optimizer.lr=0.002", "optimizer.weight_decay=0.01")
     outer = ("distributed.diloco.lr=0.5", "distributed.diloco.momentum=0.8")
     _run(tmp_path, *launcher, *_SHARED, *adamw, "model.dropout=0", *_DILOCO, *outer)
-    _close(_by_hand(workers, 0.5, 0.8), weights_of(tmp_path), rtol=1e-3)
+    assert_close(_by_hand(workers, 0.5, 0.8), tmp_path, rtol=1e-3)
     assert evaluate_run(tmp_path) == pytest.approx(result_of(tmp_path)["metrics"], rel=1e-6)
 
 
@@ -171,7 +166,7 @@ def test_an_exchange_after_every_step_is_plain_data_parallel(
 ) -> None:
     alone = _run(tmp_path / "alone", *INLINE)
     every = _run(tmp_path / "every", *RAY, _LOCAL[0], "distributed.diloco.local_steps=1")
-    _close(weights_of(alone), weights_of(every))
+    assert_close(alone, every)
 
 
 @pytest.mark.parametrize("choice", [_DILOCO, (*_LOCAL, _INT8)], ids=["diloco", "local sgd, int8"])

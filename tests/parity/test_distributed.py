@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ from tests.distributed_runs import (
     RAY,
     SMALL,
     TORCHRUN,
+    assert_close,
     events_of,
+    result_of,
     train,
     weights_of,
 )
@@ -33,18 +34,6 @@ pytestmark = pytest.mark.usefixtures("no_report")
 # 1294 training examples: the last of these batches has one, so rank 0 has none there.
 _UNEVEN = ("model=cnn", "model.channels=[4]", "model.kernel_size=3", "distributed.batch_size=431")
 _EPOCHS = 3
-
-
-def _result(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / "result.json").read_text())
-    return found
-
-
-def _close(one: Path, other: Path) -> None:
-    left, right = weights_of(one), weights_of(other)
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        torch.testing.assert_close(right[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +72,8 @@ def test_one_worker_is_the_plain_loop(tmp_path: Path) -> None:
 def test_two_ray_workers_are_one_worker_with_the_same_global_batch(
     alone: Path, on_ray: Path
 ) -> None:
-    _close(alone, on_ray)
-    one, two = _result(alone), _result(on_ray)
+    assert_close(alone, on_ray)
+    one, two = result_of(alone), result_of(on_ray)
     assert (one["steps"], one["examples_seen"]) == (4 * _EPOCHS, 1294 * _EPOCHS)
     assert (two["steps"], two["examples_seen"]) == (4 * _EPOCHS, 1294 * _EPOCHS)
     for name, value in one["metrics"].items():
@@ -95,14 +84,14 @@ def test_two_ray_workers_are_one_worker_with_the_same_global_batch(
 
 
 def test_gradients_are_counted_as_a_ring_sends_them(alone: Path, on_ray: Path) -> None:
-    assert (_result(alone)["bytes_up"], _result(alone)["bytes_down"]) == (0, 0)
-    once = 4 * _result(on_ray)["parameters"] * 4 * _EPOCHS  # float32, each of the steps
-    assert (_result(on_ray)["bytes_up"], _result(on_ray)["bytes_down"]) == (once, once)
+    assert (result_of(alone)["bytes_up"], result_of(alone)["bytes_down"]) == (0, 0)
+    once = 4 * result_of(on_ray)["parameters"] * 4 * _EPOCHS  # float32, each of the steps
+    assert (result_of(on_ray)["bytes_up"], result_of(on_ray)["bytes_down"]) == (once, once)
 
 
 def test_two_ranks_measure_what_one_process_measures(on_ray: Path) -> None:
     whole = evaluate_run(on_ray)
-    parts = _result(on_ray)["metrics"]
+    parts = result_of(on_ray)["metrics"]
     assert parts.keys() == whole.keys()
     for name, value in whole.items():
         assert parts[name] == pytest.approx(value, rel=1e-7), name
@@ -111,7 +100,7 @@ def test_two_ranks_measure_what_one_process_measures(on_ray: Path) -> None:
 
 
 def test_torchrun_is_one_worker_with_the_same_global_batch(alone: Path, tmp_path: Path) -> None:
-    _close(alone, train(tmp_path, *TORCHRUN, *_UNEVEN, epochs=_EPOCHS))
+    assert_close(alone, train(tmp_path, *TORCHRUN, *_UNEVEN, epochs=_EPOCHS))
 
 
 def test_ray_is_left_running_for_others(on_ray: Path, ray_session: Any) -> None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 import torch
+from torch.amp import GradScaler
 
-from heliotrope import checkpoint
+import distributed.trainee
 from heliotrope.commands import evaluate_run
-from tests.distributed_runs import INLINE, RAY, cut, events_of, result_of, train, weights_of
+from tests.distributed_runs import (
+    INLINE,
+    RAY,
+    assert_close,
+    cut,
+    events_of,
+    result_of,
+    saved_by,
+    train,
+    weights_of,
+)
 from tests.support import assert_same_tensors
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -37,20 +49,13 @@ FEATURES: dict[str, tuple[str, ...]] = {
 _EPOCHS = 2
 
 
-def _close(one: Path, other: Path) -> None:
-    left, right = weights_of(one), weights_of(other)
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        torch.testing.assert_close(right[name], value, rtol=1e-4, atol=1e-6, msg=name)
-
-
 @pytest.mark.parametrize("feature", FEATURES)
 def test_two_ray_workers_are_one_and_a_resumed_run_is_a_whole_one(
     feature: str, ray_session: object, tmp_path: Path
 ) -> None:
     overrides = FEATURES[feature]
     whole = train(tmp_path / "whole", *INLINE, *overrides, epochs=_EPOCHS)
-    _close(whole, train(tmp_path / "ray", *RAY, *overrides, epochs=_EPOCHS))
+    assert_close(whole, train(tmp_path / "ray", *RAY, *overrides, epochs=_EPOCHS))
 
     parts = cut(whole, tmp_path / "parts", after=1)
     train(parts, *INLINE, "resume=true", *overrides, epochs=_EPOCHS)
@@ -60,8 +65,11 @@ def test_two_ray_workers_are_one_and_a_resumed_run_is_a_whole_one(
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_about_as_well_and_resumes_exactly(
-    precision: str, ray_session: object, tmp_path: Path
+    precision: str, ray_session: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Else the scale of float16 would be the first one all the time.
+    sooner = functools.partial(GradScaler, init_scale=1024.0, growth_interval=8)
+    monkeypatch.setattr(distributed.trainee, "GradScaler", sooner)
     half = [f"distributed.precision={precision}", "distributed.accumulation_steps=2"]
     half += ["optimizer.clip_norm=1.0"]
     full = train(tmp_path / "full", *INLINE, "optimizer.clip_norm=1.0", epochs=_EPOCHS)
@@ -75,6 +83,10 @@ def test_half_precision_trains_about_as_well_and_resumes_exactly(
     parts = cut(whole, tmp_path / "parts", after=1)
     train(parts, *INLINE, "resume=true", *half, epochs=_EPOCHS)
     assert_same_tensors(weights_of(whole), weights_of(parts))
+    scalers = [saved_by(run).state["scaler"] for run in (whole, parts)]
+    assert scalers[0] == scalers[1]
+    assert (scalers[0] is None) == (precision == "bf16")
+    assert scalers[0] is None or scalers[0]["scale"] == 4096.0  # grown in each of the epochs
     on_ray = train(tmp_path / "ray", *RAY, *half, epochs=_EPOCHS)
     assert result_of(on_ray)["metrics"]["test/loss"] == pytest.approx(with_half, rel=0.05)
 
@@ -86,8 +98,8 @@ def test_a_compiled_step_is_the_same_step(ray_session: object, tmp_path: Path) -
     compiled = [*choice, "distributed.compile=true"]
     plain = train(tmp_path / "plain", *INLINE, *choice, epochs=_EPOCHS)
     whole = train(tmp_path / "whole", *INLINE, *compiled, epochs=_EPOCHS)
-    _close(plain, whole)
-    _close(plain, train(tmp_path / "ray", *RAY, *compiled, epochs=_EPOCHS))
+    assert_close(plain, whole)
+    assert_close(plain, train(tmp_path / "ray", *RAY, *compiled, epochs=_EPOCHS))
     parts = cut(whole, tmp_path / "parts", after=1)
     train(parts, *INLINE, "resume=true", *compiled, epochs=_EPOCHS)
     assert_same_tensors(weights_of(whole), weights_of(parts))
@@ -96,8 +108,7 @@ def test_a_compiled_step_is_the_same_step(ray_session: object, tmp_path: Path) -
 def test_averaged_weights_are_those_evaluated_and_exported(tmp_path: Path) -> None:
     plain = train(tmp_path / "plain", *INLINE, epochs=_EPOCHS)
     averaged = train(tmp_path / "ema", *INLINE, "distributed.ema_decay=0.9", epochs=_EPOCHS)
-    found = checkpoint.latest(averaged / "checkpoints", pytest.fail)
-    assert found is not None
+    found = saved_by(averaged)
     trained = {name.removeprefix("weights/"): value for name, value in found.arrays.items()}
     for name, value in weights_of(plain).items():
         assert torch.equal(trained[name], value), "the average must not change the training"
@@ -109,7 +120,7 @@ def test_averaged_weights_are_those_evaluated_and_exported(tmp_path: Path) -> No
 def test_micro_batches_change_no_more_than_rounding(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", *INLINE, epochs=_EPOCHS)
     parts = train(tmp_path / "parts", *INLINE, *FEATURES["accumulation"], epochs=_EPOCHS)
-    _close(whole, parts)
+    assert_close(whole, parts)
 
 
 def test_logged_steps_add_up_to_their_epoch(ray_session: object, tmp_path: Path) -> None:

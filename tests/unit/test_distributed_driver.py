@@ -18,13 +18,14 @@ import torch
 import distributed.fence as fence_module
 from distributed import fence
 from distributed.attempt import Share, Trained, WorkerFailure
+from distributed.driver import drive, prepare
 from distributed.failures import root_cause
-from distributed.share import share_of
+from distributed.share import fitting, share_of
 from distributed.speed import peak_operations
 from distributed.threads import useful_threads
 from heliotrope.cluster import Cluster, session
 from heliotrope.config import Run
-from heliotrope.errors import ResourceError, RunDirectoryError
+from heliotrope.errors import ResourceError, RunDirectoryError, RunFailedError
 from heliotrope.metrics import ClassificationMetrics
 from heliotrope.models import build
 from heliotrope.tracking import Progress
@@ -73,6 +74,78 @@ def test_the_share_is_the_largest_that_fits() -> None:
         workers = draw.randint(1, 8)
         fits = [c for c in range(1, 10) if sum(node // c for node in nodes) >= workers]
         assert Cluster(nodes, (0,) * len(nodes)).cpu_share(workers) == max(fits, default=0)
+
+
+_FOUR = ((4,), (0,))  # CPUs and GPUs of each node
+_SIXTEEN_AND_A_GPU = ((16,), (1,))
+_TWO_NODES_ONE_WITH_GPUS = ((16, 2), (0, 2))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "free", "found"),
+    [
+        ([], _FOUR, None, (4, 1, "cpu")),
+        ([], _FOUR, (3, 0), (3, 1, "cpu")),
+        ([], _FOUR, (0, 0), (1, 4, "cpu")),  # to wait for
+        (["distributed.cpus_per_worker=2"], _FOUR, None, (2, 2, "cpu")),
+        (["distributed.cpus_per_worker=2"], _FOUR, (3, 0), (1, 2, "cpu")),
+        ([], _SIXTEEN_AND_A_GPU, None, (1, 16, "cuda")),
+        (["device=cpu"], _SIXTEEN_AND_A_GPU, None, (4, 4, "cpu")),
+        (["distributed.workers=[2,4]"], _SIXTEEN_AND_A_GPU, None, (4, 4, "cpu")),
+        ([], _TWO_NODES_ONE_WITH_GPUS, None, (2, 1, "cuda")),
+        (["device=cuda"], _TWO_NODES_ONE_WITH_GPUS, None, (2, 1, "cuda")),
+        (["device=cuda"], _TWO_NODES_ONE_WITH_GPUS, (10, 1), (1, 2, "cuda")),
+        (["device=cuda", "distributed.workers=2"], _TWO_NODES_ONE_WITH_GPUS, None, (2, 1, "cuda")),
+    ],
+)
+def test_an_elastic_run_takes_what_others_leave_and_stays_on_gpus(
+    overrides: list[str],
+    nodes: tuple[tuple[int, ...], tuple[int, ...]],
+    free: tuple[int, int] | None,
+    found: tuple[int, int, str],
+) -> None:
+    run = _run("distributed.workers=[1,4]", *overrides)
+    workers, share = next(fitting(run, Cluster(*nodes), free))
+    assert (workers, share.threads, share.device) == found
+
+
+def test_fewer_workers_with_fewer_cpus_come_after_more() -> None:
+    run = _run("distributed.workers=[1,3]")
+    choices = [(n, share.threads) for n, share in fitting(run, Cluster((4, 4), (0, 0)), (5, 0))]
+    assert choices == [(3, 1), (2, 2), (2, 1), (1, 4), (1, 1)]
+
+
+def test_gpus_without_a_cpu_beside_them_are_named() -> None:
+    run = _run("distributed.workers=[1,4]", "device=cuda", "distributed.cpus_per_worker=1")
+    with pytest.raises(ResourceError, match=r"device=cuda needs a GPU.*there are 0"):
+        next(fitting(run, Cluster((4, 0), (0, 2))))
+
+
+def test_an_elastic_run_that_finds_no_room_after_an_attempt_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _run("distributed.workers=[1,2]", "model.hidden=[2]")
+    stopped = Trained(1, Progress(), {}, None, 0.0, 0.0, 0.0, 0, stopped=True)
+
+    class Launcher:
+        def __init__(self, attempts: int) -> None:
+            self.attempts = attempts
+
+        def gather(self) -> tuple[int, Share]:
+            self.attempts -= 1
+            if self.attempts < 0:
+                raise ResourceError("Others hold the cluster.")
+            return 1, Share(1, "cpu")
+
+        def launch(self, *_: object) -> Trained:
+            return stopped
+
+    with pytest.raises(ResourceError, match="Others hold") as none_began:
+        drive(run, tmp_path / "a", prepare(run), Launcher(0), lambda: None)
+    assert none_began.value.exit_code == 2
+    with pytest.raises(RunFailedError, match=r"Others hold.*resume=true hydra\.run\.dir") as failed:
+        drive(run, tmp_path / "b", prepare(run), Launcher(1), lambda: None)
+    assert failed.value.exit_code == 1
 
 
 def test_gpus_are_shared_equally_unless_said_otherwise() -> None:
@@ -124,7 +197,17 @@ def test_what_rank_0_says_crosses_processes_exactly() -> None:
     [
         ("NVIDIA H100 80GB HBM3", "bf16", 989.4e12),
         ("NVIDIA A100-SXM4-40GB", "fp32", 19.5e12),
+        ("NVIDIA A100 80GB PCIe", "bf16", 312e12),
+        ("NVIDIA H100 NVL", "bf16", 835.5e12),
+        ("NVIDIA H200", "bf16", 989.4e12),
+        ("NVIDIA H200 NVL", "bf16", 835.5e12),
+        ("NVIDIA B200", "bf16", 2250e12),
+        ("NVIDIA B200", "fp32", None),
         ("NVIDIA L40S", "fp16", 362e12),
+        ("NVIDIA L40", "fp32", 90.5e12),
+        ("NVIDIA L4", "bf16", 121e12),
+        ("NVIDIA GB200", "bf16", None),
+        ("NVIDIA RTX A1000", "bf16", None),
         ("Some other GPU", "bf16", None),
     ],
 )

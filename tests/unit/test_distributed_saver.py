@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import distributed.diloco
+import distributed.driver
+import distributed.trainee
+import distributed.worker
 from distributed.retention import Best
 from distributed.saver import Saver
 from heliotrope import checkpoint, optimizer_state
 from heliotrope.checkpoint import Checkpoint
 from heliotrope.errors import CheckpointError
+from heliotrope.models import build
 from heliotrope.tracking import Tracker
+from tests.distributed_runs import INLINE, train
 from tests.support import assert_same_tensors, fresh_seed, weights
 
 
@@ -48,8 +56,22 @@ def training(tmp_path: Path) -> Iterator[_Training]:
     started.tracker.close()
 
 
-def _slow(monkeypatch: pytest.MonkeyPatch, may_write: threading.Event) -> None:
-    """Let checkpoints be written only once `may_write` is set."""
+def _copying_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let training come to its next step before anything is copied, if it does not wait."""
+    at_once: Callable[..., dict[str, torch.Tensor]] = Saver._copy
+
+    def copy(*arguments: Any) -> dict[str, torch.Tensor]:
+        time.sleep(0.1)
+        return at_once(*arguments)
+
+    monkeypatch.setattr(Saver, "_copy", copy)
+
+
+@contextmanager
+def _slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Let checkpoints be written only once the event given is set, or after the block."""
+    _copying_slowly(monkeypatch)
+    may_write = threading.Event()
     at_once: Callable[..., Path] = checkpoint.save
 
     def save(*arguments: Any) -> Path:
@@ -57,14 +79,16 @@ def _slow(monkeypatch: pytest.MonkeyPatch, may_write: threading.Event) -> None:
         return at_once(*arguments)
 
     monkeypatch.setattr(checkpoint, "save", save)
+    try:
+        yield may_write
+    finally:
+        may_write.set()
 
 
 def test_training_goes_on_and_the_checkpoint_holds_what_was_there_when_it_was_asked_for(
     training: _Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_write = threading.Event()
-    _slow(monkeypatch, may_write)
-    with training.saver:
+    with training.saver, _slow(monkeypatch) as may_write:
         for number in range(3):
             training.step()
             then = weights(training.model)
@@ -86,9 +110,7 @@ def test_training_goes_on_and_the_checkpoint_holds_what_was_there_when_it_was_as
 def test_the_last_checkpoint_is_awaited(
     training: _Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_write = threading.Event()
-    _slow(monkeypatch, may_write)
-    with training.saver:
+    with _slow(monkeypatch) as may_write, training.saver:
         training.save(7)
         threading.Timer(0.2, may_write.set).start()
     assert checkpoint.load(checkpoint.path_of(training.root, 7)).progress == 7
@@ -123,3 +145,42 @@ def test_the_best_are_those_a_sort_puts_first() -> None:
             again = Best(metric, count)
             again.restore(best.saved())
             assert again.progresses == best.progresses
+
+
+class _Counting(torch.nn.Module):
+    """Knows how many batches it was trained on, as batch normalisation does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("batches", torch.tensor(0))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.batches += 1
+        return inputs
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(
+    ("choice", "where"),
+    [
+        ("distributed.strategy=ddp", ("0.batches",)),
+        ("distributed.ema_decay=0.5", ("0.batches", "weights/0.batches")),
+        ("distributed.strategy=local_sgd", ("0/weights/0.batches",)),
+    ],
+)
+def test_buffers_are_saved_as_they_were_though_the_next_pass_changes_them(
+    choice: str, where: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_counting(*arguments: Any) -> torch.nn.Module:
+        return torch.nn.Sequential(_Counting(), build(*arguments))
+
+    for module in (distributed.diloco, distributed.driver, distributed.trainee, distributed.worker):
+        monkeypatch.setattr(module, "build", build_counting)
+    _copying_slowly(monkeypatch)
+    often = "distributed.checkpoint_every_steps=5"
+    train(tmp_path, *INLINE, often, choice, "distributed.keep_last=9", epochs=1)
+    for step in (5, 10, 11):
+        found = checkpoint.load(checkpoint.path_of(tmp_path / "checkpoints", step))
+        saved = {**found.model, **found.arrays}
+        assert [int(saved[name]) for name in where] == [step] * len(where)

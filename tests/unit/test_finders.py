@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,21 +10,63 @@ from hydra.core.global_hydra import GlobalHydra
 
 import heliotrope.finders
 from heliotrope.cli import main
-from heliotrope.finders import find_batch_size, find_lr
+from heliotrope.errors import RunFailedError
+from heliotrope.finders import _Trial, find_batch_size, find_lr
+from heliotrope.training import Batch
 from tests.support import compose, global_random_state_untouched
 
 _SMALL = ("model.hidden=[16]", "distributed.batch_size=64", "seed=3")
 
 
-def test_the_learning_rate_found_is_where_the_loss_falls_fastest() -> None:
+def test_the_learning_rate_found_is_a_tenth_of_that_of_the_lowest_loss() -> None:
     with global_random_state_untouched():
         finding = find_lr(compose("distributed", *_SMALL))
-    assert 0.01 < finding.best < 2.0, "plain SGD on the digits learns between these"
-    place = finding.tried.index(finding.best)
-    lowest = finding.measured.index(min(finding.measured))
-    assert place < lowest
+    lowest = finding.tried[finding.measured.index(min(finding.measured))]
+    assert finding.best == pytest.approx(lowest / 10)
     assert finding.measured[0] > 2.0, "it begins untrained"
     assert find_lr(compose("distributed", *_SMALL)) == finding, "it is repeatable"
+
+
+@pytest.mark.parametrize("size", [8, 32, 512])
+@pytest.mark.parametrize(
+    ("choice", "between"),
+    [
+        (("optimizer=sgd",), (0.02, 0.5)),
+        (("optimizer=sgd", "optimizer.momentum=0.9"), (0.01, 0.3)),
+        (("optimizer=adam",), (0.005, 0.1)),
+    ],
+    ids=lambda value: "+".join(map(str, value)),
+)
+def test_the_learning_rate_found_trains_whatever_the_seed_and_the_batch_size(
+    choice: tuple[str, ...], between: tuple[float, float], size: int
+) -> None:
+    small = ("model.hidden=[16]", f"distributed.batch_size={size}")
+    for seed in range(4):
+        run = compose("distributed", *small, *choice, f"seed={seed}")
+        found = find_lr(run).best
+        assert between[0] < found < between[1], f"seed {seed}"
+        trial = _Trial(run)
+        losses = [trial.step(batch, found) for batch in islice(trial.batches(size), 120)]
+        assert losses[0] > 1.5
+        assert sum(losses[-40:]) / 40 < 1.0, f"seed {seed}: {found}"
+
+
+def test_no_rate_is_found_where_the_loss_falls_at_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Trial, "step", lambda _trial, _batch, lr: 2.0 + lr)
+    with pytest.raises(RunFailedError, match="falls at no learning rate"):
+        find_lr(compose("distributed", *_SMALL))
+
+
+def test_only_batches_of_the_size_that_is_told_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[int] = set()
+
+    def step(_trial: _Trial, batch: Batch, lr: float) -> float:
+        seen.add(len(batch.targets))
+        return lr
+
+    monkeypatch.setattr(_Trial, "step", step)
+    finding = find_batch_size(compose("distributed", *_SMALL))
+    assert seen == set(finding.tried) == {8 * 2**power for power in range(8)}
 
 
 def test_the_batch_size_found_is_the_smallest_that_is_nearly_as_fast_as_any(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from heliotrope.errors import RunFailedError
 from heliotrope.tracking import (
     Clock,
     Event,
@@ -91,6 +93,55 @@ def test_progress_events_carry_the_counts_and_the_unit(path: Path) -> None:
     assert (event["bytes_up"], event["bytes_down"]) == (10, 20)
     assert event["seconds"] >= 100.0
     assert event["loss"] == 0.5
+
+
+# --- a full disk --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(path: Path) -> Path:
+    """A file that takes nothing."""
+    path.symlink_to("/dev/full")
+    return path
+
+
+def test_an_event_that_does_not_fit_is_a_failure_of_the_run_with_its_cause(full: Path) -> None:
+    closed: list[str] = []
+
+    class Listener:
+        def __call__(self, event: Event) -> None: ...
+
+        def close(self) -> None:
+            closed.append("a listener")
+
+    tracker = Tracker(full, (Listener(),))
+    with pytest.raises(RunFailedError, match=r"metrics\.jsonl .*No space left.*resume=true"):
+        tracker.emit("start")
+    with pytest.raises(RunFailedError, match="could not be written"):
+        tracker.close()
+    assert closed == ["a listener"]
+
+
+def test_an_error_under_way_is_not_hidden_by_what_cannot_be_written(full: Path) -> None:
+    def train() -> None:
+        with Tracker(full) as tracker:
+            with contextlib.suppress(RunFailedError):
+                tracker.emit("train")
+            raise KeyError("the cause")
+
+    with pytest.raises(KeyError, match="the cause"):
+        train()
+    with pytest.raises(RunFailedError, match="could not be written"), Tracker(full):
+        pass
+
+
+def test_log_lines_that_do_not_fit_are_left_out_quietly(
+    full: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = log_to(full, "driver")
+    logging.getLogger("heliotrope").info("one line")
+    stop_logging(handler)
+    assert capsys.readouterr().err == ""
 
 
 # --- resume -------------------------------------------------------------------------------

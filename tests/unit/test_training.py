@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from torch.nn import functional
 from heliotrope.config import AdamConfig, MlpConfig, OptimizerConfig, SgdConfig
 from heliotrope.config_training import LossConfig
 from heliotrope.models import build
+from heliotrope.stopwatch import Stopwatch
 from heliotrope.tasks import Classification
 from heliotrope.training import (
     Batch,
@@ -329,3 +331,19 @@ def test_mixup_weighs_the_losses_of_both_labels() -> None:
 def test_totals_of_nothing_have_no_loss() -> None:
     assert math.isnan(TrainTotals().loss)
     assert TrainTotals(loss_sum=3.0, examples=4).loss == 0.75
+
+
+def test_the_time_of_the_steps_ends_when_their_losses_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_once = torch.Tensor.__float__
+
+    def as_a_gpu_does(tensor: torch.Tensor) -> float:
+        time.sleep(0.2)  # the kernels that are queued
+        return at_once(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "__float__", as_a_gpu_does)
+    model, watch = model_of(0), Stopwatch()
+    optimizer = build_optimizer(SgdConfig("sgd", lr=0.1), model.parameters())
+    train_batches(model, optimizer, TASK, batches_of(0), recipe=Recipe(watch=watch))
+    assert sum(watch.seconds.values()) >= 0.2
