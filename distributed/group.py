@@ -37,8 +37,8 @@ def joined(
     The ranks meet in `store`, or where torchrun's environment variables say. After an error
     the group is left as it is: leaving it in order can wait for ever for a dead peer. Raises
     `HungRank`, which names the ranks that did not come, `timeout` seconds after the others, also
-    to the meeting itself. On GPUs, NCCL's watchdog ends a process that waits so long in an exchange,
-    and what it says on stderr names the exchange, not the ranks.
+    to the meeting itself. On GPUs, NCCL's watchdog ends a process that waits so long in an
+    exchange, and what it says on stderr names the exchange, not the ranks.
     """
     if place.world_size == 1:
         yield
