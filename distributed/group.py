@@ -36,7 +36,9 @@ def joined(
 
     The ranks meet in `store`, or where torchrun's environment variables say. After an error
     the group is left as it is: leaving it in order can wait for ever for a dead peer. Raises
-    `HungRank`, which names the ranks that did not come, `timeout` seconds after the others.
+    `HungRank`, which names the ranks that did not come, `timeout` seconds after the others, also
+    to the meeting itself. On GPUs, NCCL's watchdog ends a process that waits so long in an
+    exchange, and what it says on stderr names the exchange, not the ranks.
     """
     if place.world_size == 1:
         yield
@@ -44,14 +46,14 @@ def joined(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store = store or next(rendezvous("env://"))[0]
-    dist.init_process_group(
-        backend="nccl" if device.type == "cuda" else "gloo",
-        store=store,
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=timedelta(seconds=timeout),
-    )
     try:
+        dist.init_process_group(
+            backend="nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=timedelta(seconds=timeout),
+        )
         yield
     except RuntimeError as error:
         if not timed_out(error):

@@ -11,8 +11,9 @@ from heliotrope import checkpoint
 from heliotrope.checkpoint import Checkpoint
 from heliotrope.config import Mode, Run
 from heliotrope.display import Display
-from heliotrope.errors import RunDirectoryError
+from heliotrope.errors import ConfigError, RunDirectoryError
 from heliotrope.rundir import RunDirectory
+from heliotrope.trackers import tell_end
 from heliotrope.tracking import log_to, stop_logging
 
 __all__ = ["at_home", "newest_checkpoint"]
@@ -32,6 +33,11 @@ def at_home(
     try:
         with Display(f"{mode} {run.name}", unit, total) as display:
             yield home, display
+    except ConfigError:  # nothing was started
+        raise
+    except BaseException as error:
+        tell_end(run, home.path, "failed" if isinstance(error, Exception) else "interrupted")
+        raise
     finally:
         stop_logging(handler)
         home.release()

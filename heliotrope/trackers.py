@@ -6,10 +6,14 @@ What they show are the numbers of metrics.jsonl under the same names, by optimiz
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from heliotrope.config import Run
@@ -18,11 +22,13 @@ from heliotrope.errors import ConfigError
 from heliotrope.rundir import flat
 from heliotrope.tracking import Event
 
-__all__ = ["check_installed", "listeners"]
+__all__ = ["check_installed", "listeners", "tell_end"]
 
 _log = logging.getLogger(__name__)
 
 _SHOWN = ("step", "train", "evaluate", "clients")
+_STATUS = {"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}  # MLflow's names
+_PATIENCE = 10.0  # seconds: MLflow tries for minutes to reach a server that is gone
 
 
 class _Listener(Protocol):
@@ -45,14 +51,22 @@ def check_installed(cfg: TrackingConfig) -> None:
 def listeners(run: Run, directory: Path) -> tuple[_Listener, ...]:
     """Return the trackers that `run` asks for, to be given to a `Tracker`, which closes them.
 
-    One that fails, such as for a server that is gone, is logged and left out from then on.
+    Each works in a thread of its own. One that fails, such as for a server that is gone, is
+    logged and left out from then on; one that is slow is left behind at the end.
     """
     wanted: list[_Listener] = []
     if run.tracking.tensorboard:
         wanted.append(_TensorBoard(directory / "tensorboard"))
     if run.tracking.mlflow is not None:
         wanted.append(_MlFlow(run, run.tracking.mlflow, directory / ".mlflow"))
-    return tuple(_Forgiven(listener) for listener in wanted)
+    return tuple(_Beside(listener) for listener in wanted)
+
+
+def tell_end(run: Run, directory: Path, status: str) -> None:
+    """Tell the trackers how a run ended that was not completed: `failed` or `interrupted`."""
+    for listener in listeners(run, directory):
+        listener({"event": "end", "time": time.time(), "status": status})
+        listener.close()
 
 
 def _values(event: Event) -> Iterator[tuple[str, float]]:
@@ -100,7 +114,10 @@ class _MlFlow:
         self._client: Any = None
 
     def __call__(self, event: Event) -> None:
+        status = event.get("status", "completed")
         if event["event"] not in (*_SHOWN, "end"):
+            return
+        if status in ("failed", "interrupted") and not self._kept.exists():  # it never began
             return
         from mlflow import MlflowClient
         from mlflow.entities import Metric
@@ -110,7 +127,7 @@ class _MlFlow:
             self._kept.write_text(self._new_run())
         run_id = self._kept.read_text()
         if event["event"] == "end":
-            self._client.set_terminated(run_id)
+            self._client.set_terminated(run_id, _STATUS[status])
             return
         when, steps = int(event["time"] * 1000), event["steps"]
         metrics = [Metric(name, value, when, steps) for name, value in _values(event)]
@@ -132,22 +149,29 @@ class _MlFlow:
     def close(self) -> None: ...
 
 
-class _Forgiven:
-    """Keeps a tracker's failure from failing the run."""
+class _Beside:
+    """Runs a tracker in a thread: neither its failure nor a slow server may hold up the run."""
 
     def __init__(self, listener: _Listener) -> None:
-        self._listener: _Listener | None = listener
+        self._listener = listener
+        self._events: SimpleQueue[Event | None] = SimpleQueue()  # None is the end of them
+        self._thread = threading.Thread(target=self._pass_on, daemon=True, name="tracker")
+        self._thread.start()
 
     def __call__(self, event: Event) -> None:
-        if self._listener is None:
-            return
-        try:
-            self._listener(event)
-        except Exception:  # noqa: BLE001 - cosmetic beside the run's results
-            _log.exception("a tracker failed; the run goes on without it")
-            self.close()
+        if self._thread.is_alive():
+            self._events.put(event)
 
     def close(self) -> None:
-        if self._listener is not None:
-            listener, self._listener = self._listener, None
-            listener.close()
+        self._events.put(None)
+        self._thread.join(_PATIENCE)
+        if self._thread.is_alive():
+            _log.error("a tracker has not taken all events in %g s: left behind", _PATIENCE)
+
+    def _pass_on(self) -> None:
+        try:
+            with closing(self._listener):
+                while (event := self._events.get()) is not None:
+                    self._listener(event)
+        except Exception:  # noqa: BLE001 - cosmetic beside the run's results
+            _log.exception("a tracker failed; the run goes on without it")
