@@ -29,7 +29,8 @@ from heliotrope.checkpoint import Checkpoint
 from heliotrope.tracking import Tracker
 
 _WIDTH = 2816
-_BETWEEN = 20  # steps between two checkpoints
+_BETWEEN = 20  # steps after a checkpoint
+_WARM_UP = 5  # steps after the way before, which do not count
 
 
 class _Training:
@@ -95,6 +96,8 @@ def _measure(
     training: _Training, save: Callable[[int], object], number: int
 ) -> list[tuple[float, float]]:
     """Return the seconds of each step: in the call before it (0 if none), and in the step."""
+    for _ in range(_WARM_UP):
+        training.step()
     times = []
     for step in range(_BETWEEN):
         started = time.perf_counter()
