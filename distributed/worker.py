@@ -102,7 +102,11 @@ class Worker:
         self._saver: Saver | None = None
         part = None
         if self._cfg.sharded_checkpoints:
-            part = Part(place.rank, place.world_size, f"{attempt.started:.6f}".replace(".", "-"))
+            token, patience = (
+                f"{attempt.started:.6f}".replace(".", "-"),
+                self._cfg.collective_timeout,
+            )
+            part = Part(place.rank, place.world_size, token, patience)
         if tracker is not None or part is not None:
             root, keep = self._home.checkpoints, self._cfg.keep_last
             self._saver = Saver(root, self._trainee.optimizer, tracker, keep, part)

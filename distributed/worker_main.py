@@ -93,3 +93,8 @@ if __name__ == "__main__":
         _log.exception("failed")
         errors.record_exception(error)
         os._exit(1)  # leaving the process group in order could wait for a dead peer
+    # All is written. torch's own threads end now and then by an abort while libraries unload.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

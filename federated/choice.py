@@ -122,9 +122,11 @@ def candidates(clients: Clients, cohort: Sequence[int], threads: int, watch: Wat
     for kind in kinds:
         stacks = _stacks(clients, len(cohort)) if kind == "batched" else [1]
         choices += [Choice(kind, count, stack) for stack in stacks for count in counts]
-        lanes = min(threads, len(cohort))
+        lanes = min(cfg.lanes or threads, len(cohort))
         if kind != "batched" and lanes > 1 and _may_have_lanes(clients):
-            choices.append(Choice(kind, threads // lanes, lanes=lanes))
+            if cfg.lanes is not None:
+                choices = [choice for choice in choices if choice.kind != kind]
+            choices.append(Choice(kind, max(1, threads // lanes), lanes=lanes))
     return choices
 
 

@@ -103,23 +103,26 @@ class CohortWorker:
     def _in_lanes(
         self, choice: Choice, cohort: Sequence[int], work: Callable[[Lane, Sequence[int]], _T]
     ) -> list[_T]:
-        """Return what `work` gives for each lane's part of `cohort`, each in a thread of its own.
+        """Return what `work` gives for each lane's part of `cohort`, as many at once as may be.
 
-        The parts depend on the cohort alone, and with them the order in which sums are taken.
+        The parts depend on the cohort alone, and with them the order in which sums are taken: also
+        where a resumed run has fewer threads, or a time-out.
         """
+        free = self.clients.federated.client_timeout is None  # only the main thread can be cut off
+        at_once = min(choice.lanes, self._threads) if free else 1
         while len(self._lanes) < choice.lanes:
             model = copy.deepcopy(self.clients.model)
             self._lanes.append(Lane(replace(self.clients, model=model), self.watch))
 
         def do(lane: Lane, part: Sequence[int]) -> _T:
-            torch.set_num_threads(choice.threads)  # of the thread that calls it
+            torch.set_num_threads(min(choice.threads, self._threads))  # of the thread that calls it
             return work(lane, part)
 
         lanes = self._lanes[: choice.lanes]
-        if choice.lanes == 1:
-            return [do(lanes[0], cohort)]
         parts = place(self.clients.population.train_sizes(cohort), cohort, choice.lanes)
-        with ThreadPoolExecutor(choice.lanes) as threads:
+        if at_once == 1:
+            return [do(lane, part) for lane, part in zip(lanes, parts, strict=True)]
+        with ThreadPoolExecutor(at_once) as threads:
             try:
                 return list(threads.map(do, lanes, parts))
             except BaseException:  # such as Ctrl-C: nobody waits for the rest of the parts

@@ -40,7 +40,8 @@ def _is_large(left: Tensor, right: Tensor) -> bool:
 
 
 def _adds_large(bias: Tensor, left: Tensor, right: Tensor) -> bool:
-    return bias.dim() == 1 and _is_large(left, right)
+    whole = bias.shape == right.shape[1:] and bias.is_contiguous()  # oneDNN knows no strides of it
+    return whole and _is_large(left, right)
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:

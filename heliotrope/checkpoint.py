@@ -56,12 +56,13 @@ class Part:
     """Which part of a checkpoint this process writes: one of `count`, on a shared file system.
 
     Number 0 writes what is not cut, awaits the others and makes the checkpoint whole. `token`
-    tells their files from those of an earlier attempt.
+    tells their files from those of an earlier attempt. It awaits each for `patience` seconds.
     """
 
     number: int
     count: int
     token: str
+    patience: float = 1800.0  # seconds
 
 
 def path_of(root: Path, progress: int) -> Path:
@@ -95,7 +96,8 @@ def save(
                 shutil.rmtree(old, ignore_errors=True)
         return path
     except OSError as error:
-        _sweep(root)  # half a checkpoint would keep the room that is missing
+        # Half a checkpoint would keep the room that is missing; others still write their parts.
+        _sweep(root, but=part.token if part else None)
         raise CheckpointError(
             f"The checkpoint at {checkpoint.progress} could not be written under {root}: {error}. "
             "The earlier ones are whole: make room there and continue with resume=true."
@@ -125,7 +127,7 @@ def _save(root: Path, checkpoint: Checkpoint, part: Part, go_on: Callable[[], bo
     state = json.dumps(dict(checkpoint.state), sort_keys=True).encode()
     files = _written(temporary, checkpoint, part)
     for number in range(1, part.count):
-        files |= _awaited(temporary / _PART.format(number), go_on)
+        files |= _awaited(temporary / _PART.format(number), part.patience, go_on)
     files["state.json"] = write_bytes(temporary / "state.json", state)
     order = {"model": list(checkpoint.model), "arrays": list(checkpoint.arrays)}
     manifest = {"schema": _SCHEMA, "progress": checkpoint.progress, "files": files, "order": order}
@@ -157,10 +159,11 @@ def _written(directory: Path, checkpoint: Checkpoint, part: Part) -> dict[str, D
     return {name: write_tensors(directory / name, values) for name, values in tensors.items()}
 
 
-def _awaited(path: Path, go_on: Callable[[], bool]) -> dict[str, Digest]:
+def _awaited(path: Path, patience: float, go_on: Callable[[], bool]) -> dict[str, Digest]:
     """Return what another process has written of its part, once it has."""
+    deadline = time.monotonic() + patience
     while not path.exists():
-        if not go_on():
+        if not go_on() or time.monotonic() > deadline:
             raise FileNotFoundError(f"{path.name} was never written, by another process")
         time.sleep(0.01)
     files: dict[str, Digest] = json.loads(path.read_bytes())

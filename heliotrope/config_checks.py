@@ -304,6 +304,7 @@ def _check_federated(cfg: FederatedConfig) -> None:
     _at_least("federated.cpus_per_worker", cfg.cpus_per_worker, 1)
     _at_least("federated.gpus_per_worker", cfg.gpus_per_worker, 0)
     _at_least("federated.stack_size", cfg.stack_size, 1)
+    _check_lanes(cfg)
     _above("federated.client_timeout", cfg.client_timeout, 0)
     _choice("federated.reduce", cfg.reduce, ("auto", "worker", "none"))
     for name in (
@@ -325,6 +326,18 @@ def _check_federated(cfg: FederatedConfig) -> None:
         )
     _check_partition(cfg)
     _check_strategy(cfg.strategy)
+
+
+def _check_lanes(cfg: FederatedConfig) -> None:
+    _at_least("federated.lanes", cfg.lanes, 1)
+    for other, unsupported in (
+        (f"federated.client_timeout={cfg.client_timeout}", cfg.client_timeout is not None),
+        ("federated.client_training=batched", cfg.client_training == "batched"),
+    ):
+        if cfg.lanes is not None and cfg.lanes > 1 and unsupported:
+            raise ConfigError(
+                f"federated.lanes={cfg.lanes} does not go with {other}. Set federated.lanes=1."
+            )
 
 
 def _check_partition(cfg: FederatedConfig) -> None:

@@ -143,6 +143,7 @@ class FederatedConfig:
     gpus_per_worker: float | None = None
     client_training: str = "auto"
     stack_size: int | None = None
+    lanes: int | None = None
     client_timeout: float | None = None
     reduce: str = "auto"
     evaluate_every: int = 1

@@ -198,11 +198,12 @@ def test_random_configurations_agree_with_a_plain_loop(trial: int) -> None:
 def test_lanes_train_side_by_side_as_one_after_another(kind: str, lanes: int) -> None:
     run = _compose(_OPTIMIZERS[0], _MODELS[2], _PARTITIONS[0], "seed=5")
     clients = _ready_in_double(run)
-    worker, weights, order = CohortWorker(clients, 1), _weights(clients), Instruction(2)
+    worker, weights, order = CohortWorker(clients, lanes), _weights(clients), Instruction(2)
     cohort, one, side = [0, 3, 4, 8], Choice(kind, 1), Choice(kind, 1, lanes=lanes)
 
     expected = worker.train(weights, order, cohort, one, reduce=False).updates
-    replies = [worker.train(weights, order, cohort, side, reduce=False) for _ in range(2)]
+    workers = (worker, worker, CohortWorker(clients, 1))  # with fewer threads, one by one
+    replies = [each.train(weights, order, cohort, side, reduce=False) for each in workers]
     for reply in replies:
         assert [update.clients for update in reply.updates] == [(c,) for c in cohort]
         for update, alone in zip(reply.updates, expected, strict=True):
@@ -223,7 +224,7 @@ def test_lanes_name_a_client_that_fails_and_go_on_with_the_others() -> None:
     run = _compose(_OPTIMIZERS[0], _MODELS[0], _PARTITIONS[2], "seed=5")
     clients, _ = _ready(run)
     clients.train.targets[clients.population.train_indices(3)] = 99
-    worker = CohortWorker(clients, 1)
+    worker = CohortWorker(clients, 2)
     choice = Choice("compiled", 1, lanes=2)
     reply = worker.train(_weights(clients), Instruction(1), [0, 1, 3, 4], choice, reduce=True)
     assert [failure.client for failure in reply.failures] == [3]
@@ -236,6 +237,14 @@ def test_clients_with_a_time_limit_have_no_lanes() -> None:
         run = _compose(_MODELS[0], _PARTITIONS[2], f"federated.client_timeout={timeout}")
         clients, _ = _ready(run)
         assert max(choice.lanes for choice in candidates(clients, range(4), 2, Watch())) == most
+
+
+def test_lanes_are_as_many_as_asked_for() -> None:
+    for asked in (1, 3):
+        run = _compose(_MODELS[0], _PARTITIONS[2], f"federated.lanes={asked}")
+        clients, _ = _ready(run)
+        found = candidates(clients, range(4), 2, Watch())
+        assert {choice.lanes for choice in found if choice.kind == "compiled"} == {asked}
 
 
 def test_an_optimizer_without_a_stacked_form_trains_one_client_at_a_time() -> None:

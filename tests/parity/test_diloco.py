@@ -14,13 +14,16 @@ import distributed.job
 import federated.client
 import federated.job
 from distributed.attempt import Place
+from distributed.diloco import LocalTrainee
 from distributed.order import part_of, permutation
 from federated.plan import Plan
 from federated.population import Population
+from heliotrope.checkpoint import Checkpoint
 from heliotrope.commands import evaluate_run
 from heliotrope.data import load
 from heliotrope.models import build
 from heliotrope.tasks import task_of
+from heliotrope.training import Batch, TrainTotals
 from tests.distributed_runs import (
     INLINE,
     RAY,
@@ -186,6 +189,38 @@ def test_a_run_cut_between_two_exchanges_goes_on_exactly(
     mine, theirs = (events_of(run, "train")[-1] for run in (whole, alone))
     assert mine["examples_seen"] == theirs["examples_seen"] == _EPOCHS * _EXAMPLES
     assert theirs["train/loss"] == pytest.approx(mine["train/loss"], rel=0.2)
+
+
+def test_another_number_of_workers_goes_on_from_the_mean(tmp_path: Path) -> None:
+    run = compose("distributed", *SMALL, *INLINE, *_DILOCO, "optimizer=adam")
+    dataset = load(run.data, run.seed)
+    task, data = task_of(dataset), dataset.train
+
+    def trainee(place: Place) -> LocalTrainee:
+        return LocalTrainee(run, build(run.model, task, run.seed), task, place, tmp_path)
+
+    parts = []
+    for rows in (slice(0, 64), slice(64, 128)):
+        own = trainee(Place())
+        batch = Batch(data.inputs[rows], data.targets[rows], divisor=1, seed=3)
+        own.train(task, [batch, batch], TrainTotals())
+        parts.append(own.snapshot())
+    one, other = (part.arrays for part in parts)
+    both = dict(one) | {f"1{name[1:]}": v for name, v in other.items() if name.startswith("0/")}
+    saved = Checkpoint(2, parts[0].model, both, {**parts[0].rest, "ranks": 2})
+
+    alone = trainee(Place())
+    alone.restore(saved, tmp_path)
+    found = alone.snapshot()
+    assert_same_tensors(dict(found.model), dict(parts[0].model))
+    for name, value in found.arrays.items():
+        torch.testing.assert_close(value, (one[name] + other[name]) / 2, rtol=1e-6, atol=0)
+
+    second = trainee(Place())
+    second._place = Place(1, 2)  # one of as many ranks goes on from its own
+    second.restore(saved, tmp_path)
+    second._place = Place()
+    assert_same_tensors(dict(second.snapshot().arrays), dict(other))
 
 
 def test_eight_bits_are_a_quarter_of_the_bytes_and_about_the_same_model(

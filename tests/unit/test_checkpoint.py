@@ -431,4 +431,8 @@ def test_a_part_that_never_comes_is_awaited_only_while_there_is_hope(tmp_path: P
         checkpoint.save(
             tmp_path, _cut(example(3), 0), part=Part(0, 2, "2"), go_on=lambda: next(hopes)
         )
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match=r"part\.1\.json was never written"):
+        checkpoint.save(tmp_path, _cut(example(3), 0), part=Part(0, 2, "2", patience=0.05))
+    assert checkpoint.latest(tmp_path, refuse) is None
+    checkpoint.save(tmp_path, example(4))
+    assert [path.name for path in tmp_path.iterdir()] == ["00000004"]

@@ -341,6 +341,11 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
         ("optimizer=adafactor yet", "Set optimizer=adamw"),
     ),
     (
+        "federated",
+        ("federated.lanes=2", "federated.client_timeout=5.0"),
+        ("federated.lanes=2", "federated.client_timeout=5", "Set federated.lanes=1"),
+    ),
+    (
         "distributed",
         ("distributed.sharded_checkpoints=true",),
         ("distributed.sharded_checkpoints=true", "Set distributed.strategy=fsdp"),
