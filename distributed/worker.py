@@ -99,22 +99,8 @@ class Worker:
         self._early = EarlyStopping(self._cfg.early_stopping)
         self._best = Best(self._cfg.best_metric, self._cfg.keep_best)
         self._final: dict[str, ClassificationMetrics] = {}
-        self._saver: Saver | None = None
-        part = None
-        if self._cfg.sharded_checkpoints:
-            token, patience = (
-                f"{attempt.started:.6f}".replace(".", "-"),
-                self._cfg.collective_timeout,
-            )
-            part = Part(place.rank, place.world_size, token, patience)
-        if tracker is not None or part is not None:
-            root, keep = self._home.checkpoints, self._cfg.keep_last
-            self._saver = Saver(root, self._trainee.optimizer, tracker, keep, part)
-        self._step_log: StepLog | None = None
-        if self._cfg.log_every_steps is not None:
-            optimizer, every = self._trainee.optimizer, self._cfg.log_every_steps
-            self._step_log = StepLog(every, optimizer, tracker, self._sum)
-            self._trainee.note_losses(self._step_log.note_loss)
+        self._saver = self._saver_of(attempt)
+        self._step_log = self._step_log_of()
         if attempt.checkpoint is not None:
             self._resume(attempt.checkpoint)
         self._timed = self._counts.examples_seen  # up to here the speed is told
@@ -125,6 +111,25 @@ class Worker:
             self._device,
             torch.get_num_threads(),
         )
+
+    def _saver_of(self, attempt: Attempt) -> Saver | None:
+        """Return rank 0's saver, or that of this rank's part; None if this rank has none."""
+        cfg, place, part = self._cfg, self._place, None
+        if cfg.sharded_checkpoints:
+            token = f"{attempt.started:.6f}".replace(".", "-")
+            part = Part(place.rank, place.world_size, token, cfg.collective_timeout)
+        if self._tracker is None and part is None:
+            return None
+        root, optimizer = self._home.checkpoints, self._trainee.optimizer
+        return Saver(root, optimizer, self._tracker, cfg.keep_last, part)
+
+    def _step_log_of(self) -> StepLog | None:
+        every = self._cfg.log_every_steps
+        if every is None:
+            return None
+        log = StepLog(every, self._trainee.optimizer, self._tracker, self._sum)
+        self._trainee.note_losses(log.note_loss)
+        return log
 
     def _threads(self, share: int) -> int:
         """Return the threads to use of this worker's share; as many as are asked for, if so."""
