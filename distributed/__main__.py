@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from heliotrope.cli import run_mode
 from heliotrope.config import Run
+from heliotrope.leaving import as_process
 
 
 def _job(run: Run, directory: Path) -> None:
@@ -21,4 +21,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_process(main)

@@ -36,7 +36,9 @@ def run_job(run: Run, directory: Path) -> None:
         run_one_rank(run, directory)
         return
     RunDirectory(directory).refuse_if_taken(run, "distributed")
-    preparing = in_background(lambda: _prepare(run))
+    # Ray looks once a second whether it is up: it is to find the CPUs free.
+    gently = run.distributed.launcher == "ray"
+    preparing = in_background(lambda: _prepare(run), gently=gently)
     with ExitStack() as stack:
         launcher = stack.enter_context(opened(run))
         parts = preparing.result()

@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from heliotrope.config import from_resolved
 from heliotrope.data import load
+from heliotrope.leaving import leave
 from heliotrope.rundir import RunDirectory
 
 from .attempt import Attempt, Share
@@ -93,8 +94,4 @@ if __name__ == "__main__":
         _log.exception("failed")
         errors.record_exception(error)
         os._exit(1)  # leaving the process group in order could wait for a dead peer
-    # All is written. torch's own threads end now and then by an abort while libraries unload.
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    leave(0)  # torch's own threads end now and then by an abort while libraries unload

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from heliotrope.cli import run_mode
+from heliotrope.leaving import as_process
 
 from .job import run_job
 
@@ -15,4 +14,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_process(main)

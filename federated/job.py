@@ -31,7 +31,9 @@ def run_job(run: Run, directory: Path) -> None:
     do not fit the configuration, and a `RunFailedError` if training cannot be finished.
     """
     RunDirectory(directory).refuse_if_taken(run, "federated")
-    preparing = in_background(lambda: _prepare(run))
+    # Ray looks once a second whether it is up: it is to find the CPUs free.
+    gently = run.federated.pool == "ray"
+    preparing = in_background(lambda: _prepare(run), gently=gently)
     with _cluster(run) as cluster:
         parts = preparing.result()
         from .simulation import simulate

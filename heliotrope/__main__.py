@@ -1,8 +1,6 @@
 """`python -m heliotrope COMMAND ...`: the same commands as the installed script."""
 
-import sys
-
-from heliotrope.cli import main
+from heliotrope.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

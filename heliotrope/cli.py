@@ -30,9 +30,10 @@ from heliotrope import config
 from heliotrope.config import Mode, Run
 from heliotrope.config_errors import explain
 from heliotrope.errors import ConfigError, HeliotropeError, RunDirectoryError, closest
+from heliotrope.leaving import as_process
 from heliotrope.tracking import clock_from_now
 
-__all__ = ["main", "run_mode"]
+__all__ = ["command", "main", "run_mode"]
 
 _USAGE = """usage: heliotrope COMMAND [key=value ...]
 
@@ -55,6 +56,11 @@ _COMMANDS = {
     "find-lr": ("heliotrope.find_commands", "find_lr_command"),
     "find-batch-size": ("heliotrope.find_commands", "find_batch_size_command"),
 }
+
+
+def command() -> NoReturn:
+    """Be the process of one command: what is installed as `heliotrope`."""
+    as_process(main)
 
 
 def main(arguments: list[str] | None = None) -> int:
