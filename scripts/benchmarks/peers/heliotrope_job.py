@@ -6,17 +6,17 @@ With LOGGED, the loss of every so-many-th step is written.
 from __future__ import annotations
 
 import json
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from job import arguments
 
 from heliotrope.cli import main as command
+from heliotrope.leaving import as_process
 
 
-def main() -> None:
-    """Train, and print the times."""
+def train() -> int:
+    """Train, print the times, and return the exit code."""
     options = arguments(__doc__)
     job = json.loads(options.job.read_text())
     launcher, _, workers = options.variant.partition("=")
@@ -45,7 +45,7 @@ def main() -> None:
         ]
     )
     if code:
-        sys.exit(code)
+        return code
     events = [json.loads(line) for line in (directory / "metrics.jsonl").open()]
     epochs = [event for event in events if event["event"] == "train"]
     result = json.loads((directory / "result.json").read_text())
@@ -56,7 +56,8 @@ def main() -> None:
     versions = {name: version(name) for name in ("torch", "numpy", "ray")}
     accuracy = result["metrics"]["test/accuracy"]
     print(json.dumps({"steps": steps, "accuracy": accuracy, "versions": versions}))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_process(train)
