@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from heliotrope.allocator import keep_freed_memory
 from heliotrope.data import Dataset
 from heliotrope.display import Display
 from heliotrope.errors import RunDirectoryError
@@ -55,6 +56,7 @@ def run_rank(
     Rank 0 writes the events, shows them on `display` if the terminal is its own, and leaves its
     position in a file otherwise.
     """
+    keep_freed_memory()
     home = RunDirectory(attempt.directory)
     with fence.held(home.path):
         if place.rank > 0:

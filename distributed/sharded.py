@@ -18,8 +18,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from heliotrope import optimizer_state
-from heliotrope.checkpoint import Checkpoint
 from heliotrope.config import Run
 from heliotrope.models import build
 from heliotrope.tasks import Task
@@ -30,13 +28,15 @@ from .trainee import Snapshot, Trainee
 
 __all__ = ["ShardedTrainee"]
 
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class ShardedTrainee(Trainee):
     """A trainee whose model is sharded over the workers, in place.
 
     Weights are gathered part by part when needed: the blocks of the model's `nn.ModuleList`s,
-    or its direct children where there are none. With `bf16` they travel and are used as
-    bfloat16, while gradients are summed, and weights updated, in float32.
+    or its direct children where there are none. With `bf16` and `fp16` they travel and are used in
+    that, while gradients are summed, and weights updated, in float32.
     """
 
     def __init__(
@@ -51,11 +51,16 @@ class ShardedTrainee(Trainee):
             self._penalty = lambda: _whole(penalty())
 
     def _exchanging_model(self, model: nn.Module, task: Task, place: Place) -> nn.Module:  # noqa: ARG002 - as the base
-        half = self._cfg.precision == "bf16"
+        half = _HALF.get(self._cfg.precision)
         policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if half else None,
-            reduce_dtype=torch.float32 if half else None,
+            param_dtype=half, reduce_dtype=None if half is None else torch.float32
         )
+        return self._sharded(model, place, policy)
+
+    def _as_trained(self, model: nn.Module, place: Place) -> nn.Module:
+        return self._sharded(model, place, MixedPrecisionPolicy())
+
+    def _sharded(self, model: nn.Module, place: Place, policy: MixedPrecisionPolicy) -> nn.Module:
         mesh = init_device_mesh(self._device.type, (place.world_size,))
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
         for part in [block for list_ in lists for block in list_] or list(model.children()):
@@ -74,13 +79,13 @@ class ShardedTrainee(Trainee):
         """
         gradients, _ = super().after_step(step, steps)
         passes = 2 * self._cfg.accumulation_steps
-        return gradients, gradients * passes // (2 if self._cfg.precision == "bf16" else 1)
+        return gradients, gradients * passes // (2 if self._cfg.precision in _HALF else 1)
 
     def evaluated(self) -> nn.Module:
         """Return a whole copy of the model."""
         copy = build(self._run.model, self._task, self._run.seed).to(self._device)
         whole = copy.state_dict()
-        for name, value in self._model.state_dict().items():  # one at a time: less memory
+        for name, value in self._exported.state_dict().items():  # one at a time: less memory
             whole[name].copy_(_whole(value))
         return copy
 
@@ -104,17 +109,17 @@ class ShardedTrainee(Trainee):
             if isinstance(value, DTensor) or self._first
         }
 
-    def restore(self, saved: Checkpoint, path: Path) -> None:  # noqa: ARG002 - as the base
-        """Go on from a checkpoint, of any number of workers."""
+    def _load(self, model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:  # noqa: ARG002 - as the base
         with torch.no_grad():
-            for name, own in self._model.state_dict().items():
-                own.copy_(_like(saved.model[name], own))
+            for name, own in model.state_dict().items():
+                own.copy_(_like(weights[name], own))
+
+    def _placed(self, arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
-        arrays = {
+        return {
             name: _like(value, weights[int(name.partition(".")[0])])
-            for name, value in saved.arrays.items()
+            for name, value in arrays.items()
         }
-        optimizer_state.restore(self.optimizer, arrays, saved.state["optimizer"])
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Trainee:
         self._ema: Ema | None = None
         if cfg.ema_decay is not None:
             average = build(run.model, task, run.seed).to(self._device)
-            self._ema = ema = Ema(average, model, cfg.ema_decay)
+            self._ema = ema = Ema(self._as_trained(average, place), model, cfg.ema_decay)
             # Not after a step that the scaler left out.
             self.optimizer.register_step_post_hook(lambda *_: ema.update())
         self._scaler = GradScaler(self._device.type) if cfg.precision == "fp16" else None
@@ -88,6 +88,10 @@ class Trainee:
 
     def _exchanging_model(self, model: nn.Module, task: Task, place: Place) -> nn.Module:
         return data_parallel(model, task, place)
+
+    def _as_trained(self, model: nn.Module, place: Place) -> nn.Module:  # noqa: ARG002 - others need it
+        """Return `model`, held as the one that is trained is."""
+        return model
 
     def after_step(self, step: int, steps: int) -> tuple[int, int]:  # noqa: ARG002 - others need it
         """Do what is due after a step, the `step`-th of an epoch of `steps`, on every rank.
@@ -133,6 +137,10 @@ class Trainee:
 
     def evaluated(self) -> nn.Module:
         """Return the model whose weights count: the averaged one if there is one."""
+        return self._exported
+
+    @property
+    def _exported(self) -> nn.Module:
         return self._model if self._ema is None else self._ema.model
 
     def snapshot(self) -> Snapshot:
@@ -144,21 +152,27 @@ class Trainee:
         scaler = None if self._scaler is None else self._scaler.state_dict()
         averaged = None if self._ema is None else self._ema.steps
         others = {"optimizer": rest, "scaler": scaler, "ema_steps": averaged}
-        exported = self._model if self._ema is None else self._ema.model
-        return Snapshot(exported.state_dict(), arrays, others)
+        return Snapshot(self._exported.state_dict(), arrays, others)
 
     def restore(self, saved: Checkpoint, path: Path) -> None:
         """Go on from the checkpoint at `path`."""
-        checkpoint.load_weights(self.evaluated(), saved.model, path)
+        self._load(self._exported, saved.model, path)
         arrays = {name: a for name, a in saved.arrays.items() if not name.startswith(_RAW)}
         if self._ema is not None:
             raw = {name: a for name, a in saved.arrays.items() if name.startswith(_RAW)}
             weights = {name.removeprefix(_RAW): value for name, value in raw.items()}
-            checkpoint.load_weights(self._model, weights, path)
+            self._load(self._model, weights, path)
             self._ema.steps = saved.state["ema_steps"]
         if self._scaler is not None:
             self._scaler.load_state_dict(saved.state["scaler"])
-        optimizer_state.restore(self.optimizer, arrays, saved.state["optimizer"])
+        optimizer_state.restore(self.optimizer, self._placed(arrays), saved.state["optimizer"])
+
+    def _load(self, model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+        checkpoint.load_weights(model, weights, path)
+
+    def _placed(self, arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the optimizer's state of a checkpoint as it is held here."""
+        return arrays
 
 
 def trainee_of(run: Run, model: nn.Module, task: Task, place: Place, directory: Path) -> Trainee:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from heliotrope.allocator import keep_freed_memory
 from heliotrope.data import Split
 from heliotrope.evaluation import evaluate
 from heliotrope.metrics import ClassificationMetrics
@@ -57,6 +58,7 @@ class CohortWorker:
     """Trains and evaluates clients in this process; the same object behind every pool."""
 
     def __init__(self, clients: Clients, threads: int, note: Path | None = None) -> None:
+        keep_freed_memory()
         self.clients = clients
         self.watch = Watch(note)
         self._threads = threads

@@ -67,8 +67,7 @@ def simulate(run: Run, directory: Path, parts: Parts, cluster: Cluster | None) -
     torch.set_num_threads(available_cpus())
     check_kind(clients)
     with at_home(run, "federated", directory, "server") as (home, display):
-        tracker = Tracker(home.metrics, (display, *listeners(run, home.path)))
-        try:
+        with Tracker(home.metrics, (display, *listeners(run, home.path))) as tracker:
             with _pool(run, clients, cluster, home.log, tracker) as pool:
                 server = Server(
                     run,
@@ -94,8 +93,6 @@ def simulate(run: Run, directory: Path, parts: Parts, cluster: Cluster | None) -
                     packages=("flwr",) if cluster is None else ("flwr", "ray"),
                 )
             finish(run, "federated", home, tracker, server.final, clients.task, outcome, display)
-        finally:
-            tracker.close()
 
 
 @contextmanager

@@ -221,13 +221,14 @@ def _check_strategy_of_workers(run: Run) -> None:
             "distributed.strategy=ddp."
         )
     fsdp, local = cfg.strategy == "fsdp", cfg.strategy in ("local_sgd", "diloco")
+    half, averaged = cfg.precision == "fp16", cfg.ema_decay is not None
     for key, unsupported, remedy in (
-        ("distributed.precision=fp16", cfg.precision == "fp16", "distributed.precision=bf16"),
-        (f"distributed.ema_decay={cfg.ema_decay}", cfg.ema_decay is not None, "it to null"),
+        ("distributed.precision=fp16", local and half, "distributed.precision=bf16"),
+        (f"distributed.ema_decay={cfg.ema_decay}", local and averaged, "it to null"),
         ("distributed.compile=true", fsdp and cfg.compile, "distributed.compile=false"),
         ("optimizer=adafactor", fsdp and run.optimizer.name == "adafactor", "optimizer=adamw"),
     ):
-        if unsupported and (fsdp or local):
+        if unsupported:
             raise ConfigError(
                 f"distributed.strategy={cfg.strategy} does not support {key} yet. Set {remedy}, or "
                 "distributed.strategy=ddp."

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import distributed.torchrun
 from heliotrope.commands import evaluate_run
 from tests.distributed_runs import (
     INLINE,
@@ -63,7 +64,7 @@ def test_sharded_workers_are_one_worker_and_resume_exactly(
 def test_each_worker_writes_its_part_and_any_number_of_them_goes_on(
     ray_session: object, tmp_path: Path
 ) -> None:
-    uneven = (*_ALL, "model.channels=[3]")
+    uneven = (*_ALL, "model.channels=[3]", "distributed.ema_decay=0.9")
     alone = train(tmp_path / "alone", *INLINE, *uneven, epochs=_EPOCHS)
     sharded = (*RAY, *uneven, _FSDP, "distributed.sharded_checkpoints=true")
     whole = train(tmp_path / "whole", *sharded, epochs=_EPOCHS)
@@ -85,6 +86,21 @@ def test_each_worker_writes_its_part_and_any_number_of_them_goes_on(
     assert_close(alone, other, **_ROUNDING)
 
 
+@pytest.mark.slow
+def test_a_worker_may_have_nothing_of_a_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed.torchrun, "available_cpus", lambda: 3)
+    narrow = (*_ALL, "model.channels=[2]")  # two rows for three workers
+    sharded = (*TORCHRUN, "distributed.workers=3", _FSDP, "distributed.sharded_checkpoints=true")
+    alone = train(tmp_path / "alone", *INLINE, *narrow, epochs=_EPOCHS)
+    whole = train(tmp_path / "whole", *narrow, *sharded, epochs=_EPOCHS)
+    assert_close(alone, whole, **_ROUNDING)
+    parts = cut(whole, tmp_path / "parts", after=1)
+    train(parts, *narrow, *sharded, "resume=true", epochs=_EPOCHS)
+    assert_same_tensors(weights_of(whole), weights_of(parts))
+
+
 def test_a_run_begun_whole_goes_on_sharded(ray_session: object, tmp_path: Path) -> None:
     alone = train(tmp_path / "alone", *INLINE, *_ALL, epochs=_EPOCHS)
     parts = cut(alone, tmp_path / "parts", after=1)
@@ -93,7 +109,12 @@ def test_a_run_begun_whole_goes_on_sharded(ray_session: object, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "feature", ["distributed.precision=bf16", "distributed.activation_checkpointing=true"]
+    "feature",
+    [
+        "distributed.precision=bf16",
+        "distributed.precision=fp16",
+        "distributed.activation_checkpointing=true",
+    ],
 )
 def test_half_precision_and_recomputing_work_sharded(
     feature: str, ray_session: object, tmp_path: Path

@@ -45,6 +45,8 @@ FEATURES: dict[str, tuple[str, ...]] = {
     ),
     "logged steps": ("distributed.log_every_steps=2", "distributed.accumulation_steps=2"),
     "warm-up": ("distributed.lr_warmup_steps=5", "distributed.lr_schedule=cosine"),
+    "step": ("distributed.lr_schedule=step", "distributed.lr_decay_steps=4"),
+    "one cycle": ("distributed.lr_schedule=one_cycle",),
 }
 _EPOCHS = 2
 

@@ -327,12 +327,12 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
     ),
     (
         "distributed",
-        ("distributed.strategy=fsdp", "distributed.precision=fp16"),
-        ("distributed.precision=fp16 yet", "Set distributed.precision=bf16"),
+        ("distributed.strategy=fsdp", "distributed.compile=true"),
+        ("distributed.compile=true yet", "Set distributed.compile=false"),
     ),
     (
         "distributed",
-        ("distributed.strategy=fsdp", "distributed.ema_decay=0.9"),
+        ("distributed.strategy=diloco", "distributed.ema_decay=0.9"),
         ("distributed.ema_decay=0.9 yet", "Set it to null"),
     ),
     (

@@ -1,0 +1,24 @@
+"""The C library's allocator, told what training asks of it."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+__all__ = ["keep_freed_memory"]
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)
+_KEPT = 2**31 - 1  # bytes, the largest number that mallopt takes
+_FROM_HEAP = 2**30  # bytes: larger blocks still come from the system, and go back to it
+
+
+def keep_freed_memory() -> None:
+    """Keep what this process frees for what it allocates next, as each step does again.
+
+    glibc returns large blocks to the system at once, so that each step would have its activations
+    afresh, page by page: a fifth of a small CNN's step on a CPU. Elsewhere, this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_TRIM_THRESHOLD, _KEPT)
+        mallopt(_MMAP_THRESHOLD, _FROM_HEAP)
