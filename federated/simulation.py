@@ -66,33 +66,35 @@ def simulate(run: Run, directory: Path, parts: Parts, cluster: Cluster | None) -
     clients = parts.clients.on(pick_device(run.device if cluster is None else "cpu"))
     torch.set_num_threads(available_cpus())
     check_kind(clients)
-    with at_home(run, "federated", directory, "server") as (home, display):
-        with Tracker(home.metrics, (display, *listeners(run, home.path))) as tracker:
-            with _pool(run, clients, cluster, home.log, tracker) as pool:
-                server = Server(
-                    run,
-                    clients,
-                    parts.scaling,
-                    parts.strategy,
-                    CohortGrid(pool, parts.reduce),
-                    tracker,
-                    home.checkpoints,
-                )
-                _begin(run, server, tracker, home, display)
-                with _frozen_heap():
-                    state = server.train()
-                outcome = Outcome(
-                    metrics={},
-                    unit={"rounds": state.server_round},
-                    counts=state.counts,
-                    clock=state.clock,
-                    startup_seconds=state.startup_seconds or 0.0,
-                    parameters=parameter_count(clients.model),
-                    peak_rss_bytes=peak_rss_bytes() + pool.peak_rss_bytes(),
-                    target=server.target.summary(),
-                    packages=("flwr",) if cluster is None else ("flwr", "ray"),
-                )
-            finish(run, "federated", home, tracker, server.final, clients.task, outcome, display)
+    with (
+        at_home(run, "federated", directory, "server") as (home, display),
+        Tracker(home.metrics, (display, *listeners(run, home.path))) as tracker,
+    ):
+        with _pool(run, clients, cluster, home.log, tracker) as pool:
+            server = Server(
+                run,
+                clients,
+                parts.scaling,
+                parts.strategy,
+                CohortGrid(pool, parts.reduce),
+                tracker,
+                home.checkpoints,
+            )
+            _begin(run, server, tracker, home, display)
+            with _frozen_heap():
+                state = server.train()
+            outcome = Outcome(
+                metrics={},
+                unit={"rounds": state.server_round},
+                counts=state.counts,
+                clock=state.clock,
+                startup_seconds=state.startup_seconds or 0.0,
+                parameters=parameter_count(clients.model),
+                peak_rss_bytes=peak_rss_bytes() + pool.peak_rss_bytes(),
+                target=server.target.summary(),
+                packages=("flwr",) if cluster is None else ("flwr", "ray"),
+            )
+        finish(run, "federated", home, tracker, server.final, clients.task, outcome, display)
 
 
 @contextmanager
