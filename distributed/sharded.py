@@ -7,7 +7,7 @@ must take part. With `distributed.sharded_checkpoints` nothing is gathered to be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from heliotrope.config import Run
 from heliotrope.models import build
 from heliotrope.tasks import Task
-from heliotrope.training import Batch
+from heliotrope.training import Batch, weight_penalty
 
 from .attempt import Place
 from .trainee import Snapshot, Trainee
@@ -46,9 +46,8 @@ class ShardedTrainee(Trainee):
         self._run = run
         self._task = task
         self._first = place.rank == 0
-        penalty = self._penalty
-        if penalty is not None:
-            self._penalty = lambda: _whole(penalty())
+        if self._penalty is not None:
+            self._penalty = lambda: weight_penalty(_shards(model), run.loss)
 
     def _exchanging_model(self, model: nn.Module, task: Task, place: Place) -> nn.Module:  # noqa: ARG002 - as the base
         half = _HALF.get(self._cfg.precision)
@@ -120,6 +119,14 @@ class ShardedTrainee(Trainee):
             name: _like(value, weights[int(name.partition(".")[0])])
             for name, value in arrays.items()
         }
+
+
+def _shards(model: nn.Module) -> Iterator[Tensor]:
+    """Yield this rank's part of each weight: a penalty's gradient asks for no other's.
+
+    Through the whole weight, that gradient has the wrong shape where this rank holds nothing of it.
+    """
+    return (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
 
 
 def _whole(value: Tensor) -> Tensor:

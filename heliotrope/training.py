@@ -25,6 +25,7 @@ __all__ = [
     "penalty_of",
     "proximal_term",
     "train_batches",
+    "weight_penalty",
 ]
 
 
@@ -142,23 +143,22 @@ def penalty_of(
     model: nn.Module, loss: LossConfig, proximal_mu: float = 0.0
 ) -> Callable[[], Tensor] | None:
     """Return the sum of `loss`'s penalties and the proximal term, or None if all are off."""
-    terms = [_weight_penalty(model, loss), proximal_term(model, proximal_mu)]
-    wanted = [term for term in terms if term is not None]
+    wanted: list[Callable[[], Tensor]] = []
+    if loss.l1 or loss.l2:
+        weights = list(model.parameters())
+        wanted.append(lambda: weight_penalty(weights, loss))
+    proximal = proximal_term(model, proximal_mu)
+    if proximal is not None:
+        wanted.append(proximal)
     if len(wanted) < 2:
         return wanted[0] if wanted else None
     return lambda: torch.stack([term() for term in wanted]).sum()
 
 
-def _weight_penalty(model: nn.Module, loss: LossConfig) -> Callable[[], Tensor] | None:
-    if loss.l1 == loss.l2 == 0.0:
-        return None
-    weights = list(model.parameters())
-
-    def term() -> Tensor:
-        each = [w.abs().sum() * loss.l1 + w.square().sum() * (loss.l2 / 2) for w in weights]
-        return torch.stack(each).sum()
-
-    return term
+def weight_penalty(weights: Iterable[Tensor], loss: LossConfig) -> Tensor:
+    """Return `loss`'s penalties of `weights`, l1 ||w||_1 + (l2/2) ||w||^2, as one number, []."""
+    each = [w.abs().sum() * loss.l1 + w.square().sum() * (loss.l2 / 2) for w in weights]
+    return torch.stack(each).sum()
 
 
 def train_batches(
