@@ -25,6 +25,10 @@ __all__ = ["Cluster", "alive", "free", "room", "session"]
 # No dashboard, and no copy of the workers' output on the terminal: they log to the run's log.
 _QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 
+# An autoscaler has nothing to do on one machine. Ray's second one ends when it is told to; for its
+# first one `ray.shutdown` waits a second and then kills it.
+_AUTOSCALER = "RAY_enable_autoscaler_v2"
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -142,7 +146,8 @@ def _connect(ray: ModuleType) -> None:
     if ":" in address and "://" not in address:
         _check_answers(address)
     try:
-        ray.init(num_cpus=available_cpus(), **_QUIET)
+        with _set(_AUTOSCALER, "1"):
+            ray.init(num_cpus=available_cpus(), **_QUIET)
         return
     except ValueError:  # a cluster is running: how many CPUs it has is not ours to say
         pass
@@ -151,6 +156,19 @@ def _connect(ray: ModuleType) -> None:
     except ConnectionError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[-1]
         raise ResourceError(f"{error}: {reason}") from error
+
+
+@contextmanager
+def _set(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable inside the block, unless the user has."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _check_answers(address: str) -> None:

@@ -179,7 +179,7 @@ class Run:
     seed: int = 0
     resume: bool = False
     device: str = "auto"
-    evaluation_batch_size: int = 1024
+    evaluation_batch_size: int = 256
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING

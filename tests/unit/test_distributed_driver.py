@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import signal
 from dataclasses import replace
@@ -232,6 +233,9 @@ def test_an_attempt_waits_for_the_workers_of_the_one_before(
     fence.wait_until_clear(tmp_path)
 
 
+_AUTOSCALER = "RAY_enable_autoscaler_v2"
+
+
 class _NoRay(ModuleType):
     """Stands in for Ray: notes what it is asked, and puts in a signal handler as Ray does."""
 
@@ -239,12 +243,14 @@ class _NoRay(ModuleType):
         super().__init__("ray")
         self.running = running
         self.calls: list[str] = []
+        self.autoscaler: str | None = None  # that `init` found in the environment
 
     def is_initialized(self) -> bool:
         return self.running
 
     def init(self, **_arguments: object) -> None:
         self.calls.append("init")
+        self.autoscaler = os.environ.get(_AUTOSCALER)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -264,6 +270,20 @@ def test_ray_is_started_and_stopped_by_who_needs_it(monkeypatch: pytest.MonkeyPa
         assert signal.getsignal(signal.SIGTERM) is ours
         raise KeyboardInterrupt
     assert ray.calls == ["init", "shutdown"]
+
+
+@pytest.mark.parametrize(("theirs", "chosen"), [(None, "1"), ("0", "0")])
+def test_ray_is_started_with_the_autoscaler_that_stops_at_once_or_the_users(
+    theirs: str | None, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv(_AUTOSCALER, raising=False)
+    if theirs is not None:
+        monkeypatch.setenv(_AUTOSCALER, theirs)
+    ray = _NoRay(running=False)
+    with session(ray):
+        assert ray.autoscaler == chosen
+        assert os.environ.get(_AUTOSCALER) == theirs
 
 
 def test_ray_that_was_running_is_left_alone() -> None:
