@@ -7,8 +7,7 @@ must take part. With `distributed.sharded_checkpoints` nothing is gathered to be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,14 +20,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from heliotrope.config import Run
 from heliotrope.models import build
 from heliotrope.tasks import Task
-from heliotrope.training import Batch, weight_penalty
+from heliotrope.training import weight_penalty
 
 from .attempt import Place
-from .trainee import Snapshot, Trainee
+from .trainee import HALF, Snapshot, Trainee
 
 __all__ = ["ShardedTrainee"]
-
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ShardedTrainee(Trainee):
@@ -50,7 +47,7 @@ class ShardedTrainee(Trainee):
             self._penalty = lambda: weight_penalty(_shards(model), run.loss)
 
     def _exchanging_model(self, model: nn.Module, task: Task, place: Place) -> nn.Module:  # noqa: ARG002 - as the base
-        half = _HALF.get(self._cfg.precision)
+        half = HALF.get(self._cfg.precision)
         policy = MixedPrecisionPolicy(
             param_dtype=half, reduce_dtype=None if half is None else torch.float32
         )
@@ -61,15 +58,19 @@ class ShardedTrainee(Trainee):
 
     def _sharded(self, model: nn.Module, place: Place, policy: MixedPrecisionPolicy) -> nn.Module:
         mesh = init_device_mesh(self._device.type, (place.world_size,))
-        lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-        for part in [block for list_ in lists for block in list_] or list(model.children()):
-            if any(True for _ in part.parameters()):
-                fully_shard(part, mesh=mesh, mp_policy=policy)
+        for part in _parts(model):
+            fully_shard(part, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
         return model
 
-    def _forward_context(self) -> Callable[[Batch], AbstractContextManager[object]]:
-        return nullcontext  # the policy says in which precision
+    def _compiled(self, model: nn.Module) -> nn.Module:
+        for part in _parts(model):  # between them, weights are gathered
+            part.compile(dynamic=False)
+        return model
+
+    @property
+    def _autocast(self) -> None:
+        """Nothing is cast: the policy says in which precision."""
 
     def after_step(self, step: int, steps: int) -> tuple[int, int]:
         """Return the bytes that all workers together sent: gradients, and gathered weights.
@@ -78,7 +79,7 @@ class ShardedTrainee(Trainee):
         """
         gradients, _ = super().after_step(step, steps)
         passes = 2 * self._cfg.accumulation_steps
-        return gradients, gradients * passes // (2 if self._cfg.precision in _HALF else 1)
+        return gradients, gradients * passes // (2 if self._cfg.precision in HALF else 1)
 
     def evaluated(self) -> nn.Module:
         """Return a whole copy of the model."""
@@ -119,6 +120,13 @@ class ShardedTrainee(Trainee):
             name: _like(value, weights[int(name.partition(".")[0])])
             for name, value in arrays.items()
         }
+
+
+def _parts(model: nn.Module) -> list[nn.Module]:
+    """Return the parts of `model` that have weights and are gathered one after the other."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    parts = [block for list_ in lists for block in list_] or list(model.children())
+    return [part for part in parts if any(True for _ in part.parameters())]
 
 
 def _shards(model: nn.Module) -> Iterator[Tensor]:

@@ -33,7 +33,9 @@ from .profiling import StepProfiler
 from .recompute import recompute
 from .speed import Speed
 
-__all__ = ["Snapshot", "Trainee", "trainee_of"]
+__all__ = ["HALF", "Snapshot", "Trainee", "trainee_of"]
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 _RAW = "weights/"  # in a checkpoint with averaged weights, the prefix of those in training
 
@@ -66,8 +68,8 @@ class Trainee:
             recompute(model)
         self._exchanging = self._exchanging_model(model, task, place)
         self._wrapped = self._exchanging
-        if cfg.compile:  # for one shape at a time: inductor cannot count places in other ones
-            self._wrapped = cast(nn.Module, torch.compile(self._wrapped, dynamic=False))
+        if cfg.compile:
+            self._wrapped = self._compiled(self._wrapped)
         self.optimizer = build_optimizer(run.optimizer, model.parameters())
         self._penalty = penalty_of(model, run.loss)
         self._ema: Ema | None = None
@@ -88,6 +90,10 @@ class Trainee:
 
     def _exchanging_model(self, model: nn.Module, task: Task, place: Place) -> nn.Module:
         return data_parallel(model, task, place)
+
+    def _compiled(self, model: nn.Module) -> nn.Module:
+        """Return `model` compiled for one shape at a time: inductor counts no places in others."""
+        return cast(nn.Module, torch.compile(model, dynamic=False))
 
     def _as_trained(self, model: nn.Module, place: Place) -> nn.Module:  # noqa: ARG002 - others need it
         """Return `model`, held as the one that is trained is."""
@@ -123,14 +129,18 @@ class Trainee:
             self._profiler.close()
 
     def _forward_context(self) -> Callable[[Batch], AbstractContextManager[object]]:
-        plain = self._cfg.precision == "fp32" and not self._cfg.compile
+        plain = self._autocast is None and not self._cfg.compile
         return nullcontext if plain else self._around_forward
+
+    @property
+    def _autocast(self) -> torch.dtype | None:
+        """What operations of the forward pass are cast to."""
+        return HALF.get(self._cfg.precision)
 
     def _around_forward(self, batch: Batch) -> AbstractContextManager[object]:
         context = ExitStack()
-        if self._cfg.precision != "fp32":
-            dtype = torch.bfloat16 if self._cfg.precision == "bf16" else torch.float16
-            context.enter_context(torch.autocast(self._device.type, dtype))
+        if self._autocast is not None:
+            context.enter_context(torch.autocast(self._device.type, self._autocast))
         if self._cfg.compile and not len(batch.targets):  # compiled convolutions need examples
             context.enter_context(torch.compiler.set_stance("force_eager"))
         return context

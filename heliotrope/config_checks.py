@@ -225,7 +225,6 @@ def _check_strategy_of_workers(run: Run) -> None:
     for key, unsupported, remedy in (
         ("distributed.precision=fp16", local and half, "distributed.precision=bf16"),
         (f"distributed.ema_decay={cfg.ema_decay}", local and averaged, "it to null"),
-        ("distributed.compile=true", fsdp and cfg.compile, "distributed.compile=false"),
         ("optimizer=adafactor", fsdp and run.optimizer.name == "adafactor", "optimizer=adamw"),
     ):
         if unsupported:

@@ -130,6 +130,17 @@ def test_half_precision_and_recomputing_work_sharded(
     assert {value.dtype for value in weights_of(other).values()} == {torch.float32}
 
 
+@pytest.mark.slow
+def test_compiled_parts_take_the_same_steps(ray_session: object, tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", *RAY, *_ALL, _FSDP, epochs=_EPOCHS)
+    compiled = (*RAY, *_ALL, _FSDP, "distributed.compile=true")
+    whole = train(tmp_path / "compiled", *compiled, epochs=_EPOCHS)
+    assert_close(plain, whole, **_ROUNDING)
+    parts = cut(whole, tmp_path / "parts", after=1)
+    train(parts, *compiled, "resume=true", epochs=_EPOCHS)
+    assert_same_tensors(weights_of(whole), weights_of(parts))
+
+
 def test_bytes_are_those_of_gradients_and_gathered_weights(
     ray_session: object, tmp_path: Path
 ) -> None:

@@ -327,11 +327,6 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
     ),
     (
         "distributed",
-        ("distributed.strategy=fsdp", "distributed.compile=true"),
-        ("distributed.compile=true yet", "Set distributed.compile=false"),
-    ),
-    (
-        "distributed",
         ("distributed.strategy=diloco", "distributed.ema_decay=0.9"),
         ("distributed.ema_decay=0.9 yet", "Set it to null"),
     ),
