@@ -6,6 +6,7 @@ when asked for.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -108,6 +109,7 @@ def session(ray: ModuleType) -> Iterator[Cluster]:
             _connect(ray)
         yield alive(ray)
     finally:
+        gc.collect()  # Ray ends the process if a reference to it is freed while it stops
         ray.shutdown()  # of a cluster that was running before, only our connection
 
 

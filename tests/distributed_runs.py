@@ -92,33 +92,44 @@ def cut(directory: Path, copy: Path, after: int) -> Path:
     return copy
 
 
+class Job(subprocess.Popen[str]):
+    """A command whose output goes to a file: a pipe that nobody reads would fill, and stop it."""
+
+    def __init__(self, command: list[str], output: Path) -> None:
+        self._output = output
+        # Tests in the background ignore SIGINT, and their children would.
+        ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with output.open("w") as file:
+                super().__init__(
+                    command,
+                    cwd=ROOT,
+                    env=environment(),
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    start_new_session=True,
+                )
+        finally:
+            signal.signal(signal.SIGINT, ours)
+
+    def ended(self, seconds: float = 60.0) -> str:
+        """Wait until it has ended; return all that it printed."""
+        self.wait(seconds)
+        return self._output.read_text()
+
+
 @contextmanager
-def process(directory: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+def process(directory: Path, *overrides: str) -> Iterator[Job]:
     """Start `SMALL` with `overrides` as a command in a session of its own."""
     command = [sys.executable, "-m", "distributed", *SMALL, MOMENTUM, *overrides]
-    started = _hearing_ctrl_c(
-        [*command, f"hydra.run.dir={directory}"],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    output = directory.with_name(f"{directory.name}.output")
+    started = Job([*command, f"hydra.run.dir={directory}"], output)
     try:
         yield started
     finally:
         started.kill()
-        started.communicate()
-
-
-def _hearing_ctrl_c(command: list[str], **arguments: Any) -> subprocess.Popen[str]:
-    """Start a process that does not ignore SIGINT, though tests in the background do."""
-    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(command, **arguments)
-    finally:
-        signal.signal(signal.SIGINT, ours)
+        started.wait()
 
 
 def wait_until(condition: Any, seconds: float = 60.0) -> Any:

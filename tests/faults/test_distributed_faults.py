@@ -175,7 +175,7 @@ def test_a_disk_that_fills_ends_the_run_and_leaves_what_was_whole(tmp_path: Path
     with process(tmp_path, *large) as job:
         wait_until(lambda: checkpoints(tmp_path) > 1)
         resource.prlimit(job.pid, resource.RLIMIT_FSIZE, (2**18, 2**18))  # bytes a file
-        output, _ = job.communicate(timeout=60)
+        output = job.ended()
     assert job.returncode == 1, output
     assert "could not be written" in output
     assert "File too large" in output
@@ -201,7 +201,7 @@ def test_a_disk_without_room_for_an_event_ends_the_run_with_the_cause(
         wait_until(lambda: metrics.exists() and metrics.stat().st_size > 2**16)
         for pid in (job.pid, *_children(job.pid)):
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (2**16, 2**16))  # bytes a file
-        output, _ = job.communicate(timeout=60)
+        output = job.ended()
     assert job.returncode == 1, output
     assert "metrics.jsonl could not be written" in output
     assert "File too large" in output
@@ -307,7 +307,7 @@ def test_a_stopped_run_saves_the_step_it_is_at_and_continues_bit_for_bit(
             job.send_signal(sent)  # its own processes would end as well, and the workers with them
         else:
             os.killpg(job.pid, sent)  # as Ctrl-C does: to the whole foreground group
-        output, _ = job.communicate(timeout=60)
+        output = job.ended()
     assert job.returncode == 128 + sent, output
     assert f"resume=true hydra.run.dir={parts}" in output
     assert "Traceback" not in output

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,9 +32,8 @@ from tests.support import assert_same_tensors, fresh_seed
 pytestmark = [pytest.mark.usefixtures("no_report"), pytest.mark.slow]
 
 _EPOCHS = 200
-# What is evaluated is told on a pipe that nobody reads before the end.
-_QUIET = "distributed.evaluate_every=100"
-_LONG = ("model.hidden=[300,300]", f"distributed.epochs={_EPOCHS}", _QUIET)
+_SELDOM = "distributed.evaluate_every=100"
+_LONG = ("model.hidden=[300,300]", f"distributed.epochs={_EPOCHS}", _SELDOM)
 
 
 @pytest.fixture
@@ -58,11 +56,6 @@ def _lost(cluster: Cluster, node: Any) -> None:
     cluster.remove_node(node, allow_graceful=False)
 
 
-def _ended(job: subprocess.Popen[str]) -> str:
-    output, _ = job.communicate(timeout=240)
-    return output
-
-
 def test_a_node_that_dies_is_replaced_and_nothing_is_lost(cluster: Cluster, tmp_path: Path) -> None:
     node = _added(cluster)
     run = tmp_path / "run"
@@ -70,7 +63,7 @@ def test_a_node_that_dies_is_replaced_and_nothing_is_lost(cluster: Cluster, tmp_
         wait_until(lambda: checkpoints(run) > 1)
         _lost(cluster, node)
         _added(cluster)
-        output = _ended(job)
+        output = job.ended(240)
     assert job.returncode == 0, output
     [failure] = events_of(run, "failure")
     assert "node" in failure["reason"]
@@ -85,7 +78,7 @@ def test_a_node_that_is_not_replaced_ends_the_run_with_the_last_checkpoint(
     with process(tmp_path, *RAY, *_LONG, "distributed.max_failures=1") as job:
         wait_until(lambda: checkpoints(tmp_path) > 1)
         _lost(cluster, node)
-        output = _ended(job)
+        output = job.ended(240)
     assert job.returncode == 1, output
     assert "its process died, it seems with its node" in output
     assert "distributed.workers=2" in output
@@ -100,7 +93,7 @@ def test_an_elastic_run_goes_on_with_fewer_and_grows_again(
     node = _added(cluster)
     run = tmp_path / "run"
     elastic = ("distributed.workers=[1,2]", "distributed.max_failures=1")
-    with process(run, *RAY, *elastic, _QUIET, "distributed.epochs=100000") as job:
+    with process(run, *RAY, *elastic, _SELDOM, "distributed.epochs=100000") as job:
         wait_until(lambda: _worlds(run) == [2] and checkpoints(run) > 1, seconds=120)
         _lost(cluster, node)
         wait_until(lambda: _worlds(run) == [2, 1], seconds=120)
@@ -108,7 +101,7 @@ def test_an_elastic_run_goes_on_with_fewer_and_grows_again(
         wait_until(lambda: _worlds(run) == [2, 1, 2], seconds=120)
         wait_until(lambda: process_of_rank(run, 1, attempt=2), seconds=120)
         job.send_signal(signal.SIGTERM)
-        output = _ended(job)
+        output = job.ended(240)
     assert job.returncode == 143, output
     assert "room for more than 1 worker(s)" in output
     seen = [event["examples_seen"] for event in events_of(run, "train")]
@@ -125,7 +118,7 @@ def _worlds(directory: Path) -> list[int]:
 def test_twenty_kills_in_a_row_lose_nothing(cluster: Cluster, tmp_path: Path) -> None:
     draw = random.Random(fresh_seed())
     node, run = _added(cluster), tmp_path / "run"
-    long = ("model.hidden=[64]", "distributed.epochs=400", _QUIET)
+    long = ("model.hidden=[64]", "distributed.epochs=1000", _SELDOM)
     long += ("distributed.checkpoint_every_steps=3",)
     with process(run, *RAY, *long, "distributed.max_failures=20") as job:
         for kill in range(20):
@@ -133,7 +126,7 @@ def test_twenty_kills_in_a_row_lose_nothing(cluster: Cluster, tmp_path: Path) ->
                 lambda kill=kill: _ranks_of_attempt(run, kill + 1) or job.poll() is not None,
                 seconds=180,
             )
-            assert job.poll() is None, job.communicate()[0]
+            assert job.poll() is None, job.ended()
             pids = _ranks_of_attempt(run, kill + 1)
             time.sleep(draw.random())
             if draw.random() < 0.2:
@@ -141,10 +134,10 @@ def test_twenty_kills_in_a_row_lose_nothing(cluster: Cluster, tmp_path: Path) ->
                 node = _added(cluster)
             else:
                 os.kill(draw.choice(pids), signal.SIGKILL)
-        output, _ = job.communicate(timeout=300)
+        output = job.ended(300)
     assert job.returncode == 0, output
     assert len(events_of(run, "failure")) == 20
-    whole = train(tmp_path / "whole", *TORCHRUN, *long, epochs=400)
+    whole = train(tmp_path / "whole", *TORCHRUN, *long, epochs=1000)
     assert_same_tensors(weights_of(whole), weights_of(run))
     mine = [event for event in events_of(run) if event["event"] != "failure"]
     assert mine == events_of(whole)

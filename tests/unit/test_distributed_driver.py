@@ -286,6 +286,24 @@ def test_ray_is_started_with_the_autoscaler_that_stops_at_once_or_the_users(
         assert os.environ.get(_AUTOSCALER) == theirs
 
 
+def test_no_garbage_refers_to_ray_while_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = _NoRay(running=False)
+
+    class Reference:
+        """Is kept alive by itself, as a failure is by the frames of its traceback."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            ray.calls.append("freed")
+
+    with session(ray):
+        Reference()
+    assert ray.calls == ["init", "freed", "shutdown"]
+
+
 def test_ray_that_was_running_is_left_alone() -> None:
     ray = _NoRay(running=True)
     with session(ray):
