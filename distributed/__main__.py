@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from heliotrope.cli import run_mode
-from heliotrope.config import Run
-from heliotrope.leaving import as_process
+from heliotrope.system.process_exit import as_process
+
+if TYPE_CHECKING:
+    from heliotrope.config import Run
 
 
 def _job(run: Run, directory: Path) -> None:
@@ -15,9 +18,22 @@ def _job(run: Run, directory: Path) -> None:
     run_job(run, directory)
 
 
+def _stamp() -> str:
+    """Return the stamp of a generated directory, one for all ranks that torchrun starts."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        from heliotrope.runs.stamp import new_stamp
+
+        return new_stamp()
+    from .launch.rendezvous import agreed_stamp
+
+    return agreed_stamp()
+
+
 def main() -> int:
     """Run the command line's experiment and return the exit code."""
-    return run_mode("distributed", _job)
+    from heliotrope.cli import run_mode  # here: Ctrl-C is answered during imports, too
+
+    return run_mode("distributed", _job, _stamp)
 
 
 if __name__ == "__main__":

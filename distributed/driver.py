@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,37 +10,43 @@ from typing import Any
 
 from torch import nn
 
-from heliotrope import checkpoint
-from heliotrope.background import in_background
 from heliotrope.config import Run
 from heliotrope.data import Dataset, load
-from heliotrope.display import Display
 from heliotrope.errors import ResourceError, RunFailedError, WorkerError
-from heliotrope.finish import finish
-from heliotrope.home import at_home, newest_checkpoint
+from heliotrope.metrics.chosen import check_chosen_metrics
 from heliotrope.models import build, parameter_count
-from heliotrope.resources import peak_rss_bytes
-from heliotrope.result import Outcome
-from heliotrope.rundir import RunDirectory
+from heliotrope.runs import checkpoint
+from heliotrope.runs.clock import Clock
+from heliotrope.runs.directory import RunDirectory
+from heliotrope.runs.display import Display
+from heliotrope.runs.events import Tracker
+from heliotrope.runs.lifecycle import newest_checkpoint, run_directory
+from heliotrope.runs.outcome import Outcome
+from heliotrope.runs.results import write_outcome
+from heliotrope.runs.trackers import listeners
+from heliotrope.shell import typed
+from heliotrope.system.background import in_background
+from heliotrope.system.resources import peak_rss_bytes
+from heliotrope.system.signals import signals_heard
 from heliotrope.tasks import Task, task_of
-from heliotrope.trackers import listeners
-from heliotrope.tracking import Clock, Tracker
+from heliotrope.training.optimizers import check_optimizer
 
-from . import fence
-from .attempt import Attempt, Share, Trained, WorkerFailure
-from .compiler import check_compiler
-from .launchers import Launcher
-from .recompute import recompute
-from .schedule import check_schedule
-from .stop import signals_heard
+from .attempt import AttemptStart, RunAttempt, TrainingResult, WorkerFailure, WorkerResources
+from .communication import worker_lock
+from .launch.base import Launcher
+from .loop.mixup import check_mixup
+from .loop.schedule import check_schedule
+from .strategies.buffers import check_batchnorm
+from .strategies.compiler import check_compiler
+from .strategies.recompute import recompute
 
-__all__ = ["Parts", "begin", "drive", "prepare", "write_results"]
+__all__ = ["Components", "begin", "build_components", "drive", "write_results"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """What a configuration means on this machine, found to fit before any work."""
 
     dataset: Dataset
@@ -49,78 +54,94 @@ class Parts:
     model: nn.Module
 
 
-def prepare(run: Run) -> Parts:
+def build_components(run: Run) -> Components:
     """Load the data and build the model once, so that what is wrong with them shows here."""
-    dataset = load(run.data, run.seed)
+    dataset = load(run.data, run.seed, task=run.task_name)
     check_schedule(run.distributed, len(dataset.train))
-    task = task_of(dataset, run.loss.label_smoothing)
+    check_optimizer(run.optimizer)
+    task = task_of(dataset, run)
+    check_mixup(run.distributed.mixup, task)
+    check_chosen_metrics(run, "distributed", task.metrics.directions)
     model = build(run.model, task, run.seed)
     if run.distributed.activation_checkpointing:
         recompute(model)
+    check_batchnorm(run, model)
     if run.distributed.compile:
         check_compiler()
-    return Parts(dataset, task, model)
+    return Components(dataset, task, model)
 
 
 def drive(
-    run: Run, directory: Path, parts: Parts, launcher: Launcher, close: Callable[[], None]
+    run: Run, directory: Path, parts: Components, launcher: Launcher, close: Callable[[], None]
 ) -> None:
     """Attempt the run until it is trained or has failed too often, and write its results.
 
     `close` closes the launcher: while the report is drawn, for Ray takes a second to stop.
     """
-    with at_home(run, "distributed", directory, "driver") as (home, display):
-        attempt, trained = _attempts(run, home, parts, launcher, display)
+    clock = Clock()
+    with (
+        run_directory(run, "distributed", directory, "driver") as (run_dir, display),
+        clock.kept_in(run_dir.path),
+    ):
+        for note in parts.dataset.notes:
+            display.say(note)
+        trained = _attempts(run, run_dir, parts, launcher, display, clock)
         closing = in_background(close)
         try:
-            write_results(run, home, parts, attempt, trained, display)
+            write_results(run, run_dir, parts, clock, trained, display)
         finally:
             closing.result()
 
 
 def _attempts(
-    run: Run, home: RunDirectory, parts: Parts, launcher: Launcher, display: Display
-) -> tuple[Attempt, Trained]:
-    """Attempt the run until it is trained; return the last attempt and what came of it."""
-    started, resume = time.time() - Clock().seconds, run.resume
+    run: Run,
+    run_dir: RunDirectory,
+    parts: Components,
+    launcher: Launcher,
+    display: Display,
+    clock: Clock,
+) -> TrainingResult:
+    """Attempt the run until it is trained; `clock` counts on over all attempts."""
+    before, resume = None, run.resume
     failures: list[WorkerFailure] = []
     attempt = None
     while True:
-        workers, share = _gathered(launcher, attempt, failures, run, home)
-        saved = begin(run, home, parts.model, display, resume)
-        attempt = Attempt(run, home.path, saved, started, share)
+        workers, resources = _gathered(launcher, attempt, failures, run, run_dir)
+        saved = begin(run, run_dir, parts, display, resume, clock)
+        start = AttemptStart.now(clock, clock.seconds_before if before is None else before)
+        attempt = RunAttempt(run, run_dir.path, saved, start, resources)
         what = "launcher %s: %d worker(s), %d thread(s) on %s each"
-        _log.info(what, run.distributed.launcher, workers, share.threads, share.device)
+        _log.info(what, run.distributed.launcher, workers, resources.threads, resources.device)
         try:
             with signals_heard() as stop:
                 trained = launcher.launch(attempt, parts.dataset, display, stop)
             if not trained.stopped:
-                return attempt, trained
+                return trained
             if stop.asked():
                 display.say(f"stopped after step {trained.counts.steps}, which is saved")
                 stop.leave()
             display.say(f"there is room for more than {workers} worker(s): going on with them")
         except WorkerFailure as failure:
             failures.append(failure)
-            _tell(failure, home, display)
+            _tell(failure, run_dir, display)
             if stop.asked():  # a signal to all processes may end workers before they hear
                 stop.leave()
             if len(failures) > run.distributed.max_failures:
-                raise _given_up(failures, run, home) from failure
+                raise _given_up(failures, run, run_dir) from failure
             display.say("starting the workers again from the last checkpoint", style="yellow")
         except RunFailedError as error:
-            _note(home, (), reason=str(error))
+            _note(run_dir, (), reason=str(error))
             raise
-        started, resume = time.time(), True
+        before, resume = clock.seconds, True
 
 
 def _gathered(
     launcher: Launcher,
-    before: Attempt | None,
+    before: RunAttempt | None,
     failures: list[WorkerFailure],
     run: Run,
-    home: RunDirectory,
-) -> tuple[int, Share]:
+    run_dir: RunDirectory,
+) -> tuple[int, WorkerResources]:
     """Return the workers and their share; after an attempt, having none is a failed run."""
     try:
         return launcher.gather()
@@ -128,69 +149,79 @@ def _gathered(
         if before is None:
             raise
         if failures:
-            raise _given_up(failures, run, home, f" {error}") from error
-        hint = f"Continue from the last checkpoint with resume=true hydra.run.dir={home.path}."
+            raise _given_up(failures, run, run_dir, f" {error}") from error
+        where = typed("hydra.run.dir", run_dir.path)
+        hint = f"Continue from the last checkpoint with resume=true {where}."
         raise RunFailedError(f"The workers stopped to be more of them. {error} {hint}") from error
 
 
 def begin(
-    run: Run, home: RunDirectory, model: nn.Module, display: Display, resume: bool
+    run: Run,
+    run_dir: RunDirectory,
+    parts: Components,
+    display: Display,
+    resume: bool,
+    clock: Clock,
 ) -> int | None:
     """Bring the directory to where an attempt begins; return the checkpoint's progress, if any.
 
-    Events after the checkpoint are dropped, for they will happen again; failures are kept.
+    Events after the checkpoint are dropped, for they will happen again; failures are kept, and
+    `clock` takes over the time that has passed.
     """
-    fence.wait_until_clear(home.path)
+    worker_lock.wait_until_clear(run_dir.path, display.say)
 
-    saved = newest_checkpoint(run, "distributed", home, display) if resume else None
+    saved = newest_checkpoint(run, "distributed", run_dir, display) if resume else None
     if saved is not None:
-        path = checkpoint.path_of(home.checkpoints, saved.progress)
-        checkpoint.load_weights(model, saved.model, path)
-    home.begin(run)
+        path = checkpoint.path_of(run_dir.checkpoints, saved.progress)
+        checkpoint.load_weights(parts.model, saved.model, path)
+    run_dir.begin(run)
     offset = 0 if saved is None else int(saved.state["metrics_offset"])
-    with Tracker(home.metrics) as tracker:
-        tracker.rewind(offset)
+    seconds = 0.0 if saved is None else float(saved.state["seconds"])
+    with Tracker(run_dir.metrics) as tracker:
+        clock.resume(max(seconds, tracker.rewind(offset)))
         if saved is None:
-            tracker.emit("start", mode="distributed", name=run.name, seed=run.seed)
+            directions = parts.task.metrics.directions
+            tracker.emit(
+                "start", mode="distributed", name=run.name, seed=run.seed, directions=directions
+            )
     return None if saved is None else saved.progress
 
 
-def _tell(failure: WorkerFailure, home: RunDirectory, display: Display) -> None:
+def _tell(failure: WorkerFailure, run_dir: RunDirectory, display: Display) -> None:
     _log.error("rank %d failed: %s", failure.rank, failure.reason)
-    _note(home, (display,), rank=failure.rank, reason=failure.reason)
+    _note(run_dir, (display,), rank=failure.rank, reason=failure.reason)
 
 
-def _note(home: RunDirectory, listeners: tuple[Any, ...], **fields: Any) -> None:
+def _note(run_dir: RunDirectory, listeners: tuple[Any, ...], **fields: Any) -> None:
     try:
-        with Tracker(home.metrics, listeners) as tracker:
+        with Tracker(run_dir.metrics, listeners) as tracker:
             tracker.emit("failure", **fields)
     except RunFailedError:  # such as for a full disk, which may be why there is a failure to note
         _log.exception("a failure could not be noted")
 
 
 def _given_up(
-    failures: list[WorkerFailure], run: Run, home: RunDirectory, why: str = ""
+    failures: list[WorkerFailure], run: Run, run_dir: RunDirectory, why: str = ""
 ) -> WorkerError:
     last = failures[-1]
     return WorkerError(
         f"rank {last.rank} failed: {last.reason}.{why} {len(failures)} failure(s), "
-        f"distributed.max_failures={run.distributed.max_failures}. {home.log} has what the "
+        f"distributed.max_failures={run.distributed.max_failures}. {run_dir.log} has what the "
         "workers said. Continue from the last checkpoint with resume=true "
-        f"hydra.run.dir={home.path}."
+        f"{typed('hydra.run.dir', run_dir.path)}."
     )
 
 
 def write_results(
     run: Run,
-    home: RunDirectory,
-    parts: Parts,
-    attempt: Attempt,
-    trained: Trained,
+    run_dir: RunDirectory,
+    parts: Components,
+    clock: Clock,
+    trained: TrainingResult,
     display: Display,
 ) -> None:
     """Write the last events, the report and result.json from what rank 0 said."""
-    clock = Clock.since(attempt.started)
-    clock.seconds_before = trained.seconds_before
+    clock.at_least(trained.seconds)
     clock.train_seconds = trained.train_seconds
     launcher = run.distributed.launcher
     driver = peak_rss_bytes() if launcher != "inline" else 0  # inline, it is the worker
@@ -205,5 +236,7 @@ def write_results(
         target=None if trained.target is None else dict(trained.target),
         packages=("ray",) if launcher == "ray" else (),
     )
-    with Tracker(home.metrics, listeners(run, home.path)) as tracker:
-        finish(run, "distributed", home, tracker, trained.final, parts.task, outcome, display)
+    with Tracker(run_dir.metrics, listeners(run, run_dir.path, display.say)) as tracker:
+        sums = trained.final.items()
+        final = {split: parts.task.metrics.from_vector(vector) for split, vector in sums}
+        write_outcome(run, "distributed", run_dir, tracker, final, outcome, display)

@@ -7,18 +7,19 @@ another thread imports torch and loads the data.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heliotrope.background import in_background
 from heliotrope.config import Run
-from heliotrope.rundir import RunDirectory
+from heliotrope.runs.directory import RunDirectory
+from heliotrope.system.background import in_background
+from heliotrope.system.process_exit import stoppable
 
-from .launchers import opened
+from .launch.select import open_launcher
 
 if TYPE_CHECKING:
-    from .driver import Parts
+    from .driver import Components
 
 __all__ = ["run_job"]
 
@@ -31,23 +32,24 @@ def run_job(run: Run, directory: Path) -> None:
     `RunFailedError` if training cannot be finished.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        from .under_torchrun import run_one_rank
+        from .torchrun_ranks import run_one_rank
 
         run_one_rank(run, directory)
         return
     RunDirectory(directory).refuse_if_taken(run, "distributed")
     # Ray looks once a second whether it is up: it is to find the CPUs free.
     gently = run.distributed.launcher == "ray"
-    preparing = in_background(lambda: _prepare(run), gently=gently)
     with ExitStack() as stack:
-        launcher = stack.enter_context(opened(run))
+        with stoppable() if gently else nullcontext():
+            preparing = in_background(lambda: _prepare(run), gently=gently)
+            launcher = stack.enter_context(open_launcher(run))
         parts = preparing.result()
         from .driver import drive
 
         drive(run, directory, parts, launcher, stack.close)
 
 
-def _prepare(run: Run) -> Parts:
-    from .driver import prepare
+def _prepare(run: Run) -> Components:
+    from .driver import build_components
 
-    return prepare(run)
+    return build_components(run)

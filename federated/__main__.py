@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from heliotrope.cli import run_mode
-from heliotrope.leaving import as_process
+from typing import TYPE_CHECKING
 
-from .job import run_job
+from heliotrope.system.process_exit import as_process
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from heliotrope.config import Run
+
+
+def _job(run: Run, directory: Path) -> None:
+    from .job import run_job  # here: --help and a wrong key need not wait for it
+
+    run_job(run, directory)
 
 
 def main() -> int:
     """Run the command line's experiment and return the exit code."""
-    return run_mode("federated", run_job)
+    from heliotrope.cli import run_mode  # here: Ctrl-C is answered during imports, too
+
+    return run_mode("federated", _job)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,20 @@ thread imports them and loads the data.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heliotrope.background import in_background
-from heliotrope.cluster import Cluster, session
+from heliotrope.cluster.connection import Cluster, session
 from heliotrope.config import Run
-from heliotrope.errors import ResourceError
-from heliotrope.resources import check_cpus
-from heliotrope.rundir import RunDirectory
+from heliotrope.runs.directory import RunDirectory
+from heliotrope.system.background import in_background
+from heliotrope.system.process_exit import stoppable
+
+from .pools.requests import check_room
 
 if TYPE_CHECKING:
-    from .simulation import Parts
+    from .simulation import Components
 
 __all__ = ["run_job"]
 
@@ -33,18 +34,20 @@ def run_job(run: Run, directory: Path) -> None:
     RunDirectory(directory).refuse_if_taken(run, "federated")
     # Ray looks once a second whether it is up: it is to find the CPUs free.
     gently = run.federated.pool == "ray"
-    preparing = in_background(lambda: _prepare(run), gently=gently)
-    with _cluster(run) as cluster:
+    with ExitStack() as stack:
+        with stoppable() if gently else nullcontext():
+            preparing = in_background(lambda: _prepare(run), gently=gently)
+            cluster = stack.enter_context(_cluster(run))
         parts = preparing.result()
         from .simulation import simulate
 
         simulate(run, directory, parts, cluster)
 
 
-def _prepare(run: Run) -> Parts:
-    from .simulation import prepare
+def _prepare(run: Run) -> Components:
+    from .simulation import build_components
 
-    return prepare(run)
+    return build_components(run)
 
 
 @contextmanager
@@ -56,12 +59,5 @@ def _cluster(run: Run) -> Iterator[Cluster | None]:
     import ray  # only here: importing and starting it takes seconds
 
     with session(ray) as cluster:
-        workers, each = run.federated.workers, run.federated.cpus_per_worker or 1
-        check_cpus("federated.workers", workers, each, cluster.cpus)
-        if each > cluster.cpu_share(workers):
-            raise ResourceError(
-                f"federated.cpus_per_worker={each} is more than the {cluster.cpu_share(workers)} "
-                f"that each of {workers} worker(s) can have on one node. Lower it, or lower "
-                "federated.workers."
-            )
+        check_room(run, cluster)
         yield cluster

@@ -7,9 +7,8 @@ the strategy's public configure and aggregate methods.
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,27 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from heliotrope import checkpoint
-from heliotrope.checkpoint import Checkpoint
 from heliotrope.config import FederatedConfig, Run
-from heliotrope.data import Scaling
-from heliotrope.errors import QuorumError, RunFailedError
+from heliotrope.config.schedule import schedule_of
+from heliotrope.data import Preparation
+from heliotrope.errors import HeliotropeError, QuorumError, RunFailedError
 from heliotrope.evaluation import named
-from heliotrope.metrics import ClassificationMetrics
-from heliotrope.result import Target
-from heliotrope.tracking import Clock, Progress, Tracker
+from heliotrope.metrics import Metrics
+from heliotrope.runs import checkpoint
+from heliotrope.runs.checkpoint import Checkpoint
+from heliotrope.runs.clock import Clock
+from heliotrope.runs.events import Progress, Tracker
+from heliotrope.runs.outcome import Target
+from heliotrope.shell import typed
 
-from .choice import Choice
-from .client import Clients
-from .grid import CohortGrid
-from .messages import read_arrays, to_record
+from .diverged import remedy as remedy_of
+from .engine.context import TrainingContext
+from .engine.execution import ExecutionPlan
+from .flower.grid import CohortGrid
+from .flower.messages import LEARNING_RATE, read_arrays, to_record
+from .fractions import fraction_rounded_up
+from .population.evaluated import clients_to_evaluate, rows_due
+from .strategies.mean import MeanStrategy
 from .strategies.state import restore, snapshot
 
 __all__ = ["Server", "ServerState"]
@@ -51,6 +57,16 @@ class ServerState:
     counts: Progress = field(default_factory=Progress)
     clock: Clock = field(default_factory=Clock)
     startup_seconds: float | None = None
+    evaluated: bool = True  # this round, or there is nothing to evaluate yet
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """What a checkpoint holds, of the moment when it was noted."""
+
+    model: ArrayRecord
+    arrays: dict[str, Tensor]  # of the strategy
+    state: dict[str, Any]
 
 
 class Server:
@@ -59,28 +75,34 @@ class Server:
     def __init__(
         self,
         run: Run,
-        clients: Clients,
-        scaling: Scaling,
+        clients: TrainingContext,
+        preparation: Preparation,
         strategy: Strategy,
         grid: CohortGrid,
         tracker: Tracker,
         checkpoints: Path,
+        say: Callable[[str], None],
     ) -> None:
         self._run = run
-        self._model = clients.model
+        self._start = clients.global_weights
         self._task = clients.task
-        self._scaling = scaling
+        self._preparation = preparation.to_json()
         self._population = clients.population
         self._strategy = strategy
         self._grid = grid
         self._tracker = tracker
         self._checkpoints = checkpoints
-        self._evaluating = clients.population.evaluating()
-        self._model_bytes = sum(v.nbytes for v in clients.model.state_dict().values())
+        self._say = say  # a line to the person who watches
+        holding = len(clients.population.evaluating())
+        self._evaluating = clients_to_evaluate(run.federated, holding) if holding else 0
+        self._said_alone = False
+        self._model_bytes = sum(v.nbytes for v in clients.global_weights.values())
         self._saved_at = time.monotonic()
-        self.target = Target(run.target)
-        self.state = ServerState(to_record(clients.model.state_dict()))
-        self.final: dict[str, ClassificationMetrics] = {}
+        self.target = Target(run.target, clients.task.metrics.directions)
+        self.state = ServerState(to_record(clients.global_weights))
+        self.final: dict[str, Metrics] = {}
+        self._noted: _Noted
+        self._saved: _Noted | None = None
 
     @property
     def _cfg(self) -> FederatedConfig:
@@ -90,43 +112,65 @@ class Server:
         """Run the remaining rounds, or up to the target, and return the final state.
 
         Raises `QuorumError` if too few clients of a round succeed, `RunFailedError` if the
-        strategy gives no usable model. The last checkpoint then holds the last good round.
+        strategy gives no usable model. However it ends, by a signal too, the last checkpoint
+        then holds the last whole round.
         """
-        stopped = self.target.stop
-        while self.state.server_round < self._cfg.rounds and not stopped:
-            measured_now = self._grid.choice is None  # and must be kept: it decides the rounding
-            stopped = self._round(self.state.server_round + 1)
-            old = time.monotonic() - self._saved_at > _SAVE_SECONDS
-            due = self.state.server_round % self._cfg.checkpoint_every == 0
-            if measured_now or stopped or old or due:
-                self.save()
-        if not self.final:  # nothing was left to train, or the last round was not evaluated
-            self._evaluate(self._arrays())
-        self.save()
+        self._note_round()
+        with self.state.clock.kept_in(self._checkpoints.parent):
+            try:
+                self._train()
+            except BaseException:
+                self._save_last_round()
+                raise
         return self.state
 
-    def _round(self, server_round: int) -> bool:
-        """Run one round; True if the target says to stop."""
+    def _train(self) -> None:
+        stopped = self.target.stop or self._evaluate_if_due()
+        while self.state.server_round < self._cfg.rounds and not stopped:
+            self._round(self.state.server_round + 1)
+            stopped = self._evaluate_if_due()
+            old = time.monotonic() - self._saved_at > _SAVE_SECONDS
+            due = self.state.server_round % self._cfg.checkpoint_every == 0
+            if stopped or old or due:
+                self.save()
+        if not self.final:  # nothing was left to train, or the last round was not evaluated
+            self._observe(self._evaluate(self._arrays()))
+            self._note_round()
+        self.save()
+
+    def _round(self, server_round: int) -> None:
+        """Train one round."""
         if self.state.startup_seconds is None:
             self.state.startup_seconds = self.state.clock.seconds - self.state.clock.seconds_before
         started = time.monotonic()
         cohort = self._population.draw(server_round, self._cfg.clients_per_round)
         self._grid.offer(cohort)
         messages = self._strategy.configure_train(
-            server_round, self.state.arrays, ConfigRecord(), self._grid
+            server_round, self.state.arrays, self._config(server_round), self._grid
         )
         replies = self._grid.send_and_receive(messages)
         succeeded = sum(len(update.clients) for update in self._grid.updates)
         self._check_quorum(server_round, succeeded, len(cohort))
-        arrays, _ = self._strategy.aggregate_train(server_round, replies)
+        if self._grid.mean is not None and isinstance(self._strategy, MeanStrategy):
+            arrays: ArrayRecord | None = self._strategy.aggregate_mean(
+                server_round, self._grid.mean
+            )
+        else:
+            arrays, _ = self._strategy.aggregate_train(server_round, replies)
         self._accept(server_round, arrays)
         self.state.clock.train_seconds += time.monotonic() - started
         self._account(len(cohort))
         self._emit("train", {"train/loss": self._train_loss()}, clients=len(cohort))
-        last = server_round == self._cfg.rounds
-        if last or server_round % self._cfg.evaluate_every == 0:
-            return self._evaluate_round(server_round)
-        return False
+        self.state.evaluated = False
+        self._note_round()
+
+    def _config(self, server_round: int) -> ConfigRecord:
+        """Return what clients are told besides the weights: the rate, if rounds have their own."""
+        schedule, rounds = schedule_of(self._cfg), self._cfg.lr_horizon or self._cfg.rounds
+        if not schedule.changes:
+            return ConfigRecord()
+        rate = self._run.optimizer.lr * schedule.factor(server_round - 1, rounds)
+        return ConfigRecord({LEARNING_RATE: rate})
 
     def _check_quorum(self, server_round: int, succeeded: int, drawn: int) -> None:
         failures = self._grid.failures
@@ -137,15 +181,14 @@ class Server:
             self._tracker.emit(
                 "failure", round=server_round, client=failure.client, reason=failure.reason
             )
-        needed = max(1, math.ceil(self._cfg.quorum * drawn))
+        needed = max(1, fraction_rounded_up(self._cfg.quorum, drawn))
         if succeeded < needed:
-            self.save()
             names = ", ".join(str(failure.client) for failure in failures[:8])
             remedy = (
                 "Lower federated.quorum to go on without them, with resume=true "
-                f"hydra.run.dir={self._checkpoints.parent}."
+                f"{typed('hydra.run.dir', self._checkpoints.parent)}."
                 if succeeded
-                else "If they diverged, start again with a lower optimizer.lr."
+                else "If they diverged, start again: " + remedy_of(self._run, self.state.arrays)
             )
             raise QuorumError(
                 f"round {server_round}: {succeeded} of {drawn} clients succeeded, "
@@ -165,11 +208,12 @@ class Server:
         for key, value in read_arrays(arrays).items():
             if not bool(torch.isfinite(value).all()):
                 raise RunFailedError(
-                    f"round {server_round}: strategy {name} made {key} NaN or infinite. Lower "
-                    "federated.strategy.eta or optimizer.lr."
+                    f"round {server_round}: strategy {name} made {key} NaN or infinite. "
+                    f"{remedy_of(self._run, self.state.arrays, updates_finite=True)}"
                 )
         self.state.arrays = arrays
         self.state.server_round = server_round
+        self._grid.keep_states()
 
     def _account(self, cohort: int) -> None:
         counts = self.state.counts
@@ -180,90 +224,148 @@ class Server:
         counts.bytes_up += succeeded * self._model_bytes
 
     def _train_loss(self) -> float:
-        seen = sum(update.seen for update in self._grid.updates)
-        return sum(update.loss_sum for update in self._grid.updates) / seen
+        weight = sum(update.weight_seen for update in self._grid.updates)
+        return self._grid.loss_sum / max(1, weight)
 
     def _arrays(self) -> dict[str, Tensor]:
         return read_arrays(self.state.arrays)
 
-    def _evaluate_round(self, server_round: int) -> bool:
+    def _evaluate_if_due(self) -> bool:
+        """Evaluate the present round if that is still to be done; True if the target says to stop.
+
+        A run that was stopped between a round and its evaluation does it when it goes on.
+        """
+        server_round = self.state.server_round
+        due = server_round == self._cfg.rounds or server_round % self._cfg.evaluate_every == 0
+        if self.state.evaluated or not due:
+            return False
         values = self._evaluate(self._arrays())
         self._emit("evaluate", values)
         if self._evaluating:
             self._evaluate_clients(server_round)
-        return self.target.observe(
-            values, {"round": server_round}, self.state.counts, self.state.clock
-        )
+        stop = self._observe(values)
+        self.state.evaluated = True
+        self._note_round()
+        return stop
+
+    def _observe(self, values: Mapping[str, float]) -> bool:
+        """Show the target an evaluation; return whether to stop."""
+        unit = {"round": self.state.server_round}
+        return self.target.observe(values, unit, self.state.counts, self.state.clock)
 
     def _evaluate(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:
-        """Central evaluation, by the shared module, on the validation and test splits."""
-        self.final = self._grid.pool.evaluate_centrally(arrays)
+        """Evaluate the validation and test splits by the shared module, centrally.
+
+        Where clients keep a part of the weights, each evaluates its own examples of the splits.
+        """
+        states = self._grid.states_of(range(len(self._population)))
+        if states is None:
+            self.final = self._grid.pool.evaluate_centrally(arrays)
+        else:
+            self.final = self._grid.pool.evaluate_splits_of(arrays, states)
         values: dict[str, float] = {}
         for name, metrics in self.final.items():
             values |= named(metrics, name)
         return values
 
     def _evaluate_clients(self, server_round: int) -> None:
-        """Federated evaluation: every client on its held-out examples, sums added exactly."""
-        self._grid.offer(self._evaluating)
+        """Federated evaluation: clients on their held-out examples, sums added exactly."""
+        drawn = self._population.draw_evaluating(server_round, self._evaluating)
+        self._grid.offer(drawn)
         messages = self._strategy.configure_evaluate(
             server_round, self.state.arrays, ConfigRecord(), self._grid
         )
         replies = self._grid.send_and_receive(messages)
-        self._check_quorum(server_round, len(self._grid.evaluations), len(self._evaluating))
+        done = self._grid.evaluations
+        assert done is not None
+        if done.alone is not None and not self._said_alone:
+            self._said_alone = True
+            _log.warning("clients are evaluated one at a time: %s", done.alone)
+            self._say(f"{self._run.model.name} is evaluated one client at a time: {done.alone}")
+        self._check_quorum(server_round, len(done.clients), len(drawn))
         summed = self._strategy.aggregate_evaluate(server_round, replies)
         assert summed is not None
-        total = type(self._task.no_metrics()).from_vector(_vector(summed["sums"]))
-        self.state.counts.bytes_down += len(self._evaluating) * self._model_bytes
-        clients = [
-            {"client": client, "examples": metrics.count, **metrics.compute()}
-            for client, metrics in self._grid.evaluations.items()
-        ]
-        self._emit("clients", named(total, "clients"), clients=clients)
+        total = self._task.metrics.from_vector(_vector(summed["sums"]))
+        self.state.counts.bytes_down += len(drawn) * self._model_bytes
+        due = rows_due(self._cfg, server_round)
+        rows = {"clients": done.rows()} if due else {}
+        self._emit("clients", named(total, "clients"), evaluated=len(done.clients), **rows)
 
     def _emit(self, event: str, values: Mapping[str, float], **fields: Any) -> None:
         unit = {"round": self.state.server_round}
         self._tracker.progress(event, self.state.counts, self.state.clock, unit, **values, **fields)
 
-    def save(self) -> None:
-        """Write a checkpoint of the last completed round."""
+    def _note_round(self) -> None:
+        """Note what a checkpoint of the present state holds.
+
+        The next round changes the strategy before its model is accepted, and may be cut off
+        anywhere: then this is what is saved.
+        """
         arrays, shapes = snapshot(self._strategy)
+        if self._grid.states is not None:
+            arrays |= self._grid.states.snapshot()
+        self._noted = _Noted(
+            self.state.arrays,
+            arrays,
+            {
+                "round": self.state.server_round,
+                "evaluated": self.state.evaluated,
+                "preparation": self._preparation,
+                "strategy": shapes,
+                "counts": asdict(self.state.counts),
+                "train_seconds": self.state.clock.train_seconds,
+                "target": self.target.saved(),
+                "metrics_offset": self._tracker.offset,
+            },
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint of the last whole round, evaluated or not."""
+        noted = self._noted
         self._tracker.sync()
         checkpoint.save(
             self._checkpoints,
             Checkpoint(
-                progress=self.state.server_round,
-                model=self._arrays(),
-                arrays=arrays,
+                progress=noted.state["round"],
+                model=read_arrays(noted.model),
+                arrays=noted.arrays,
                 state={
-                    "round": self.state.server_round,
-                    "scaling": asdict(self._scaling),
-                    "strategy": shapes,
-                    "client_training": asdict(self._grid.choice) if self._grid.choice else None,
-                    "counts": asdict(self.state.counts),
+                    **noted.state,
+                    "client_training": asdict(self._grid.execution)
+                    if self._grid.execution
+                    else None,
                     "seconds": self.state.clock.seconds,
-                    "train_seconds": self.state.clock.train_seconds,
-                    "target": self.target.saved(),
-                    "metrics_offset": self._tracker.offset,
                 },
             ),
         )
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved = time.monotonic(), noted
+
+    def _save_last_round(self) -> None:
+        """Save it, if it is not saved yet; the reason why the run ends is told in any case."""
+        try:
+            if self._noted is not self._saved:
+                self.save()
+        except (HeliotropeError, OSError):
+            _log.exception("the last round could not be saved")
 
     def resume(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint; events after it are dropped, to be written again."""
         path = checkpoint.path_of(self._checkpoints, saved.progress)
-        checkpoint.load_weights(self._model, saved.model, path)
+        checkpoint.check_weights(self._start, saved.model, path)
         state = saved.state
+        checkpoint.check_preparation(self._preparation, state, path)
         restore(self._strategy, saved.arrays, state["strategy"])
-        choice = state["client_training"]
-        self._grid.choice = None if choice is None else Choice(**choice)
-        self._tracker.rewind(state["metrics_offset"])
+        if self._grid.states is not None:
+            self._grid.states.restore(saved.arrays)
+        execution = state["client_training"]
+        self._grid.execution = None if execution is None else ExecutionPlan(**execution)
+        known = self._tracker.rewind(state["metrics_offset"])
         self.target.restore(state["target"])
         self.state.arrays = to_record(saved.model)
         self.state.server_round = saved.progress
+        self.state.evaluated = state.get("evaluated", True)  # before, only then it was saved
         self.state.counts = Progress(**state["counts"])
-        self.state.clock.seconds_before = state["seconds"]
+        self.state.clock.resume(max(state["seconds"], known))
         self.state.clock.train_seconds = state["train_seconds"]
 
 

@@ -3,84 +3,124 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from flwr.serverapp.strategy import Strategy
 
-from heliotrope.cluster import Cluster, room
+from heliotrope.cluster.connection import Cluster
+from heliotrope.cluster.environment import driver_environment
+from heliotrope.cluster.placement import reserved, say
 from heliotrope.config import Run
-from heliotrope.data import Scaling, load
-from heliotrope.display import Display
-from heliotrope.errors import ResourceError
-from heliotrope.finish import finish
-from heliotrope.home import at_home, newest_checkpoint
+from heliotrope.data import Exchange, Preparation, load
+from heliotrope.errors import ConfigError
+from heliotrope.metrics.chosen import check_chosen_metrics
 from heliotrope.models import parameter_count
-from heliotrope.resources import available_cpus, peak_rss_bytes, pick_device
-from heliotrope.result import Outcome
-from heliotrope.rundir import RunDirectory
+from heliotrope.runs.directory import RunDirectory
+from heliotrope.runs.display import Display
+from heliotrope.runs.events import Progress, Tracker
+from heliotrope.runs.lifecycle import newest_checkpoint, run_directory
+from heliotrope.runs.outcome import Outcome
+from heliotrope.runs.results import write_outcome
+from heliotrope.runs.trackers import listeners
+from heliotrope.system.resources import available_cpus, peak_rss_bytes, pick_device, threads_of
 from heliotrope.tasks import task_of
-from heliotrope.trackers import listeners
-from heliotrope.tracking import Tracker
+from heliotrope.training.optimizers import check_optimizer
 
-from .choice import check_kind
-from .client import Clients
-from .grid import CohortGrid
-from .pool import InProcessPool, Pool
+from .algorithms import proximal
+from .client_state import StateStore
+from .engine.context import TrainingContext, assemble, divide, owners_of, prepared_for
+from .engine.execution import ExecutionPlan
+from .flower.grid import CohortGrid
+from .pools.base import Pool
+from .pools.inprocess import InProcessPool
+from .pools.requests import requests
+from .population import Population
+from .population.evaluated import clients_to_evaluate
 from .server import Server
-from .setup import assemble, divide
-from .strategies import build_strategy, reduces
+from .strategies import ModelFacts, build_strategy, reduces
+from .strategies.mean import MeanStrategy
+from .strategies.state import check_savable
 
-__all__ = ["Parts", "prepare", "simulate"]
+__all__ = ["Components", "build_components", "simulate"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """What a configuration means, found to fit before any work."""
 
-    clients: Clients
-    scaling: Scaling
+    clients: TrainingContext
+    preparation: Preparation
+    exchange: Exchange
+    notes: tuple[str, ...]
     strategy: Strategy
     reduce: bool
 
 
-def prepare(run: Run) -> Parts:
+def build_components(run: Run) -> Components:
     """Load and divide the data and build model and strategy, so that what is wrong shows here."""
-    dataset = load(run.data, run.seed)
+    dataset = load(run.data, run.seed, task=run.task_name)
     splits = {"validation": dataset.validation, "test": dataset.test}
     central = {name: split for name, split in splits.items() if len(split)}
-    task = task_of(dataset, run.loss.label_smoothing)
-    return Parts(
-        clients=assemble(run, task, dataset.train, divide(run, dataset), central),
-        scaling=dataset.scaling,
-        strategy=build_strategy(run),
-        reduce=reduces(run.federated),
+    check_optimizer(run.optimizer)
+    task = task_of(dataset, run)
+    check_chosen_metrics(run, "federated", task.metrics.directions)
+    parts = divide(run, dataset)
+    owners = owners_of(run, central, dataset.train, parts)
+    clients = assemble(run, task, prepared_for(parts, dataset), parts, central, owners)
+    if run.federated.holdout_fraction:
+        clients_to_evaluate(run.federated, len(clients.population.evaluating()))
+    strategy = build_strategy(
+        run, ModelFacts.of(clients.model, clients.total_weight, clients.global_weights)
+    )
+    check_savable(strategy)
+    assert dataset.fitting is not None
+    return Components(
+        clients=clients,
+        preparation=dataset.preparation,
+        exchange=dataset.fitting.exchange(parts),
+        notes=dataset.notes,
+        strategy=strategy,
+        reduce=reduces(run.federated, strategy),
     )
 
 
-def simulate(run: Run, directory: Path, parts: Parts, cluster: Cluster | None) -> None:
+def simulate(run: Run, directory: Path, parts: Components, cluster: Cluster | None) -> None:
     """Train the clients of `run`, in this process or on a Ray cluster, and write its results."""
     clients = parts.clients.on(pick_device(run.device if cluster is None else "cpu"))
-    torch.set_num_threads(available_cpus())
-    check_kind(clients)
+    torch.set_num_threads(threads_of(available_cpus()))
     with (
-        at_home(run, "federated", directory, "server") as (home, display),
-        Tracker(home.metrics, (display, *listeners(run, home.path))) as tracker,
+        run_directory(run, "federated", directory, "server") as (run_dir, display),
+        Tracker(run_dir.metrics, (display, *listeners(run, run_dir.path, display.say))) as tracker,
     ):
-        with _pool(run, clients, cluster, home.log, tracker) as pool:
+        with _pool(run, clients, cluster, run_dir.log, tracker) as pool:
+            takes_mean = isinstance(parts.strategy, MeanStrategy)
+            states = StateStore(clients.personal) if clients.personal else None
+            grid = CohortGrid(pool, parts.reduce, takes_mean=takes_mean, states=states)
             server = Server(
                 run,
                 clients,
-                parts.scaling,
+                parts.preparation,
                 parts.strategy,
-                CohortGrid(pool, parts.reduce),
+                grid,
                 tracker,
-                home.checkpoints,
+                run_dir.checkpoints,
+                display.say,
             )
-            _begin(run, server, tracker, home, display)
+            up, down = parts.exchange.bytes_up, parts.exchange.bytes_down
+            server.state.counts = Progress(bytes_up=up, bytes_down=down)  # unless it resumes
+            _begin(run, server, grid, tracker, run_dir, display)
+            for note in parts.notes:
+                display.say(note)
+            _say_who_weighs_nothing(clients.population, display)
+            _say_who_holds_out(clients.population, display)
             with _frozen_heap():
                 state = server.train()
             outcome = Outcome(
@@ -92,37 +132,38 @@ def simulate(run: Run, directory: Path, parts: Parts, cluster: Cluster | None) -
                 parameters=parameter_count(clients.model),
                 peak_rss_bytes=peak_rss_bytes() + pool.peak_rss_bytes(),
                 target=server.target.summary(),
+                preparation=asdict(parts.exchange),
                 packages=("flwr",) if cluster is None else ("flwr", "ray"),
             )
-        finish(run, "federated", home, tracker, server.final, clients.task, outcome, display)
+        write_outcome(run, "federated", run_dir, tracker, server.final, outcome, display)
 
 
 @contextmanager
 def _pool(
-    run: Run, clients: Clients, cluster: Cluster | None, log: Path, tracker: Tracker
+    run: Run, clients: TrainingContext, cluster: Cluster | None, log: Path, tracker: Tracker
 ) -> Iterator[Pool]:
     if cluster is None:
-        yield InProcessPool(clients, run.federated.cpus_per_worker or available_cpus())
+        cpus = run.federated.cpus_per_worker or available_cpus()
+        yield InProcessPool(clients, threads_of(cpus))
         return
-    from .ray_pool import RayPool
+    from .pools.ray_pool import RayPool
 
     def on_failure(worker: int, reason: str) -> None:
         tracker.emit("failure", worker=worker, reason=reason)
 
-    workers, cfg = run.federated.workers, run.federated
-    share = {"CPU": float(cfg.cpus_per_worker or cluster.cpu_share(workers))}
-    if run.device != "cpu":
-        gpus = cluster.gpu_share("federated.gpus_per_worker", workers, cfg.gpus_per_worker)
-        if gpus == 0 and run.device == "cuda":
-            raise ResourceError(
-                f"device=cuda, but each worker has no GPU: federated.gpus_per_worker="
-                f"{cfg.gpus_per_worker}, and the cluster has {cluster.gpus}. Set device=cpu."
-            )
-        share |= {"GPU": gpus} if gpus else {}
     import ray
 
-    with room(ray, cluster, "federated.workers", workers, share) as group:
-        pool = RayPool(run, clients, share, group, log, on_failure)
+    asked = partial(requests, run, cluster)
+    patience = run.cluster.wait_seconds
+    with reserved(ray, cluster, "federated.workers", asked, patience) as (request, group):
+        given = run.device != "auto" or run.federated.gpus_per_worker is not None
+        if not given and cluster.gpus and "GPU" not in request.each:
+            say(
+                f"device=auto: others hold the Ray cluster's {cluster.gpus} GPU(s): training on "
+                "CPUs. device=cuda waits for them."
+            )
+        environment = driver_environment(run.cluster, inherited=not cluster.can_grow)
+        pool = RayPool(run, clients, request.each, group, log, on_failure, environment)
         try:
             yield pool
         finally:
@@ -143,15 +184,64 @@ def _frozen_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
+def _say_who_weighs_nothing(population: Population, display: Display) -> None:
+    """Print how many clients are never drawn, and the first of them."""
+    never = sorted(set(range(len(population))) - set(population.training()))
+    if never:
+        display.say(
+            f"{len(never):,} of {len(population):,} clients are not drawn, such as client "
+            f"{never[0]}: their training examples weigh nothing"
+        )
+
+
+def _say_who_holds_out(population: Population, display: Display) -> None:
+    """Print how many clients federated evaluation can ask: small ones may hold out nothing."""
+    holding = population.evaluating()
+    if holding:
+        display.say(
+            f"{len(holding):,} of {len(population):,} clients hold out "
+            f"{sum(population.holdout_sizes(holding)):,} examples for evaluation"
+        )
+
+
+def _execution(run: Run, pool: Pool, display: Display) -> ExecutionPlan:
+    """Return how clients are trained, and say so.
+
+    Raises `ConfigError` if `federated.client_training` names a way that the model does not allow.
+    """
+    cfg = run.federated
+    algorithms = proximal(getattr(cfg.strategy, "proximal_mu", 0.0))
+    decision = pool.decide(cfg.clients_per_round, algorithms)
+    if decision.execution is None:
+        ((kind, reason),) = decision.reasons.items()
+        raise ConfigError(
+            f"federated.client_training={kind} is not possible: {reason}. "
+            "Set federated.client_training=sequential or auto."
+        )
+    display.say(decision.line())
+    _log.info("%s", decision.line())
+    return decision.execution
+
+
 def _begin(
-    run: Run, server: Server, tracker: Tracker, home: RunDirectory, display: Display
+    run: Run,
+    server: Server,
+    grid: CohortGrid,
+    tracker: Tracker,
+    run_dir: RunDirectory,
+    display: Display,
 ) -> None:
-    """Resume from the newest good checkpoint, or write the first event."""
-    found = newest_checkpoint(run, "federated", home, display) if run.resume else None
+    """Resume from the newest good checkpoint, or decide how to train and write the first event."""
+    found = newest_checkpoint(run, "federated", run_dir, display) if run.resume else None
     if found is not None:
         server.resume(found)
-        home.begin(run)
+    if grid.execution is None:
+        grid.execution = _execution(run, grid.pool, display)
+    else:  # the same digits need the same way of training, wherever it goes on
+        display.say(f"client training as before: {grid.execution}")
+    run_dir.begin(run)
+    if found is not None:
         return
-    home.begin(run)
-    tracker.rewind(0)
-    tracker.emit("start", mode="federated", name=run.name, seed=run.seed)
+    server.state.clock.resume(tracker.rewind(0))
+    directions = server.target.directions
+    tracker.emit("start", mode="federated", name=run.name, seed=run.seed, directions=directions)

@@ -6,34 +6,45 @@ in the same `run_mode`. Exit codes: 0 done, 2 usage or configuration, 1 failed, 
 
 from __future__ import annotations
 
+import functools
 import importlib
-import importlib.util
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from heliotrope import config
+from heliotrope.commands import sweeps
+from heliotrope.commands.directories import refuse_unnamed
+from heliotrope.commands.overrides import prepared
 from heliotrope.config import Mode, Run
-from heliotrope.config_errors import explain
+from heliotrope.config.explain import composing, explain
+from heliotrope.config.names import plain_name
 from heliotrope.errors import ConfigError, HeliotropeError, RunDirectoryError, closest
-from heliotrope.leaving import as_process
-from heliotrope.tracking import clock_from_now
+from heliotrope.modes import mode_module
+from heliotrope.runs.clock import clock_from_now
+from heliotrope.runs.stamp import new_stamp
+from heliotrope.shell import typed
+from heliotrope.system.process_exit import saying
+from heliotrope.system.redaction import masked
 
-__all__ = ["command", "main", "run_mode"]
+__all__ = ["main", "run_mode"]
 
 _USAGE = """usage: heliotrope COMMAND [key=value ...]
 
@@ -41,9 +52,15 @@ commands:
   distributed       train data-parallel     heliotrope distributed experiment=quickstart
   federated         train over clients      heliotrope federated experiment=quickstart
   evaluate          measure a checkpoint    heliotrope evaluate run=DIR [data=...] [data.dir=...]
+  predict           apply a run to rows     heliotrope predict run=DIR input=FILE [output=FILE]
+  generate          continue a text         heliotrope generate run=DIR prompt=TEXT [length=200]
   compare           set runs side by side   heliotrope compare DIR DIR ... [output=FILE]
+  new               begin a project         heliotrope new DIR
+  list              names and their keys    heliotrope list [model=cnn] [plugins=[mine.py]]
+  stats             look at the data        heliotrope stats experiment=E [output=FILE]
   find-lr           try learning rates      heliotrope find-lr experiment=E [output=FILE]
   find-batch-size   time larger batches     heliotrope find-batch-size experiment=E [output=FILE]
+  tune              time client training    heliotrope tune experiment=E [federated.*=...]
 
 A mode takes Hydra overrides, -m for sweeps, --cfg job to see the config, --help for the keys.
 """
@@ -51,16 +68,20 @@ A mode takes Hydra overrides, -m for sweeps, --cfg job to see the config, --help
 
 # Module and function of the commands that are no mode; each is imported when it is called.
 _COMMANDS = {
-    "evaluate": ("heliotrope.commands", "evaluate_command"),
-    "compare": ("heliotrope.commands", "compare_command"),
-    "find-lr": ("heliotrope.find_commands", "find_lr_command"),
-    "find-batch-size": ("heliotrope.find_commands", "find_batch_size_command"),
+    "evaluate": ("heliotrope.commands.evaluate", "evaluate_command"),
+    "predict": ("heliotrope.commands.predict", "predict_command"),
+    "generate": ("heliotrope.commands.generate", "generate_command"),
+    "compare": ("heliotrope.commands.evaluate", "compare_command"),
+    "new": ("heliotrope.commands.new", "new_command"),
+    "list": ("heliotrope.commands.listing", "list_command"),
+    "stats": ("heliotrope.commands.stats", "stats_command"),
+    "find-lr": ("heliotrope.commands.find", "find_lr_command"),
+    "find-batch-size": ("heliotrope.commands.find", "find_batch_size_command"),
+    "tune": ("federated.tune", "tune_command"),
 }
 
-
-def command() -> NoReturn:
-    """Be the process of one command: what is installed as `heliotrope`."""
-    as_process(main)
+# What the directory of a job, or of a sweep, holds before any work.
+_MADE_FIRST = {".lock", "overrides.json", "multirun.yaml"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,99 +93,171 @@ def main(arguments: list[str] | None = None) -> int:
     command, *rest = arguments
     if command in ("distributed", "federated"):
         sys.argv = [f"heliotrope {command}", *rest]
-        return int(_mode_module(command).main())
+        return int(mode_module(command, "__main__").main())
     if command in _COMMANDS:
         if {"-h", "--help"} & set(rest):
             print(_USAGE, end="")
             return 0
         module, function = _COMMANDS[command]
-        return _guarded(lambda: getattr(importlib.import_module(module), function)(rest))
+        return _guarded(lambda: getattr(_imported(module), function)(rest))
     choices = ("distributed", "federated", *_COMMANDS)
     print(f"heliotrope: no command '{command}'.{closest(command, choices)}", file=sys.stderr)
     print(_USAGE, end="", file=sys.stderr)
     return 2
 
 
-def _mode_module(mode: str) -> ModuleType:
-    """Import a mode's entrypoint: inside the package in a wheel, beside it in a checkout."""
-    name = f"heliotrope.{mode}"
-    if importlib.util.find_spec(name) is None:
-        name = mode
-    return importlib.import_module(f"{name}.__main__")
+def _imported(module: str) -> ModuleType:
+    """Import a module of the shared package, or of a mode."""
+    package, _, name = module.partition(".")
+    if package in get_args(Mode):
+        return mode_module(package, name)
+    return importlib.import_module(module)
 
 
-def run_mode(mode: Mode, job: Callable[[Run, Path], None]) -> int:
+def run_mode(
+    mode: Mode, job: Callable[[Run, Path], None], stamp: Callable[[], str] = new_stamp
+) -> int:
     """Compose the config from the command line, run `job(run, directory)`, return the exit code.
 
-    `directory` is `hydra.run.dir`, or the job's own directory in a sweep.
+    `directory` is `hydra.run.dir`, or the job's own directory in a sweep; `stamp` returns the part
+    of a generated one that tells it from those of other commands.
     """
-    config.register()
+    unusable = _guarded(lambda: config.register_for(sys.argv[1:]))
+    if unusable:
+        return unusable
     OmegaConf.register_new_resolver("mode", lambda: mode, replace=True)
     OmegaConf.register_new_resolver("choices", lambda: _choices(mode), replace=True)
+    OmegaConf.register_new_resolver("plain_name", plain_name, replace=True)
+    OmegaConf.register_new_resolver("stamp", functools.cache(stamp), replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, to be explained below
 
-    codes: list[int] = []
-    directories: list[Path] = []
+    jobs = _Jobs(mode, job)
+    decorated = hydra.main(
+        version_base="1.3", config_path=str(config.conf_dir()), config_name="config"
+    )(jobs.task)
 
-    def task(cfg: DictConfig) -> None:
+    outside = _guarded(lambda: _composed(decorated))
+    if len(jobs.done) > 1:
+        shown = [shlex.quote(str(directory)) for directory in jobs.done]
+        listed = shown if any(jobs.codes) else [f"{shlex.quote(str(jobs.done[0].parent))}/*/"]
+        print(f"compare them: python -m heliotrope compare {' '.join(listed)}")
+    return outside or next((code for code in jobs.codes if code), 0)
+
+
+class _Jobs:
+    """What a command runs: one job, or those of a sweep one after the other.
+
+    `codes` are their exit codes, `done` the directories of those that ended well.
+    """
+
+    def __init__(self, mode: Mode, job: Callable[[Run, Path], None]) -> None:
+        self._mode = mode
+        self._job = job
+        self.codes: list[int] = []
+        self.done: list[Path] = []
+        self._begun: set[Path] = set()
+
+    def task(self, cfg: DictConfig) -> None:
+        """Run one job in the directory that Hydra has made for it; errors become its code."""
         hydra_cfg = HydraConfig.get()
         directory = Path(hydra_cfg.runtime.output_dir)
         overrides = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
         assert isinstance(overrides, list)
         sweeping = hydra_cfg.mode == RunMode.MULTIRUN
+        key = "hydra.sweep.dir" if sweeping else "hydra.run.dir"
+        whole = Path(hydra_cfg.sweep.dir).absolute() if sweeping else directory
+        if cfg.resume is True and _is_generated(hydra_cfg, key):
+            self._refuse_unnamed(directory, whole, key)
+            return
         if sweeping:
-            print(f"[{hydra_cfg.job.num}] {' '.join(overrides)}", flush=True)
+            print(masked(f"[{hydra_cfg.job.num}] {' '.join(overrides)}"), flush=True)
+            _mask(whole / "multirun.yaml")
+            this = sweeps.Job.of(overrides, sys.argv[1:])
+            if cfg.resume is True:
+                directory = sweeps.directory_of(this, directory, self._begun)
 
         def one_job() -> None:
-            _refuse_other_mode(mode, overrides)
+            _refuse_other_mode(self._mode, overrides)
             if sweeping:
                 _refuse_run_dir(hydra_cfg.overrides.hydra)
-            try:
-                job(config.load(cfg, mode), directory)
-            except (KeyboardInterrupt, SystemExit):
-                if (directory / "config.yaml").exists():
-                    print(f"continue it: resume=true hydra.run.dir={directory}", file=sys.stderr)
-                raise
+                sweeps.note(this, directory)
+            self._run(cfg, directory, typed(key, whole))
 
+        self._begun.add(directory)
         # Explained here, not by Hydra; the rest of a sweep goes on after a job that failed.
         with clock_from_now() if sweeping and hydra_cfg.job.num > 0 else nullcontext():
-            codes.append(_guarded(one_job, interruptible=False))
-        if not codes[-1]:
-            directories.append(directory)
-        elif codes[-1] == ConfigError.exit_code:
+            self.codes.append(_guarded(one_job, interruptible=False))
+        if not self.codes[-1]:
+            self.done.append(directory)
+        elif self.codes[-1] == ConfigError.exit_code:
             _remove_if_unused(directory)
 
-    decorated = hydra.main(
-        version_base="1.3", config_path=str(config.conf_dir()), config_name="config"
-    )(task)
+    def _run(self, cfg: DictConfig, directory: Path, named: str) -> None:
+        """Train; if a signal ends that, say how to go on, with all of the command."""
 
-    outside = _guarded(lambda: _composed(decorated))
-    if len(directories) > 1:
-        listed = map(str, directories) if any(codes) else [f"{directories[0].parent}/*/"]
-        print(f"compare them: python -m heliotrope compare {' '.join(listed)}")
-    return outside or next((code for code in codes if code), 0)
+        def how_to_continue() -> None:
+            if any((path / "config.yaml").exists() for path in self._begun):
+                print(f"continue it: resume=true {named}", file=sys.stderr)
+
+        try:
+            with saying(how_to_continue):
+                self._job(config.load(cfg, self._mode), directory)
+        except (KeyboardInterrupt, SystemExit):
+            how_to_continue()
+            raise
+
+    def _refuse_unnamed(self, directory: Path, whole: Path, key: str) -> None:
+        """Refuse to resume what is not named: once, not for each job."""
+        for made in dict.fromkeys((directory, whole)):
+            _remove_if_unused(made)
+        if not self.codes:
+            command = ["python", "-m", self._mode, *sys.argv[1:]]
+            self.codes.append(_guarded(lambda: refuse_unnamed(whole, key, command)))
 
 
 def _composed(decorated: Callable[[], None]) -> None:
-    """Run Hydra; what it raises without a type of its own becomes a `ConfigError`."""
+    """Run Hydra on the command line; what it refuses becomes a `ConfigError`."""
+    sys.argv = [sys.argv[0], *prepared(sys.argv[1:])]
     try:
-        decorated()
-    except ValueError as error:  # of a group set to null
-        raise ConfigError(explain(error)) from error
-    except OSError as error:
-        if isinstance(error, HydraException):  # such as a missing config: not about files
+        with composing():
+            decorated()
+    except OSError as error:  # of Hydra: a job's own are caught where it runs
+        if error.filename is None:
             raise
+        if os.path.exists(error.filename) and not isinstance(error, FileExistsError):  # noqa: PTH110 - does not raise
+            raise ConfigError(
+                f"{error.filename} cannot be read: {error.strerror}. Make it a file that you may "
+                "read, or choose another."
+            ) from error
+        key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
         raise RunDirectoryError(
-            f"hydra.run.dir={error.filename} cannot be made: {error.strerror}. "
-            "Choose another directory."
+            f"{key}={error.filename} cannot be made: {error.strerror}. Choose another directory."
         ) from error
+
+
+def _mask(path: Path) -> None:
+    """Take passwords out of a file that Hydra has written, before any job of a sweep."""
+    if path.exists():
+        text = path.read_text()
+        if masked(text) != text:
+            path.write_text(masked(text))
 
 
 def _remove_if_unused(directory: Path) -> None:
     """Remove the directory that Hydra made for a job that was refused before any work."""
-    if {path.name for path in directory.iterdir()} <= {".lock"}:
-        (directory / ".lock").unlink(missing_ok=True)
-        directory.rmdir()
+    with suppress(FileNotFoundError):  # all ranks of torchrun clear away the one they share
+        if {path.name for path in directory.iterdir()} <= _MADE_FIRST:
+            for name in _MADE_FIRST:
+                (directory / name).unlink(missing_ok=True)
+            directory.rmdir()
+
+
+def _is_generated(hydra_cfg: HydraConf, key: str) -> bool:
+    """Return whether nobody chose the directory that `key` is."""
+    hydra_values = OmegaConf.to_container(hydra_cfg, resolve=False)
+    assert isinstance(hydra_values, dict)
+    _, group, name = key.split(".")
+    return "${stamp:" in str(hydra_values[group][name])
 
 
 def _choices(mode: Mode) -> str:
@@ -172,10 +265,12 @@ def _choices(mode: Mode) -> str:
     root = config.conf_dir()
     groups: dict[str, list[str]] = {}
     for path in sorted(root.glob("*/**/*.yaml")):
-        group = path.parent.relative_to(root)
-        if group.parts[0] != _other(mode):
-            groups.setdefault(str(group), []).append(path.stem)
-    return "\n".join(f"  {group}={'|'.join(names)}" for group, names in sorted(groups.items()))
+        groups.setdefault(str(path.parent.relative_to(root)), []).append(path.stem)
+    for group in config.GROUPS:
+        known = groups.setdefault(group, [])
+        known += (name for name in config.choice_names(group) if name not in known)
+    lines = (f"  {group}={'|'.join(names)}" for group, names in sorted(groups.items()))
+    return "\n".join(line for line in lines if re.split("[/=]", line.strip())[0] != _other(mode))
 
 
 def _other(mode: Mode) -> Mode:
@@ -209,13 +304,13 @@ def _guarded(action: Callable[[], object], *, interruptible: bool = True) -> int
         action()
         return 0
     except HeliotropeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(masked(f"error: {error}"), file=sys.stderr)
         return error.exit_code
-    except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        print(masked(f"error: {explain(error)}"), file=sys.stderr)
         return ConfigError.exit_code
     except Exception:  # noqa: BLE001 - not foreseen: tell all, and let a sweep go on
-        traceback.print_exc()
+        print(masked(traceback.format_exc()), end="", file=sys.stderr)
         return HeliotropeError.exit_code
     except KeyboardInterrupt:
         if not interruptible:

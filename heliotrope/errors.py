@@ -23,6 +23,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from heliotrope.shell import typed
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -85,8 +87,9 @@ class QuorumError(RunFailedError):
 
 def closest(word: str, choices: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the choice nearest to `word`, or an empty string."""
-    match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return f" Did you mean '{match[0]}'?" if match else ""
+    by_letters = {choice.casefold(): choice for choice in choices}
+    match = difflib.get_close_matches(word.casefold(), list(by_letters), n=1, cutoff=0.6)
+    return f" Did you mean '{by_letters[match[0]]}'?" if match else ""
 
 
 @contextmanager
@@ -97,5 +100,5 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunFailedError(
             f"{path} could not be written: {error}. Make room there and continue with resume=true "
-            f"hydra.run.dir={path.parent}."
+            f"{typed('hydra.run.dir', path.parent)}."
         ) from error

@@ -2,49 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from heliotrope.data import Split
-from heliotrope.metrics import ClassificationMetrics
+from heliotrope.data import Batch, Examples
+from heliotrope.metrics import Metrics
 from heliotrope.tasks import Task
+from heliotrope.training.joint import Gather, alone
 
-__all__ = ["evaluate", "named"]
+__all__ = ["evaluate", "evaluating", "named", "taken"]
 
 
 def evaluate(
     model: nn.Module,
     task: Task,
-    split: Split,
+    examples: Examples,
     batch_size: int,
     indices: Tensor | Sequence[int] | None = None,
-) -> ClassificationMetrics:
-    """Return the metrics of `model` over `split`, or over its examples at `indices`.
+    gather: Gather = alone,
+) -> Metrics:
+    """Return the metrics of `model` over `examples`, or over those at `indices`.
 
     The model is put into evaluation mode and back. Metrics of disjoint index sets add up to
-    the metrics of their union.
+    the metrics of their union. With a joint task, each example is compared with all that are
+    measured here, and those that `gather` brings from other processes.
     """
-    device = next(model.parameters()).device
-    positions = None if indices is None else torch.as_tensor(indices, dtype=torch.int64)
-    count = len(split) if positions is None else len(positions)
-    total = task.no_metrics()
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        for start in range(0, count, batch_size):
-            chosen = (
-                slice(start, start + batch_size)
-                if positions is None
-                else positions[start : start + batch_size]
-            )
-            outputs = model(split.inputs[chosen].to(device))
-            total = total + task.measure(outputs, split.targets[chosen].to(device))
-    model.train(was_training)
+    positions = torch.arange(len(examples)) if indices is None else torch.as_tensor(indices)
+    total = task.metrics.zero()
+    with evaluating(model):
+        if task.joint:
+            parts = [
+                task.call(model, taken(examples, some, model))
+                for some in torch.split(positions, batch_size)
+            ]
+            candidates, first = gather(torch.cat(parts))
+            for part in filter(len, parts):
+                total = total + task.metrics.measure(*task.compared(part, candidates, first))
+                first += len(part)
+            return total
+        for start in range(0, len(positions), batch_size):
+            batch = taken(examples, positions[start : start + batch_size], model)
+            total = total + task.metrics.measure(task.call(model, batch), batch)
     return total
 
 
-def named(metrics: ClassificationMetrics, split: str) -> dict[str, float]:
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have `model` in evaluation mode, and no gradients, inside the block."""
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        yield
+    model.train(was_training)
+
+
+def taken(examples: Examples, positions: Tensor, model: nn.Module) -> Batch:
+    """Return the batch of the examples at `positions`, int64 [B], where `model` is."""
+    device = next(model.parameters()).device
+    return {name: value.to(device) for name, value in examples.take(positions).items()}
+
+
+def named(metrics: Metrics, split: str) -> dict[str, float]:
     """Return the computed metrics under `split/name`, such as `test/accuracy`."""
     return {f"{split}/{name}": value for name, value in metrics.compute().items()}

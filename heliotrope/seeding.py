@@ -7,20 +7,27 @@ Every random draw takes its generator from the run's seed and a path such as
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import index
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = [
+    "generator_states",
+    "hash_counters",
+    "hash_ranks",
     "hashed",
     "hashed_number",
     "isolated_rng",
     "numpy_generator",
     "ranked",
+    "same_generator_states",
     "seed",
     "splitmix",
     "torch_generator",
@@ -31,6 +38,8 @@ __all__ = [
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+_BLOCK = 1 << 15  # numbers that `hash_ranks` mixes at a time, so that they stay in the cache
 
 
 def seed(run_seed: int, *path: int | str) -> int:
@@ -73,13 +82,36 @@ def hashed_number(key: int, counter: int) -> int:
     return wrapped(z ^ z >> 31)
 
 
-def ranked(key: Tensor, start: Tensor, count: int) -> Tensor:
-    """Return `count` numbers of the stream `key` from number `start` on, for comparisons only.
+def ranked(key: Tensor, counters: Tensor) -> Tensor:
+    """Return the numbers `counters` of the stream `key`, for comparisons only.
 
     These are `hashed` but for the last of its operations, which leaves the upper 31 bits alone.
     """
-    state = torch.arange(1, count + 1, device=key.device) * _GAMMA + (key + start * _GAMMA)
-    return _mixed(state)
+    return _mixed(counters * _GAMMA + (key + _GAMMA))
+
+
+def hash_counters(counters: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return what `hash_ranks` needs of `counters`, to be computed once for many keys."""
+    return (counters.astype(np.uint64) + np.uint64(1)) * np.uint64(_GAMMA % (1 << 64))
+
+
+def hash_ranks(key: int, counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return numbers of the stream `key`, for comparisons only: a million take 1 ms.
+
+    `counters` come from `hash_counters`. The upper 31 bits are those of `hashed`; different
+    counters never give equal numbers.
+    """
+    ranks = np.empty_like(counters)
+    shifted = np.empty(min(len(counters), _BLOCK), dtype=np.uint64)
+    for start in range(0, len(counters), _BLOCK):
+        z = ranks[start : start + _BLOCK]
+        s = shifted[: len(z)]
+        np.add(counters[start : start + _BLOCK], np.uint64(key % (1 << 64)), out=z)
+        for bits, factor in ((30, _MIX_1), (27, _MIX_2)):
+            np.right_shift(z, np.uint64(bits), out=s)
+            np.bitwise_xor(z, s, out=z)
+            np.multiply(z, np.uint64(factor % (1 << 64)), out=z)
+    return ranks
 
 
 def splitmix(state: Tensor) -> Tensor:
@@ -105,15 +137,32 @@ def _shift(z: Tensor, bits: int) -> Tensor:
 
 @contextmanager
 def isolated_rng(value: int) -> Iterator[None]:
-    """Seed torch's process-wide CPU generator with `value` inside the block, restore it after.
+    """Seed the process-wide generators of Python, NumPy and torch inside the block.
 
-    For library code that can draw from nowhere else (the initialisers of `torch.nn` layers).
-    Those of the GPUs are left alone: to look at them would start CUDA.
+    For code that can draw from nowhere else: the initialisers of `torch.nn` layers, and modules
+    of users. Their states are put back after the block. Only torch's CPU generator is meant: to
+    look at those of the GPUs would start CUDA.
     """
-    generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(value)
+    before = generator_states()
+    random.seed(value)
+    np.random.seed(value % (1 << 32))  # noqa: NPY002 - the generator that users' code draws from
+    torch.default_generator.manual_seed(value)
     try:
         yield
     finally:
-        generator.set_state(before)
+        python, numpy, torch_state = before
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002 - as above
+        torch.default_generator.set_state(torch_state)
+
+
+def generator_states() -> tuple[Any, Any, Tensor]:
+    """Return the states of the process-wide generators of Python, NumPy and torch (CPU)."""
+    numpy_state = np.random.get_state()  # noqa: NPY002 - the generator that users' code draws from
+    return random.getstate(), numpy_state, torch.default_generator.get_state()
+
+
+def same_generator_states(a: tuple[Any, Any, Tensor], b: tuple[Any, Any, Tensor]) -> bool:
+    """Return whether nothing was drawn between two results of `generator_states`."""
+    keys = all(np.array_equal(x, y) for x, y in zip(a[1], b[1], strict=True))
+    return a[0] == b[0] and keys and torch.equal(a[2], b[2])

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+
+from heliotrope import registry
+from heliotrope.plugin_loading import execution, importing
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep what two processes of tests start on Ray apart: runs look for a cluster to join."""
+    if hasattr(config, "workerinput"):  # this is one of them
+        folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+        config.add_cleanup(folder.cleanup)
+        os.environ["RAY_TMPDIR"] = folder.name
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +30,21 @@ def ray_session() -> Iterator[ModuleType]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _plugins_end_with_their_test() -> Iterator[None]:
+    """Take out what a test's plug-ins registered in this process."""
+    kept = (execution._SOURCES, importing.FINDER.sources)
+    registered, before = registry.snapshot(), [dict(sources) for sources in kept]
+    yield
+    registry.restore(registered)
+    for top in importing.FINDER.sources.keys() - before[1].keys():
+        for name in [name for name in sys.modules if name.partition(".")[0] == top]:
+            del sys.modules[name]
+    for sources, earlier in zip(kept, before, strict=True):
+        sources.clear()
+        sources.update(earlier)
 
 
 @pytest.fixture

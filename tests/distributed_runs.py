@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from distributed.job import run_job
-from heliotrope import checkpoint
-from heliotrope.checkpoint import Checkpoint
+from heliotrope.runs import checkpoint
+from heliotrope.runs.checkpoint import Checkpoint
 from tests.support import ROOT, compose, environment
 
 # One thread a worker: sums are added in the same order whatever machine or launcher.
@@ -65,6 +65,12 @@ def events_of(directory: Path, *kinds: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in e.items() if k not in once} for e in events]
 
 
+def seconds_of(directory: Path, part: str = '"seconds"') -> list[float]:
+    """Return 0, for none yet, and what the events, those that hold `part`, say of the time."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [0.0, *(json.loads(line)["seconds"] for line in lines if part in line)]
+
+
 def result_of(directory: Path) -> dict[str, Any]:
     """Return what a finished run says of itself."""
     found: dict[str, Any] = json.loads((directory / "result.json").read_text())
@@ -95,7 +101,7 @@ def cut(directory: Path, copy: Path, after: int) -> Path:
 class Job(subprocess.Popen[str]):
     """A command whose output goes to a file: a pipe that nobody reads would fill, and stop it."""
 
-    def __init__(self, command: list[str], output: Path) -> None:
+    def __init__(self, command: list[str], output: Path, cwd: Path = ROOT) -> None:
         self._output = output
         # Tests in the background ignore SIGINT, and their children would.
         ours = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -103,7 +109,7 @@ class Job(subprocess.Popen[str]):
             with output.open("w") as file:
                 super().__init__(
                     command,
-                    cwd=ROOT,
+                    cwd=cwd,
                     env=environment(),
                     stdout=file,
                     stderr=subprocess.STDOUT,
@@ -120,9 +126,10 @@ class Job(subprocess.Popen[str]):
 
 
 @contextmanager
-def process(directory: Path, *overrides: str) -> Iterator[Job]:
+def process(directory: Path, *overrides: str, mode: str = "distributed") -> Iterator[Job]:
     """Start `SMALL` with `overrides` as a command in a session of its own."""
-    command = [sys.executable, "-m", "distributed", *SMALL, MOMENTUM, *overrides]
+    small = [*SMALL, MOMENTUM] if mode == "distributed" else []
+    command = [sys.executable, "-m", mode, *small, *overrides]
     output = directory.with_name(f"{directory.name}.output")
     started = Job([*command, f"hydra.run.dir={directory}"], output)
     try:
@@ -132,7 +139,7 @@ def process(directory: Path, *overrides: str) -> Iterator[Job]:
         started.wait()
 
 
-def wait_until(condition: Any, seconds: float = 60.0) -> Any:
+def wait_until(condition: Any, seconds: float = 300.0) -> Any:
     """Return what `condition` returns once it is true."""
     deadline = time.monotonic() + seconds
     while not (answer := condition()):

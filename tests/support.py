@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +26,10 @@ from torch import nn
 from heliotrope import config
 from heliotrope.cli import run_mode
 from heliotrope.config import Mode, Run
-from heliotrope.data import Dataset, Split
-from heliotrope.tasks import Classification
+from heliotrope.data import Batch, Dense, Examples, Info
+from heliotrope.metrics import Metrics
+from heliotrope.tasks import Classification, DataFacts
+from heliotrope.training.loop import TrainingBatch
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES: tuple[Mode, Mode] = ("distributed", "federated")
@@ -67,24 +70,63 @@ def fresh_seed() -> int:
 
 def small_task(classes: int = 3, shape: Sequence[int] = (4,)) -> Classification:
     """Return a classification task over inputs of `shape`."""
-    return Classification("small", tuple(shape), tuple(f"class {n}" for n in range(classes)))
+    return classification("small", shape, tuple(f"class {n}" for n in range(classes)))
 
 
-def random_split(count: int, task: Classification, generator: torch.Generator) -> Split:
-    """Draw `count` examples with labels that have nothing to do with the inputs."""
-    inputs = torch.randn(count, *task.input_shape, generator=generator)
-    return Split(inputs, torch.randint(task.num_outputs, (count,), generator=generator))
+def classification(
+    name: str, shape: Sequence[int], class_names: Sequence[str], label_smoothing: float = 0.0
+) -> Classification:
+    """Return the classification of images of `shape`, of a dataset called `name`."""
+    example = {"image": torch.zeros(1, *shape), "label": torch.zeros(1, dtype=torch.int64)}
+    facts = DataFacts(name, Info(class_names=tuple(class_names)), example)
+    return Classification(facts, label_smoothing)
 
 
-def random_dataset(task: Classification, generator: torch.Generator, train: int = 60) -> Dataset:
-    """Draw a dataset of `train` training, no validation and 20 test examples."""
-    return Dataset(
-        name=task.data_name,
-        train=random_split(train, task, generator),
-        validation=random_split(0, task, generator),
-        test=random_split(20, task, generator),
-        class_names=task.class_names,
-    )
+def labelled(images: torch.Tensor, labels: torch.Tensor) -> Examples:
+    """Return a split of images and their labels."""
+    return Examples({"image": Dense(images), "label": Dense(labels)})
+
+
+def everything(examples: Examples) -> Batch:
+    """Return all examples of a split as one batch."""
+    return examples.take(torch.arange(len(examples)))
+
+
+def values_of(examples: Examples, name: str) -> torch.Tensor:
+    """Return the values that a dense field of a split is made of, to be changed in place."""
+    field = examples.fields[name]
+    assert isinstance(field, Dense)
+    return field.values
+
+
+def with_images(examples: Examples, change: Callable[[torch.Tensor], torch.Tensor]) -> Examples:
+    """Return a split whose images are what `change` makes of those that batches hold."""
+    images = Dense(change(everything(examples)["image"]))
+    return Examples({**examples.fields, "image": images}, examples.keys)
+
+
+def training_batch(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    divisor: float | None = None,
+    seed: int = 0,
+    first: int = 0,
+) -> TrainingBatch:
+    """Return a step on images and their labels; without `divisor`, on their mean loss."""
+    count = len(labels)
+    given = {"image": images, "label": labels}
+    return TrainingBatch(given, count, count if divisor is None else divisor, seed, first)
+
+
+def random_split(count: int, task: Classification, generator: torch.Generator) -> Examples:
+    """Draw `count` examples with labels that have nothing to do with the images."""
+    images = torch.randn(count, *task.input_shape, generator=generator)
+    return labelled(images, torch.randint(task.num_outputs, (count,), generator=generator))
+
+
+def confusion_of(metrics: Metrics) -> np.ndarray:
+    """Return the confusion matrix of a classification, int64 [C, C]."""
+    return np.array(metrics.panels()["confusion_matrix"])
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -131,6 +173,21 @@ def command(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.Comp
 def environment() -> dict[str, str]:
     """Return the environment of a child process: this one's, with the checkout importable."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+class LaterClock:
+    """Stands in for the module `time` in `heliotrope.runs.clock`: hours pass at once."""
+
+    def __init__(self) -> None:
+        self._added = 0.0
+
+    def monotonic(self) -> float:
+        """Return what the system's clock says, and the time added."""
+        return time.monotonic() + self._added
+
+    def add(self, seconds: float) -> None:
+        """Let `seconds` pass."""
+        self._added += seconds
 
 
 @dataclass

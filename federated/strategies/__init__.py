@@ -1,118 +1,137 @@
-"""Server strategies: Flower's own, unmodified, by name."""
+"""Server strategies by name: those of the papers, and Flower's own classes as `flower_NAME`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from flwr.serverapp.strategy import (
-    Bulyan,
-    FedAdagrad,
-    FedAdam,
-    FedAvg,
-    FedAvgM,
-    FedMedian,
-    FedProx,
-    FedTrimmedAvg,
-    FedYogi,
-    Krum,
-    MultiKrum,
-    QFedAvg,
-    Strategy,
-)
+import flwr.serverapp.strategy as flower
+from flwr.serverapp.strategy import Strategy
 
+from heliotrope import plugin_loading, registry
 from heliotrope.config import Run
-from heliotrope.config_federated import (
-    FederatedConfig,
-    KrumConfig,
-    MultiKrumConfig,
-    TrimmedConfig,
-)
-from heliotrope.errors import ConfigError
+from heliotrope.config.federated import FederatedConfig
+from heliotrope.config.groups import StrategyConfig
+from heliotrope.errors import ConfigError, HeliotropeError
+from heliotrope.registry import Entry
 
-from ..messages import summed_evaluations
+from ..flower.messages import summed_evaluations
+from ..fractions import fraction_rounded_up
+from .buffers import ParametersOnly
+from .facts import ModelFacts
+from .mean import MeanStrategy
+from .qfedavg import QFedAvg
+from .robust import RobustStrategy, least_trimmed
 
-__all__ = ["STRATEGIES", "build_strategy", "reduces", "strategy_settings"]
+__all__ = ["ModelFacts", "build_strategy", "reduces"]
 
-
-@dataclass(frozen=True)
-class _Entry:
-    """A strategy's class, and whether a weighted mean of the updates is all it needs."""
-
-    kind: Callable[..., Strategy]
-    needs_only_mean: bool
-
-
-STRATEGIES: dict[str, _Entry] = {
-    "fedavg": _Entry(FedAvg, True),
-    "fedprox": _Entry(FedProx, True),
-    "fedadam": _Entry(FedAdam, True),
-    "fedyogi": _Entry(FedYogi, True),
-    "fedadagrad": _Entry(FedAdagrad, True),
-    "fedavgm": _Entry(FedAvgM, True),
-    "fedmedian": _Entry(FedMedian, False),
-    "fedtrimmedavg": _Entry(FedTrimmedAvg, False),
-    "krum": _Entry(Krum, False),
-    "multikrum": _Entry(MultiKrum, False),
-    "bulyan": _Entry(Bulyan, False),
-    "qfedavg": _Entry(QFedAvg, False),
+# Every client that the grid offers is asked: a cohort is drawn outside of the strategy.
+_TAKES_ALL: dict[str, Any] = {
+    "fraction_train": 1.0,
+    "fraction_evaluate": 1.0,
+    "min_train_nodes": 1,
+    "min_evaluate_nodes": 1,
+    "min_available_nodes": 1,
+    "evaluate_metrics_aggr_fn": summed_evaluations,
 }
+# Of Flower's own, those for which the mean of all updates is as good as each of them.
+_OF_MEANS = (
+    *(flower.FedAvg, flower.FedProx, flower.FedAvgM),
+    *(flower.FedAdam, flower.FedYogi, flower.FedAdagrad),
+)
 
 
-def build_strategy(run: Run) -> Strategy:
+def build_strategy(run: Run, facts: ModelFacts) -> Strategy:
     """Return the strategy of the config, set to take every client that the grid offers.
 
     Raises `ConfigError` if a cohort is too small for it.
     """
     _check(run.federated)
-    return STRATEGIES[run.federated.strategy.name].kind(
-        **strategy_settings(run),
-        fraction_train=1.0,
-        fraction_evaluate=1.0,
-        min_train_nodes=1,
-        min_evaluate_nodes=1,
-        min_available_nodes=1,
-        evaluate_metrics_aggr_fn=summed_evaluations,
+    cfg = run.federated.strategy
+    entry = registry.entry("strategy", cfg.name)
+    given = {"facts": facts, "client_learning_rate": run.optimizer.lr}
+    strategy: Strategy = (
+        entry.build(vars(cfg), **given) if entry.built_in else _of_plug_in(entry, cfg, given)
     )
+    for name, value in _TAKES_ALL.items():
+        if hasattr(strategy, name):
+            setattr(strategy, name, value)
+    ours = isinstance(strategy, MeanStrategy | RobustStrategy)
+    return ParametersOnly(strategy, facts) if facts.buffers and not ours else strategy
 
 
-def strategy_settings(run: Run) -> dict[str, Any]:
-    """Return the strategy's own constructor arguments."""
-    settings = asdict(run.federated.strategy)
-    if settings.pop("name") == "qfedavg":
-        settings["client_learning_rate"] = run.optimizer.lr
-    return settings
+def _of_plug_in(entry: Entry, cfg: StrategyConfig, given: Mapping[str, Any]) -> Strategy:
+    what = f"federated/strategy={entry.name} ({entry.where})"
+    try:
+        strategy = entry.build(vars(cfg), **given)
+    except HeliotropeError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what} cannot be built: {plugin_loading.raised(error)}") from error
+    if not isinstance(strategy, Strategy):
+        kind = type(strategy)
+        raise ConfigError(
+            f"{what} gave a {kind.__module__}.{kind.__name__}. Return a strategy of Flower's "
+            "message interface: a class of flwr.serverapp.strategy.Strategy."
+        )
+    return strategy
 
 
-def reduces(cfg: FederatedConfig) -> bool:
-    """Return whether workers send one mean each; `ConfigError` if that was forced wrongly."""
-    able = STRATEGIES[cfg.strategy.name].needs_only_mean
+def reduces(cfg: FederatedConfig, strategy: Strategy) -> bool:
+    """Return whether workers send one sum each; `ConfigError` if that was forced wrongly."""
+    inner = strategy.inner if isinstance(strategy, ParametersOnly) else strategy
+    ours = isinstance(inner, MeanStrategy) and not isinstance(inner, QFedAvg)
+    able = ours or type(inner) in _OF_MEANS or getattr(inner, "mean_is_enough", False) is True
     if cfg.reduce == "worker" and not able:
+        theirs = not registry.entry("strategy", cfg.strategy.name).built_in
         raise ConfigError(
             f"federated.reduce=worker, but federated/strategy={cfg.strategy.name} needs every "
-            "client's update. Set federated.reduce=none or auto."
+            "client's update. Set federated.reduce=none or auto"
+            f"{', or mean_is_enough = True in the class' if theirs else ''}."
         )
     return able and cfg.reduce != "none"
 
 
 def _check(cfg: FederatedConfig) -> None:
-    strategy, cohort = cfg.strategy, cfg.clients_per_round
-    key = "federated.strategy"
-    if isinstance(strategy, TrimmedConfig) and not 0 <= strategy.beta < 0.5:
-        raise ConfigError(f"{key}.beta={strategy.beta} must lie in [0, 0.5).")
-    if not isinstance(strategy, KrumConfig):
-        return
-    bad = strategy.num_malicious_nodes
-    needed = 4 * bad + 3 if strategy.name == "bulyan" else 2 * bad + 3
-    if bad < 0 or cohort < needed:
-        raise ConfigError(
-            f"federated/strategy={strategy.name} with {key}.num_malicious_nodes={bad} needs at "
-            f"least {needed} clients a round, but federated.clients_per_round={cohort}. Raise "
-            "the one or lower the other."
+    strategy: Any = cfg.strategy  # with the keys of its choice
+    key, cohort = "federated.strategy", cfg.clients_per_round
+    kind = strategy.name.removeprefix("flower_")
+    if kind == "fedtrimmedavg":
+        if not 0 < strategy.beta < 0.5:
+            raise ConfigError(
+                f"{key}.beta={strategy.beta} must lie in (0, 0.5). For a mean of all clients, set "
+                "federated/strategy=fedavg."
+            )
+        _check_clients(cfg, f"{key}.beta={strategy.beta}", least_trimmed(strategy.beta))
+    if kind in ("krum", "multikrum", "bulyan"):
+        bad = strategy.num_malicious_nodes
+        needed = (4 if kind == "bulyan" else 2) * bad + 3
+        _check_clients(cfg, f"{key}.num_malicious_nodes={bad}", needed)
+    if kind == "multikrum":
+        if not 1 <= strategy.num_nodes_to_select <= cohort:
+            raise ConfigError(
+                f"{key}.num_nodes_to_select={strategy.num_nodes_to_select} must lie between 1 and "
+                f"federated.clients_per_round={cohort}."
+            )
+        _check_clients(
+            cfg,
+            f"{key}.num_nodes_to_select={strategy.num_nodes_to_select}",
+            strategy.num_nodes_to_select,
         )
-    if isinstance(strategy, MultiKrumConfig) and not 1 <= strategy.num_nodes_to_select <= cohort:
+
+
+def _check_clients(cfg: FederatedConfig, setting: str, needed: int) -> None:
+    """Refuse a robust rule for which a round, or what the quorum leaves of it, is too small."""
+    cohort, name = cfg.clients_per_round, cfg.strategy.name
+    if cohort < needed:
         raise ConfigError(
-            f"{key}.num_nodes_to_select={strategy.num_nodes_to_select} must lie between 1 and "
-            f"federated.clients_per_round={cohort}."
+            f"federated/strategy={name} with {setting} needs at least {needed} clients a round, "
+            f"but federated.clients_per_round={cohort}. Raise the one or change the other."
+        )
+    least = max(1, fraction_rounded_up(cfg.quorum, cohort))
+    if least < needed:
+        raise ConfigError(
+            f"federated/strategy={name} with {setting} needs at least {needed} clients a round, "
+            f"but federated.quorum={cfg.quorum:g} of {cohort} lets a round go on with {least}. "
+            "Raise federated.quorum or federated.clients_per_round."
         )

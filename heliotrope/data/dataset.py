@@ -1,101 +1,108 @@
-"""What a dataset is, before (`Raw`) and after (`Split`, `Dataset`) preparation."""
+"""A dataset as both modes train on it: three splits, prepared alike."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
+from heliotrope.config.data import Fit
+from heliotrope.data.columns import Raw
+from heliotrope.data.examples import Examples
+from heliotrope.data.info import Info
+from heliotrope.data.partition import Partition
+from heliotrope.data.preparation import Preparation, Statistics, Step
 
-__all__ = ["Dataset", "Raw", "Scaling", "Split"]
-
-
-# Compared by identity (eq=False): comparing tensors with == has no single truth value.
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Examples ready for a model.
-
-    Parameters
-    ----------
-    inputs
-        float32 ``[N, *input_shape]``.
-    targets
-        int64 ``[N]``, class indices.
-    keys
-        The natural group of each example, such as its hospital: ``[N]``, any sortable dtype.
-        None if the dataset has no such groups.
-
-    Raises
-    ------
-    ValueError
-        If the lengths differ.
-    """
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    keys: npt.NDArray[Any] | None = None
-
-    def __post_init__(self) -> None:
-        lengths = {len(self.inputs), len(self.targets)}
-        lengths |= {len(self.keys)} if self.keys is not None else set()
-        if len(lengths) != 1:
-            raise ValueError(f"a split's inputs, targets and keys differ in length: {lengths}")
-
-    def __len__(self) -> int:
-        return len(self.targets)
+__all__ = ["Dataset", "Exchange", "Fitting"]
 
 
 @dataclass(frozen=True)
-class Scaling:
-    """Inputs in [0, 1] become ``(x - mean) / std``. A model is only as good with its own."""
+class Exchange:
+    """What clients and server send each other so that all prepare their rows alike.
 
-    mean: float = 0.0
-    std: float = 1.0
+    Parameters
+    ----------
+    fit
+        What the preparation is fitted to.
+    told
+        What each client tells, such as "counts of 5,000 words".
+    bytes_up, bytes_down
+        Of all clients' messages together, and of the preparation that each gets.
+    """
+
+    fit: Fit
+    told: tuple[str, ...]
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True, eq=False)
+class Fitting:
+    """How a preparation came about.
+
+    Parameters
+    ----------
+    steps
+        What was fitted.
+    train, validation, test
+        The rows of each split; it was fitted to the first.
+    statistics
+        What had to be known of them.
+    preparation
+        The result.
+    """
+
+    steps: tuple[Step, ...]
+    train: Raw
+    validation: Raw
+    test: Raw
+    statistics: Statistics
+    preparation: Preparation
+
+    def exchange(self, parts: Partition) -> Exchange:
+        """Return what these clients would send, so that no rows need to be pooled for the fit."""
+        total = 0
+        for step, statistic in zip(self.steps, self.statistics.parts, strict=True):
+            if statistic is None:
+                continue
+            if step.fixed_size:  # the same for any rows: a million clients take no time
+                total += len(parts) * len(statistic.to_bytes())
+            else:
+                told = (step.measure(self.train.subset(rows)) for rows in parts)
+                total += sum(len(message.to_bytes()) for message in told)
+        reply = len(json.dumps(self.preparation.to_json()).encode()) if total else 0
+        told_by_each = self.statistics.told(self.steps)
+        return Exchange(self.preparation.fit, told_by_each, total, reply * len(parts))
+
+    def by_client(self, parts: Partition) -> Examples:
+        """Return the training examples, each client's fitted to its own."""
+        return self.preparation.apply(self.train, parts.owners)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits of one dataset, prepared alike. `validation` may be empty."""
-
-    name: str
-    train: Split
-    validation: Split
-    test: Split
-    class_names: tuple[str, ...]
-    scaling: Scaling = Scaling()
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example, without the batch dimension; images are (channels, h, w)."""
-        return tuple(self.train.inputs.shape[1:])
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; targets lie in ``[0, num_classes)``."""
-        return len(self.class_names)
-
-
-@dataclass(frozen=True, eq=False)
-class Raw:
-    """A dataset as its source has it: integers, no validation split taken, nothing scaled.
+    """Three splits of one dataset, prepared alike.
 
     Parameters
     ----------
-    train_inputs, test_inputs
-        uint8 ``[N, *input_shape]``, values in ``[0, scale]``.
-    train_targets, test_targets
-        int64 ``[N]``, class indices.
-    scale
-        The value that stands for 1.0.
-    class_names
-        One for each class, in the order of the indices.
+    name
+        Its name.
+    train, validation, test
+        The examples; `validation` may be empty.
+    info
+        What a task and a model must know.
+    preparation
+        What new rows go through before the same model. It is saved with the model.
+    fitting
+        Where `preparation` was fitted here; None if it came with a model.
+    notes
+        Lines to be shown: what was inferred, and what was left out.
     """
 
-    train_inputs: npt.NDArray[np.uint8]
-    train_targets: npt.NDArray[np.int64]
-    test_inputs: npt.NDArray[np.uint8]
-    test_targets: npt.NDArray[np.int64]
-    scale: float
-    class_names: tuple[str, ...]
+    name: str
+    train: Examples
+    validation: Examples
+    test: Examples
+    info: Info
+    preparation: Preparation
+    fitting: Fitting | None = None
+    notes: tuple[str, ...] = ()

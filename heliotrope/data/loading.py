@@ -1,40 +1,104 @@
-"""The table of datasets by name, and `load`."""
+"""`load`: from a name to a dataset whose splits are ready for a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import cast
 
-from heliotrope.config import DataConfig
-from heliotrope.data.dataset import Dataset, Raw, Scaling
-from heliotrope.data.digits import load_digits
-from heliotrope.data.images import load_fashion_mnist, load_mnist
-from heliotrope.data.prepare import prepare
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope import registry
+from heliotrope.config.data import DataConfig, Fit, OwnDataConfig
+from heliotrope.data.dataset import Dataset, Fitting
+from heliotrope.data.posing import posing
+from heliotrope.data.preparation import Preparation, Statistics
+from heliotrope.data.sources.own import own_dataset
+from heliotrope.data.sources.unprepared import Unprepared
 from heliotrope.errors import DataError, closest
+from heliotrope.seeding import numpy_generator
 
-__all__ = ["LOADERS", "load"]
-
-# `data.name` -> what reads that dataset from its source.
-LOADERS: dict[str, Callable[[DataConfig], Raw]] = {
-    "digits": load_digits,
-    "mnist": load_mnist,
-    "fashion_mnist": load_fashion_mnist,
-}
+__all__ = ["load"]
 
 
-def load(cfg: DataConfig, run_seed: int, scaling: Scaling | None = None) -> Dataset:
-    """Load the dataset `cfg.name`, take its validation split out, and scale it.
+def load(
+    cfg: DataConfig,
+    run_seed: int,
+    preparation: Preparation | None = None,
+    *,
+    task: str | None = None,
+) -> Dataset:
+    """Load the dataset `cfg.name`, take its validation split out, and prepare all splits.
 
     The test split is the dataset's own and never depends on `run_seed`; the validation split
-    and the normalisation constants do, unless `scaling` gives these.
+    does, and so does the preparation, which is fitted to the training examples without it. A
+    given `preparation`, such as a trained model's own, takes its place. `task` is the one that
+    is chosen; None for that which the data poses.
 
     Raises
     ------
     DataError
-        If the name is unknown, the files cannot be found or are damaged, or the validation
-        split cannot be taken.
+        If the name is unknown, the files cannot be found or are damaged, the validation split
+        cannot be taken, or a split does not fit the preparation.
     """
-    if cfg.name not in LOADERS:
+    known = registry.names("data")
+    if cfg.name not in known:
         raise DataError(
-            f"data.name={cfg.name} is not one of {', '.join(LOADERS)}.{closest(cfg.name, LOADERS)}"
+            f"data.name={cfg.name} is not one of {', '.join(known)}.{closest(cfg.name, known)}"
         )
-    return prepare(LOADERS[cfg.name](cfg), cfg, run_seed, scaling)
+    task = task if preparation is None else preparation.task
+    found = posing(_unprepared(cfg, task), task, cfg.name)
+    for split, raw in (("training", found.train), ("test", found.test)):
+        if not len(raw):
+            raise DataError(f"data={cfg.name} has no {split} examples: {raw.origin}.")
+    held_out = _validation_indices(len(found.train), cfg.validation_fraction, run_seed)
+    kept = np.ones(len(found.train), dtype=np.bool_)
+    kept[held_out] = False
+    train = found.train.subset(np.flatnonzero(kept)) if len(held_out) else found.train
+    validation = found.train.subset(held_out)
+    fitting = None
+    if preparation is None:
+        fit = cast(Fit, cfg.fit)  # checked with the configuration
+        statistics = Statistics.of(found.steps, train, fit)
+        preparation = Preparation.of(found.steps, statistics, fit, found.task)
+        fitting = Fitting(found.steps, train, validation, found.test, statistics, preparation)
+    return Dataset(
+        name=cfg.name,
+        train=preparation.apply(train, training=train),
+        validation=preparation.apply(validation, training=train),
+        test=preparation.apply(found.test, training=train),
+        info=preparation.info(),
+        preparation=preparation,
+        fitting=fitting,
+        notes=found.notes,
+    )
+
+
+def _unprepared(cfg: DataConfig, task: str | None) -> Unprepared:
+    entry = registry.entry("data", cfg.name)
+    if isinstance(cfg, OwnDataConfig):
+        return own_dataset(entry, cfg, task)
+    found: Unprepared = entry.build(vars(cfg))
+    return found
+
+
+def _validation_indices(examples: int, fraction: float, run_seed: int) -> NDArray[np.int64]:
+    """Draw ``round(fraction * examples)`` positions, sorted; none for a fraction of 0."""
+    count = round(fraction * examples)
+    if fraction and not 0 < count < examples:
+        remedy = "Set it to 0."
+        if examples > 1:
+            nearest = 1 if count == 0 else examples - 1
+            remedy = f"Set it to {_fraction_of(nearest, examples)}, or to 0."
+        raise DataError(
+            f"data.validation_fraction={fraction} of {examples} training example(s) leaves "
+            f"{examples - count} for training and {count} for validation; each needs at least "
+            f"one. {remedy}"
+        )
+    generator = numpy_generator(run_seed, "validation")
+    return np.sort(generator.choice(examples, size=count, replace=False))
+
+
+def _fraction_of(count: int, examples: int) -> str:
+    """Return the shortest decimal fraction that is rounded to `count` of the examples."""
+    texts = (f"{count / examples:.{digits}f}" for digits in range(1, 18))
+    return next(text for text in texts if round(float(text) * examples) == count)

@@ -3,58 +3,91 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import nn
 
-from heliotrope.config import CnnConfig
 from heliotrope.errors import ConfigError
-from heliotrope.models.augment import SeededAugment
-from heliotrope.models.layers import ChannelsLast, activation, check_sizes, dense_head
+from heliotrope.models.layers.augment import SeededAugment
+from heliotrope.models.layers.blocks import ChannelsLast, check_sizes, dense_head, initialise
+from heliotrope.models.layers.blocks import activation as activation_layer
 from heliotrope.tasks import Task
 
-__all__ = ["build_cnn"]
+__all__ = ["cnn"]
 
 
-def build_cnn(cfg: CnnConfig, task: Task) -> nn.Module:
-    """Convolutions over [B, C, H, W], each halving H and W, then dense layers.
+def cnn(
+    task: Task,
+    *,
+    channels: Sequence[int] = (32, 64),
+    kernel_size: int = 5,
+    hidden: Sequence[int] = (512,),
+    activation: str = "relu",
+    dropout: float = 0.0,
+    flip: bool = False,
+    shift: int = 0,
+) -> nn.Module:
+    """Convolutions over [B, C, H, W], each halving H and W, then dense layers to [B, num_outputs].
 
     `channels: [32, 64], kernel_size: 5, hidden: [512]` on 28x28 is the FedAvg paper's CNN
     (1,663,370 parameters).
 
-    Raises `ConfigError` if the input is no image or too small for the number of poolings.
+    Parameters
+    ----------
+    channels
+        Filters of each convolution, which activation and 2x2 max-pooling follow.
+    kernel_size
+        Height and width of the filters: odd.
+    hidden
+        Units of each dense layer before the last.
+    activation
+        After each convolution and hidden layer: relu, gelu or tanh.
+    dropout
+        The share of each hidden layer's units that is dropped in training.
+    flip
+        Augmentation: mirror every other training image, left to right.
+    shift
+        Augmentation: move each training image by up to so many pixels.
+
+    Raises
+    ------
+    ConfigError
+        If the input is no image or too small for the number of poolings, or a key is out of its
+        range.
     """
     if len(task.input_shape) != 3:
         raise ConfigError(
-            f"model=cnn takes images [channels, height, width], but data={task.data_name} "
+            f"model=cnn takes images [channels, height, width], but data={task.facts.name} "
             f"gives inputs of shape {list(task.input_shape)}. Set model=mlp."
         )
-    check_sizes("model.channels", cfg.channels)
-    if cfg.kernel_size < 1 or cfg.kernel_size % 2 == 0:
-        raise ConfigError(f"model.kernel_size={cfg.kernel_size} must be odd, such as 3 or 5.")
-    channels, height, width = task.input_shape
-    if min(height, width) < 2 ** len(cfg.channels):
+    check_sizes("model.channels", channels)
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ConfigError(f"model.kernel_size={kernel_size} must be odd, such as 3 or 5.")
+    depth, height, width = task.input_shape
+    if min(height, width) < 2 ** len(channels):
         raise ConfigError(
-            f"model.channels={cfg.channels} halves the image {len(cfg.channels)} times, but "
-            f"data={task.data_name} is only {height}x{width}. Use fewer channels entries."
+            f"model.channels={list(channels)} halves the image {len(channels)} times, but "
+            f"data={task.facts.name} is only {height}x{width}. Use fewer channels entries."
         )
-    if not 0 <= cfg.shift < min(height, width):
+    if not 0 <= shift < min(height, width):
         raise ConfigError(
-            f"model.shift={cfg.shift} must be at least 0 and less than the size of an image of "
-            f"data={task.data_name}, {height}x{width}."
+            f"model.shift={shift} must be at least 0 and less than the size of an image of "
+            f"data={task.facts.name}, {height}x{width}."
         )
-    augment = SeededAugment(flip=cfg.flip, shift=cfg.shift) if cfg.flip or cfg.shift else None
+    augment = SeededAugment(flip=flip, shift=shift) if flip or shift else None
     layers: list[nn.Module] = []
-    for out_channels in cfg.channels:
+    for filters in channels:
         layers += [
-            nn.Conv2d(channels, out_channels, cfg.kernel_size, padding=cfg.kernel_size // 2),
-            activation(cfg.activation),
+            nn.Conv2d(depth, filters, kernel_size, padding=kernel_size // 2),
+            activation_layer(activation),
             nn.MaxPool2d(2),
         ]
-        channels, height, width = out_channels, height // 2, width // 2
-    head = dense_head(
-        channels * height * width, cfg.hidden, task.num_outputs, cfg.activation, cfg.dropout
-    )
+        depth, height, width = filters, height // 2, width // 2
+    inputs = depth * height * width
+    head = dense_head(inputs, hidden, task.num_outputs, activation, dropout)
     numbered = {str(n): layer for n, layer in enumerate([*layers, nn.Flatten(), *head])}
     first: dict[str, nn.Module] = {} if augment is None else {"augment": augment}
     first["format"] = ChannelsLast()
-    return nn.Sequential(OrderedDict(first | numbered))  # weights have the same names with all
+    model = nn.Sequential(OrderedDict(first | numbered))  # weights have the same names with all
+    initialise(model)
+    return model

@@ -2,26 +2,56 @@
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Sequence
 
 from torch import nn
 
-from heliotrope.config import MlpConfig
-from heliotrope.models.layers import dense_head
+from heliotrope.models.layers.blocks import dense_head, initialise
+from heliotrope.models.layers.columns import Columns, OnColumns
 from heliotrope.tasks import Task
 
-__all__ = ["build_mlp"]
+__all__ = ["dense", "mlp"]
 
 
-def build_mlp(cfg: MlpConfig, task: Task) -> nn.Module:
-    """Flatten [B, *input_shape], then dense layers to [B, num_outputs].
+def mlp(
+    task: Task,
+    *,
+    hidden: list[int] = [128],  # noqa: B006 - it is only read
+    activation: str = "relu",
+    dropout: float = 0.0,
+    embedding: int = 0,
+) -> nn.Module:
+    """Dense layers on the flattened inputs, [B, num_outputs].
 
     `hidden: [200, 200]` on 784 inputs and 10 classes is the FedAvg paper's 2NN
     (199,210 parameters).
+
+    Parameters
+    ----------
+    hidden
+        Units of each hidden layer.
+    activation
+        Of the hidden layers: relu, gelu or tanh.
+    dropout
+        The share of units that a hidden layer drops in training.
+    embedding
+        Length of the learned vector of each category; 0 for a one-hot encoding.
+
+    Raises
+    ------
+    ConfigError
+        If an input is neither numbers nor categories, or a key is out of its range.
     """
-    return nn.Sequential(
-        nn.Flatten(),
-        *dense_head(
-            prod(task.input_shape), cfg.hidden, task.num_outputs, cfg.activation, cfg.dropout
-        ),
-    )
+    return dense(task, "mlp", hidden, activation, dropout, embedding)
+
+
+def dense(
+    task: Task, model: str, hidden: Sequence[int], activation: str, dropout: float, embedding: int
+) -> nn.Module:
+    """Return dense layers on all inputs of `task`; `model` is their name, for messages."""
+    columns = Columns.of(task, model, embedding)
+    layers = dense_head(columns.width, hidden, task.num_outputs, activation, dropout)
+    plain = len(task.inputs) == 1 and columns.is_plain
+    network = nn.Sequential(*([nn.Flatten()] if plain else []), *layers)
+    initialise(network)
+    return network if plain else OnColumns(columns, network)

@@ -19,14 +19,15 @@ from statistics import mean, median
 
 import record
 import torch
+from heliotrope.distributed.loop.saver import Saver  # installed: this folder is not the checkout's
 from rich.table import Table
 from running import wait_until_idle
 from torch.nn import functional
 
-from distributed.saver import Saver
-from heliotrope import checkpoint, optimizer_state
-from heliotrope.checkpoint import Checkpoint
-from heliotrope.tracking import Tracker
+from heliotrope.runs import checkpoint
+from heliotrope.runs.checkpoint import Checkpoint
+from heliotrope.runs.events import Tracker
+from heliotrope.training import optimizer_state
 
 _WIDTH = 2816
 _BETWEEN = 20  # steps after a checkpoint

@@ -15,7 +15,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -24,14 +24,13 @@ from typing import Any
 import numpy as np
 import record
 import torch
-from peers.problem import read
+from peers.problem import mean_loss, read
 from rich.console import Console
 from rich.table import Table
 from running import Entry, run, wait_until_idle
 from workloads import WORKLOADS, Workload, write
 
-from federated.choice import Choice
-from heliotrope.resources import available_cpus
+from heliotrope.system.resources import available_cpus
 
 _CHECK_ROUNDS = 5  # of the first run, whose weights are compared
 _WARM_UP = 3  # rounds at the start of each timed run that do not count
@@ -66,6 +65,7 @@ def entries() -> list[Entry]:
     counts = sorted({1, cpus})
     return [
         Entry("heliotrope, in-process", "heliotrope", ours, "inprocess"),
+        Entry("heliotrope, one after another", "heliotrope", ours, "sequential"),
         Entry(f"heliotrope, Ray pool of {cpus}", "heliotrope", ours, f"ray={cpus}"),
         *(Entry(f"bare loop, {n} thread(s)", "bare", bare, f"threads={n}") for n in counts),
         Entry(f"bare loop, {cpus} processes", "bare", bare, f"processes={cpus}"),
@@ -106,23 +106,12 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = record.with_peers(record.parser(__doc__))
-    parser.add_argument("--workloads", type=_names(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--workloads", type=record.names(WORKLOADS), default=list("ABC"))
     peers = ["heliotrope", "bare", "pfl", "flower"]
-    parser.add_argument("--peers", type=_names(peers), default=peers)
+    parser.add_argument("--peers", type=record.names(peers), default=peers)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="to time in each repetition")
     return parser.parse_args()
-
-
-def _names(known: Mapping[str, Any] | Sequence[str]) -> Any:
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name} is not one of {', '.join(known)}")
-        return names
-
-    return parse
 
 
 def _measure(
@@ -180,11 +169,7 @@ def _loss(problem: Path, weights: Path) -> float:
         model.load_state_dict({name: torch.from_numpy(file[name]) for name in file.files})
     with torch.no_grad():
         total = sum(
-            float(
-                torch.nn.functional.cross_entropy(
-                    model(given.inputs[rows]), given.targets[rows], reduction="sum"
-                )
-            )
+            float(mean_loss(model(given.inputs[rows]), given.targets[rows])) * len(rows)
             for rows in given.indices.split(1000)
         )
     return total / len(given.indices)
@@ -219,10 +204,9 @@ def _table(name: str, workload: Workload, results: list[Measured]) -> Table:
     best = min((min(result.milliseconds) for result in ours), default=None)
     for result in results:
         spent = result.milliseconds
-        choice = result.notes.get("client_training")
-        kind = f" ({Choice(**choice)})" if choice else ""
+        kind = result.notes.get("client_training")
         table.add_row(
-            result.entry.label + kind,
+            result.entry.label + (f" ({kind})" if kind else ""),
             f"{min(spent):.1f}",
             f"{median(spent):.1f}",
             f"{max(spent):.1f}",

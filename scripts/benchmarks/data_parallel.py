@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 import record
+import torch
 from rich.table import Table
 from running import Entry, run, wait_until_idle
 
-from heliotrope.config import CnnConfig, DataConfig
+from heliotrope.config import chosen
 from heliotrope.data import load
 from heliotrope.models import build
 from heliotrope.tasks import task_of
@@ -75,9 +76,15 @@ def main() -> int:
     parser = record.with_peers(record.parser(__doc__))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
+    peers = ["heliotrope", "bare", "ray_train", "lightning"]
+    parser.add_argument("--peers", type=record.names(peers), default=peers, help="bare is needed")
     options = parser.parse_args()
+    if "bare" not in options.peers:
+        parser.error("--peers must hold bare: ratios are to it")
     console = record.console()
-    measured = [[Measured(entry) for entry in group] for group in groups()]
+    measured = [
+        [Measured(entry) for entry in group if entry.peer in options.peers] for group in groups()
+    ]
     results = [result for group in measured for result in group]
     pythons = record.interpreters((result.entry.peer for result in results), options)
     said = record.begin()
@@ -104,8 +111,8 @@ def main() -> int:
 
 def _write(path: Path, epochs: int) -> None:
     """Write what the peers read (see `peers/job.py`): `path` and the .npz beside it."""
-    dataset = load(DataConfig(name="fashion_mnist"), _SEED)
-    model = CnnConfig(name="cnn", channels=[32, 64], kernel_size=3, hidden=[128])
+    dataset = load(chosen("data", "fashion_mnist"), _SEED)
+    model = chosen("model", "cnn", channels=[32, 64], kernel_size=3, hidden=[128])
     task = task_of(dataset)
     weights = build(model, task, _SEED).state_dict()
     keys = ("name", "channels", "kernel_size", "hidden")
@@ -117,12 +124,13 @@ def _write(path: Path, epochs: int) -> None:
         "seed": _SEED,
     }
     path.write_text(json.dumps(job))
+    train, test = (s.take(torch.arange(len(s))) for s in (dataset.train, dataset.test))
     np.savez(
         path.with_suffix(".npz"),
-        inputs=dataset.train.inputs.numpy(),
-        targets=dataset.train.targets.numpy(),
-        test_inputs=dataset.test.inputs.numpy(),
-        test_targets=dataset.test.targets.numpy(),
+        inputs=train["image"].numpy(),
+        targets=train["label"].numpy(),
+        test_inputs=test["image"].numpy(),
+        test_targets=test["label"].numpy(),
         **{f"weights/{name}": value.numpy() for name, value in weights.items()},
     )
 

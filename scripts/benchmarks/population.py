@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import record
@@ -25,8 +24,6 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from running import Entry, run, wait_until_idle
 from workloads import WORKLOADS, windows, write
-
-from federated.choice import Choice
 
 _WARM_UP = 2  # rounds that do not count
 
@@ -40,7 +37,7 @@ class Point:
     milliseconds: list[float]
     startup_seconds: float
     peak_rss_bytes: int
-    client_training: dict[str, Any]
+    client_training: str
     busy: float
 
     @property
@@ -143,7 +140,7 @@ def _table(points: Sequence[Point], options: argparse.Namespace) -> Table:
             f"{point.typical / point.cohort:.3f}",
             f"{point.peak_rss_bytes / 2**30:.2f} GiB",
             f"{point.startup_seconds:.2f} s",
-            str(Choice(**point.client_training)),
+            point.client_training,
         )
     return table
 

@@ -7,17 +7,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from environments import interpreter
 from rich.console import Console
 
-from heliotrope.resources import machine
-from heliotrope.rundir import git_commit
+from heliotrope.runs.directory import git_commit
+from heliotrope.system.resources import machine
 
-__all__ = ["begin", "console", "finish", "interpreters", "parser", "with_peers"]
+__all__ = ["begin", "console", "finish", "interpreters", "names", "parser", "with_peers"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,6 +35,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--output", type=Path, help="JSON file for all that was measured")
     made.add_argument("--patience", type=float, default=60.0, help="seconds to wait for idle CPUs")
     return made
+
+
+def names(known: Collection[str]) -> Callable[[str], list[str]]:
+    """Return what parses some of the `known` names, with commas between."""
+
+    def parse(text: str) -> list[str]:
+        chosen = text.split(",")
+        for name in chosen:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name} is not one of {', '.join(known)}")
+        return chosen
+
+    return parse
 
 
 def with_peers(made: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from heliotrope import checkpoint
 from heliotrope.errors import (
     CheckpointError,
     ConfigError,
@@ -24,6 +23,7 @@ from heliotrope.errors import (
     RunFailedError,
     WorkerError,
 )
+from heliotrope.runs import checkpoint
 from heliotrope.tasks import Classification
 from tests.distributed_runs import (
     INLINE,
@@ -36,6 +36,7 @@ from tests.distributed_runs import (
     process,
     process_of_rank,
     ready,
+    seconds_of,
     train,
     wait_until,
     weights_of,
@@ -90,6 +91,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     assert failure["rank"] == rank
     mine = [event for event in events_of(tmp_path) if event["event"] != "failure"]
     assert mine == events_of(undisturbed)
+    assert seconds_of(tmp_path) == sorted(seconds_of(tmp_path))
 
 
 def test_a_killed_worker_without_a_second_attempt_fails_the_run(
@@ -147,11 +149,11 @@ def test_a_worker_without_memory_is_named_and_tried_again(
     full = [error]
     losses = Classification.losses
 
-    def losses_once_too_much(self: Classification, *tensors: torch.Tensor) -> torch.Tensor:
+    def losses_once_too_much(self: Classification, *given: object) -> torch.Tensor:
         full_at_step_17 = next(count) == 17 and full
         if full_at_step_17:
             raise full.pop()
-        return losses(self, *tensors)
+        return losses(self, *given)
 
     count = itertools.count(1)
     monkeypatch.setattr(Classification, "losses", losses_once_too_much)
@@ -165,11 +167,12 @@ def test_a_worker_without_memory_is_named_and_tried_again(
 def test_a_worker_that_ray_ended_for_its_memory_is_named() -> None:
     from ray.exceptions import OutOfMemoryError
 
-    from distributed.ray_launcher import _failure
+    from distributed.launch.ray_launcher import _failure
 
     assert "ran out of memory" in _failure(1, OutOfMemoryError("killed")).reason
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_ends_the_run_and_leaves_what_was_whole(tmp_path: Path) -> None:
     large = (*INLINE, "model.hidden=[300,300]", "distributed.epochs=300")
     with process(tmp_path, *large) as job:
@@ -238,25 +241,24 @@ def test_more_workers_than_the_cluster_has_is_said_at_once(
     tmp_path: Path,
     ray_session: object,
 ) -> None:
-    with pytest.raises(ResourceError, match=r"distributed.workers=3.*there are 2"):
-        train(tmp_path, *RAY, "distributed.workers=3")
+    with pytest.raises(ResourceError, match=r"distributed.workers=3.*Of its 2 CPU"):
+        train(tmp_path, *RAY, "distributed.workers=3", "cluster.wait_seconds=0")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("overrides", "said"),
     [
-        ("data.dir=/nowhere", "data.dir=/nowhere"),
-        ("model=cnn", r"model\.channels"),
-        ("device=cuda", "device=cuda"),
+        (("data=mnist", "data.dir=/nowhere"), "data.dir=/nowhere"),
+        (("model=cnn", "model.channels=[4,4,4,4]"), r"model\.channels"),
+        (("device=cuda",), "device=cuda"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_work(
-    override: str, said: str, tmp_path: Path
+    overrides: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
-    few = ["model.channels=[4,4,4,4]"] if override == "model=cnn" else []
     with pytest.raises(ConfigError, match=said):
-        train(tmp_path, *INLINE, override, *few)
+        train(tmp_path, *INLINE, *overrides)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -287,9 +289,9 @@ def _children(pid: int) -> list[int]:
         (INLINE, signal.SIGINT),
         (INLINE, signal.SIGTERM),
         (TORCHRUN, signal.SIGINT),
-        (TORCHRUN, signal.SIGTERM),
+        pytest.param(TORCHRUN, signal.SIGTERM, marks=pytest.mark.slow),
         (RAY, signal.SIGINT),
-        (RAY, signal.SIGTERM),
+        pytest.param(RAY, signal.SIGTERM, marks=pytest.mark.slow),
     ],
     ids=lambda value: value[0].rpartition("=")[2] if isinstance(value, tuple) else value.name,
 )
@@ -327,6 +329,7 @@ def test_a_stopped_run_saves_the_step_it_is_at_and_continues_bit_for_bit(
 def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
     with process(tmp_path, *TORCHRUN, "distributed.epochs=2000") as job:
         pids = [wait_until(lambda rank=rank: process_of_rank(tmp_path, rank)) for rank in (0, 1)]
+        wait_until(lambda: events_of(tmp_path, "train"))  # before the first step, nothing waits
         os.kill(pids[1], signal.SIGSTOP)  # no step will end any more
         job.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from heliotrope import checkpoint
+from heliotrope.runs import checkpoint
 from tests.distributed_runs import (
     RAY,
     TORCHRUN,
@@ -75,7 +75,8 @@ def test_a_node_that_is_not_replaced_ends_the_run_with_the_last_checkpoint(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     node = _added(cluster)
-    with process(tmp_path, *RAY, *_LONG, "distributed.max_failures=1") as job:
+    short = ("distributed.max_failures=1", "cluster.wait_seconds=10")
+    with process(tmp_path, *RAY, *_LONG, *short) as job:
         wait_until(lambda: checkpoints(tmp_path) > 1)
         _lost(cluster, node)
         output = job.ended(240)

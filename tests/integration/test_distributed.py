@@ -12,11 +12,12 @@ from types import ModuleType
 
 import pytest
 
-from distributed.stop import Stop
-from heliotrope.background import in_background
-from heliotrope.cluster import alive, room
-from heliotrope.commands import evaluate_run
+from heliotrope.cluster.connection import alive
+from heliotrope.cluster.placement import Request, room
+from heliotrope.commands.evaluate import evaluate_run
 from heliotrope.errors import ConfigError
+from heliotrope.system.background import in_background
+from heliotrope.system.signals import Stop
 from tests.distributed_runs import (
     INLINE,
     RAY,
@@ -28,7 +29,7 @@ from tests.distributed_runs import (
     train,
     wait_until,
 )
-from tests.support import ROOT, command, environment
+from tests.support import command, environment
 
 
 def test_the_default_launcher_leaves_all_that_a_run_promises(tmp_path: Path) -> None:
@@ -87,22 +88,42 @@ def test_torchrun_needs_no_ray(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_processes_that_torchrun_started_are_the_ranks(tmp_path: Path) -> None:
+def test_processes_that_torchrun_started_are_the_ranks_in_one_directory(tmp_path: Path) -> None:
+    found = environment()
+    found["PYTHONPATH"] = f"{_without_unpickling(tmp_path / 'path')}:{found['PYTHONPATH']}"
     start = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "distributed"]
-    overrides = [*SMALL, *TORCHRUN, "distributed.epochs=2", f"hydra.run.dir={tmp_path}"]
     done = subprocess.run(
-        [sys.executable, *start, *overrides],
-        cwd=ROOT,
-        env=environment(),
+        [sys.executable, *start, *SMALL, *TORCHRUN, "distributed.epochs=2"],
+        cwd=tmp_path,
+        env=found,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert result_of(tmp_path)["epochs"] == 2
-    assert [e["epoch"] for e in events_of(tmp_path, "train")] == [1, 2]
+    [made] = tmp_path.glob("runs/custom/distributed/*")
+    assert result_of(made)["epochs"] == 2
+    assert [e["epoch"] for e in events_of(made, "train")] == [1, 2]
     assert done.stdout.count("results in") == 1
+
+
+def _without_unpickling(folder: Path) -> Path:
+    """Return a folder for PYTHONPATH that forbids torch.distributed to unpickle what it receives.
+
+    torch's distributed_c10d keeps the class that it finds when it is imported.
+    """
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import pickle, sys\n"
+        "class Unpickler(pickle.Unpickler):\n"
+        "    def __init__(self, *arguments, **options):\n"
+        "        if sys._getframe(1).f_globals['__name__'].startswith('torch.distributed'):\n"
+        "            raise SystemExit('unpickled what came from another process')\n"
+        "        super().__init__(*arguments, **options)\n"
+        "pickle.Unpickler = Unpickler\n"
+    )
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -171,7 +192,7 @@ def test_evaluations_and_checkpoints_come_when_due_and_at_the_end(tmp_path: Path
 
 
 @pytest.mark.usefixtures("no_report", "ray_session")
-@pytest.mark.parametrize("launcher", [INLINE, RAY])
+@pytest.mark.parametrize("launcher", [INLINE, pytest.param(RAY, marks=pytest.mark.slow)])
 def test_a_run_that_no_longer_improves_stops_early(
     launcher: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -200,7 +221,7 @@ def test_an_elastic_run_takes_what_others_leave_and_grows_when_they_go(
         return [int(count) for count in re.findall(r"launcher ray: (\d+) worker", text)]
 
     held = ExitStack()
-    held.enter_context(room(ray_session, alive(ray_session), "others", 1, {"CPU": 1}))
+    held.enter_context(room(ray_session, alive(ray_session), "others", Request(1, {"CPU": 1}), 30))
 
     def others_go() -> None:
         with held:
@@ -226,7 +247,7 @@ def _timings(directory: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.usefixtures("no_report", "ray_session")
-@pytest.mark.parametrize("launcher", [INLINE, RAY])
+@pytest.mark.parametrize("launcher", [INLINE, pytest.param(RAY, marks=pytest.mark.slow)])
 def test_the_time_of_a_step_is_told_by_its_parts(launcher: tuple[str, ...], tmp_path: Path) -> None:
     out = train(tmp_path, *launcher, epochs=2)
     result = result_of(out)
@@ -249,7 +270,7 @@ def test_the_time_of_a_step_is_told_by_its_parts(launcher: tuple[str, ...], tmp_
 
 
 @pytest.mark.usefixtures("no_report", "ray_session")
-@pytest.mark.parametrize("launcher", [INLINE, RAY])
+@pytest.mark.parametrize("launcher", [INLINE, pytest.param(RAY, marks=pytest.mark.slow)])
 def test_a_profile_of_some_steps_is_written(launcher: tuple[str, ...], tmp_path: Path) -> None:
     plain = train(tmp_path / "plain", *launcher, epochs=1)
     out = train(tmp_path / "profiled", *launcher, "distributed.profile=true", epochs=1)
@@ -261,7 +282,7 @@ def test_a_profile_of_some_steps_is_written(launcher: tuple[str, ...], tmp_path:
 
 
 @pytest.mark.usefixtures("no_report", "ray_session")
-@pytest.mark.parametrize("launcher", [INLINE, RAY])
+@pytest.mark.parametrize("launcher", [INLINE, pytest.param(RAY, marks=pytest.mark.slow)])
 def test_tensorboard_sees_a_run_in_any_launcher(launcher: tuple[str, ...], tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train(tmp_path, *launcher, "tracking.tensorboard=true", epochs=2)

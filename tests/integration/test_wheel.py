@@ -60,7 +60,7 @@ def test_wheel_holds_the_whole_tree_under_one_name(wheel: Path) -> None:
 def test_wheel_has_one_command(wheel: Path) -> None:
     (info,) = importlib.metadata.distributions(path=[str(wheel)])
     assert [(point.name, point.value) for point in info.entry_points] == [
-        ("heliotrope", "heliotrope.cli:command")
+        ("heliotrope", "heliotrope.__main__:command")
     ]
 
 

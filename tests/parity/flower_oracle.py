@@ -16,8 +16,8 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
-from federated.app import client_app
-from federated.strategies import STRATEGIES, strategy_settings
+from federated.flower.app import client_app
+from heliotrope import registry
 from heliotrope.config import Run, from_resolved
 from heliotrope.data import load
 from heliotrope.models import build
@@ -39,12 +39,12 @@ def simulate(runs: dict[str, Run], output: Path) -> None:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         for name, run in runs.items():
-            strategy = STRATEGIES[run.federated.strategy.name].kind(
-                **strategy_settings(run),
-                fraction_evaluate=0.0,
-                min_train_nodes=clients,
-                min_available_nodes=clients,
+            cfg = run.federated.strategy
+            strategy = registry.entry("strategy", cfg.name).build(
+                vars(cfg), client_learning_rate=run.optimizer.lr
             )
+            strategy.fraction_evaluate = 0.0
+            strategy.min_train_nodes = strategy.min_available_nodes = clients
             result = strategy.start(
                 grid, ArrayRecord(model.state_dict()), num_rounds=run.federated.rounds
             )

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import distributed.job
-import federated.client
+import federated.engine.context
 import federated.job
-from distributed.attempt import Place
-from distributed.diloco import LocalTrainee
-from distributed.order import part_of, permutation
-from federated.plan import Plan
+from distributed.loop.example_order import permutation, rank_slice
+from distributed.strategies.local_sgd import LocalSgdEngine
+from distributed.topology import Topology
+from federated.engine.batch_plan import BatchPlan
 from federated.population import Population
-from heliotrope.checkpoint import Checkpoint
-from heliotrope.commands import evaluate_run
+from heliotrope.commands.evaluate import evaluate_run
 from heliotrope.data import load
 from heliotrope.models import build
+from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.tasks import task_of
-from heliotrope.training import Batch, TrainTotals
+from heliotrope.training.loop import TrainTotals
 from tests.distributed_runs import (
     INLINE,
     RAY,
@@ -35,7 +35,7 @@ from tests.distributed_runs import (
     train,
     weights_of,
 )
-from tests.support import assert_same_tensors, compose
+from tests.support import assert_same_tensors, compose, everything, training_batch
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -56,7 +56,7 @@ def _run(directory: Path, *overrides: str) -> Path:
 def _examples(seed: int, epoch: int, step: int, rank: int, workers: int) -> Tensor:
     """Return the training examples that a rank sees in a step."""
     batch = permutation(seed, epoch, _EXAMPLES)[128 * step : 128 * (step + 1)]
-    return batch[part_of(len(batch), Place(rank, workers))]
+    return batch[rank_slice(len(batch), Topology(rank, workers))]
 
 
 # The clients of a round hold what the workers see between two exchanges.
@@ -72,14 +72,14 @@ _SHARED = (
 def _federated(directory: Path, monkeypatch: pytest.MonkeyPatch, *strategy: str) -> None:
     def same_shards(
         population: Population, cohort: Sequence[int], path: tuple[int, int], *_: object
-    ) -> Plan:
+    ) -> BatchPlan:
         epoch, number = divmod(path[1] - 1, len(_ROUNDS))
         steps = _ROUNDS[number]
         clients = tuple(sorted(cohort))
         rows = [_examples(path[0], epoch + 1, s, rank, 2) for s in steps for rank in clients]
         sizes = torch.tensor([len(row) for row in rows])
         wide = [functional.pad(row, (0, 64 - len(row)), value=int(row[0])) for row in rows]
-        return Plan(
+        return BatchPlan(
             clients=clients,
             steps=(len(steps),) * len(clients),
             seen=(int(sizes[:: len(clients)].sum()),) * len(clients),
@@ -89,7 +89,7 @@ def _federated(directory: Path, monkeypatch: pytest.MonkeyPatch, *strategy: str)
             seeds=torch.zeros(len(rows), dtype=torch.int64),
         )
 
-    monkeypatch.setattr(federated.client, "make_plan", same_shards)
+    monkeypatch.setattr(federated.engine.context, "make_batch_plan", same_shards)
     alike = ("federated/partition=iid", "federated.partition.clients=2")  # they weigh the same
     rounds = (f"federated.rounds={_EPOCHS * len(_ROUNDS)}", "federated.clients_per_round=2")
     federated.job.run_job(compose("federated", *_SHARED, *alike, *rounds, *strategy), directory)
@@ -142,8 +142,9 @@ def _by_hand(workers: int, lr: float, momentum: float) -> dict[str, Tensor]:
                 for step in steps:
                     mine = _examples(run.seed, epoch, step, rank, workers)
                     optimizer.zero_grad()
-                    outputs = model(data.inputs[mine])
-                    functional.cross_entropy(outputs, data.targets[mine]).backward()
+                    batch = data.take(mine)
+                    outputs = model(batch["image"])
+                    functional.cross_entropy(outputs, batch["label"]).backward()
                     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                     optimizer.step()
             for name, weight in agreed.items():
@@ -172,7 +173,11 @@ def test_an_exchange_after_every_step_is_plain_data_parallel(
     assert_close(alone, every)
 
 
-@pytest.mark.parametrize("choice", [_DILOCO, (*_LOCAL, _INT8)], ids=["diloco", "local sgd, int8"])
+@pytest.mark.parametrize(
+    "choice",
+    [pytest.param(_DILOCO, marks=pytest.mark.slow), (*_LOCAL, _INT8)],
+    ids=["diloco", "local sgd, int8"],
+)
 def test_a_run_cut_between_two_exchanges_goes_on_exactly(
     choice: tuple[str, ...], ray_session: object, tmp_path: Path
 ) -> None:
@@ -196,33 +201,38 @@ def test_another_number_of_workers_goes_on_from_the_mean(tmp_path: Path) -> None
     dataset = load(run.data, run.seed)
     task, data = task_of(dataset), dataset.train
 
-    def trainee(place: Place) -> LocalTrainee:
-        return LocalTrainee(run, build(run.model, task, run.seed), task, place, tmp_path)
+    def engine(topology: Topology) -> LocalSgdEngine:
+        return LocalSgdEngine(run, build(run.model, task, run.seed), task, topology, tmp_path)
 
     parts = []
     for rows in (slice(0, 64), slice(64, 128)):
-        own = trainee(Place())
-        batch = Batch(data.inputs[rows], data.targets[rows], divisor=1, seed=3)
-        own.train(task, [batch, batch], TrainTotals())
+        own = engine(Topology())
+        given = everything(data.subset(rows))
+        batch = training_batch(given["image"], given["label"], divisor=1, seed=3)
+        own.begin(TrainTotals())
+        own.step(batch)
+        own.step(batch)
+        own.finish()
         parts.append(own.snapshot())
     one, other = (part.arrays for part in parts)
     both = dict(one) | {f"1{name[1:]}": v for name, v in other.items() if name.startswith("0/")}
     saved = Checkpoint(2, parts[0].model, both, {**parts[0].rest, "ranks": 2})
 
-    alone = trainee(Place())
+    alone = engine(Topology())
     alone.restore(saved, tmp_path)
     found = alone.snapshot()
     assert_same_tensors(dict(found.model), dict(parts[0].model))
     for name, value in found.arrays.items():
         torch.testing.assert_close(value, (one[name] + other[name]) / 2, rtol=1e-6, atol=0)
 
-    second = trainee(Place())
-    second._place = Place(1, 2)  # one of as many ranks goes on from its own
+    second = engine(Topology())
+    second._topology = Topology(1, 2)  # one of as many ranks goes on from its own
     second.restore(saved, tmp_path)
-    second._place = Place()
+    second._topology = Topology()
     assert_same_tensors(dict(second.snapshot().arrays), dict(other))
 
 
+@pytest.mark.slow
 def test_eight_bits_are_a_quarter_of_the_bytes_and_about_the_same_model(
     ray_session: object, tmp_path: Path
 ) -> None:

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from distributed.order import permutation
-from heliotrope.commands import evaluate_run
-from heliotrope.config import SgdConfig
+from distributed.loop.example_order import permutation
+from heliotrope.commands.evaluate import evaluate_run
 from heliotrope.data import load
 from heliotrope.models import build
 from heliotrope.tasks import task_of
@@ -54,15 +53,14 @@ def test_one_worker_is_the_plain_loop(tmp_path: Path) -> None:
 
     run = compose("distributed", *SMALL, MOMENTUM, *overrides)
     dataset = load(run.data, run.seed)
-    inputs, targets = dataset.train.inputs, dataset.train.targets
     model = build(run.model, task_of(dataset), run.seed)
-    assert isinstance(run.optimizer, SgdConfig)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.001)
     for epoch in (1, 2):
-        order = permutation(run.seed, epoch, len(targets))
-        for batch in order.split(run.distributed.batch_size):
+        order = permutation(run.seed, epoch, len(dataset.train))
+        for rows in order.split(run.distributed.batch_size):
+            batch = dataset.train.take(rows)
             optimizer.zero_grad()
-            functional.cross_entropy(model(inputs[batch]), targets[batch]).backward()
+            functional.cross_entropy(model(batch["image"]), batch["label"]).backward()
             optimizer.step()
 
     for name, value in weights_of(tmp_path).items():

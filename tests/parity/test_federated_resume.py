@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from federated.job import run_job
-from heliotrope import checkpoint
 from heliotrope.errors import RunDirectoryError
+from heliotrope.runs import checkpoint
 from tests.support import ROOT, compose, fresh_seed
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -71,6 +71,16 @@ def test_a_run_continued_equals_a_run_in_one_go(strategy: str, tmp_path: Path) -
 
     left, right = _weights(tmp_path / "whole"), _weights(tmp_path / "parts")
     assert all(torch.equal(value, right[name]) for name, value in left.items())
+
+
+def test_a_requeued_job_begins_where_there_is_nothing_to_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _train(tmp_path / "whole", 2)
+    _train(tmp_path / "again", 2, "resume=true")
+    said = [line for line in capsys.readouterr().out.splitlines() if "resume" in line]
+    assert said == [f"there is nothing to resume in {tmp_path / 'again'} yet: beginning"]
+    _same(tmp_path / "whole", tmp_path / "again")
 
 
 def test_a_killed_run_continues_where_it_was(tmp_path: Path) -> None:

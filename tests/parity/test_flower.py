@@ -1,4 +1,4 @@
-"""Parity 4: every strategy gives through our engine what it gives in Flower's own simulation."""
+"""Parity 4: Flower's strategies give through our engine what they give in its own simulation."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import pytest
 from omegaconf import OmegaConf
 
 from federated.job import run_job
-from federated.strategies import STRATEGIES
-from heliotrope import checkpoint
+from heliotrope import registry
 from heliotrope.config import Run
+from heliotrope.runs import checkpoint
 from tests.support import compose
 
 _ROOT = Path(__file__).parents[2]
+_FLOWERS = [name for name in registry.names("strategy") if name.startswith("flower_")]
 _SETTINGS = {
-    "fedprox": ["federated.strategy.proximal_mu=0.5"],
-    "fedavgm": ["federated.strategy.server_momentum=0.5"],
-    "fedtrimmedavg": ["federated.strategy.beta=0.25"],
-    "krum": ["federated.strategy.num_malicious_nodes=1"],
-    "multikrum": ["federated.strategy.num_nodes_to_select=3"],
-    "bulyan": ["federated.strategy.num_malicious_nodes=1"],
-    "qfedavg": ["federated.strategy.q=0.5"],
+    "flower_fedprox": ["federated.strategy.proximal_mu=0.5"],
+    "flower_fedavgm": ["federated.strategy.server_momentum=0.5"],
+    "flower_fedtrimmedavg": ["federated.strategy.beta=0.25"],
+    "flower_krum": ["federated.strategy.num_malicious_nodes=1"],
+    "flower_multikrum": ["federated.strategy.num_nodes_to_select=3"],
+    "flower_bulyan": ["federated.strategy.num_malicious_nodes=1"],
+    "flower_qfedavg": ["federated.strategy.q=0.5"],
 }
 
 
@@ -51,7 +52,7 @@ def flower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The final arrays of every strategy, trained by Flower's simulation."""
     folder = tmp_path_factory.mktemp("flower")
     configs = []
-    for strategy in STRATEGIES:
+    for strategy in _FLOWERS:
         configs.append(folder / f"{strategy}.yaml")
         configs[-1].write_text(OmegaConf.to_yaml(OmegaConf.structured(_run(strategy))))
     environment = os.environ | {
@@ -72,7 +73,7 @@ def flower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", _FLOWERS)
 def test_our_engine_gives_what_flower_gives(strategy: str, flower: Path, tmp_path: Path) -> None:
     run_job(_run(strategy), tmp_path)
 

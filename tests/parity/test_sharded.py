@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import distributed.torchrun
-from heliotrope.commands import evaluate_run
+import distributed.launch.torchrun
+from heliotrope.commands.evaluate import evaluate_run
 from tests.distributed_runs import (
     INLINE,
     RAY,
@@ -90,7 +90,7 @@ def test_each_worker_writes_its_part_and_any_number_of_them_goes_on(
 def test_a_worker_may_have_nothing_of_a_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed.torchrun, "available_cpus", lambda: 3)
+    monkeypatch.setattr(distributed.launch.torchrun, "available_cpus", lambda: 3)
     narrow = (*_ALL, "loss.l2=0.001", "model.channels=[2]")  # two rows for three workers
     sharded = (*TORCHRUN, "distributed.workers=3", _FSDP, "distributed.sharded_checkpoints=true")
     alone = train(tmp_path / "alone", *INLINE, *narrow, epochs=_EPOCHS)

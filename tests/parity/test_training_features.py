@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.amp import GradScaler
 
-import distributed.trainee
-from heliotrope.commands import evaluate_run
+import distributed.strategies.engine
+from heliotrope.commands.evaluate import evaluate_run
 from tests.distributed_runs import (
     INLINE,
     RAY,
@@ -71,7 +71,7 @@ def test_half_precision_trains_about_as_well_and_resumes_exactly(
 ) -> None:
     # Else the scale of float16 would be the first one all the time.
     sooner = functools.partial(GradScaler, init_scale=1024.0, growth_interval=8)
-    monkeypatch.setattr(distributed.trainee, "GradScaler", sooner)
+    monkeypatch.setattr(distributed.strategies.engine, "GradScaler", sooner)
     half = [f"distributed.precision={precision}", "distributed.accumulation_steps=2"]
     half += ["optimizer.clip_norm=1.0"]
     full = train(tmp_path / "full", *INLINE, "optimizer.clip_norm=1.0", epochs=_EPOCHS)

@@ -17,10 +17,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from heliotrope import checkpoint
-from heliotrope.checkpoint import Checkpoint, Part
 from heliotrope.errors import CheckpointError, ConfigError
-from heliotrope.tensor_file import write_tensors
+from heliotrope.runs import checkpoint
+from heliotrope.runs.checkpoint import Checkpoint, Shard
+from heliotrope.system.tensor_file import write_tensors
 from tests.support import assert_same_tensors, fresh_seed
 
 FILES = ("model.safetensors", "state.safetensors", "state.json", "manifest.json")
@@ -400,9 +400,9 @@ def test_parts_that_two_processes_write_are_one_checkpoint(first: int, tmp_path:
     stale.write_text("{}")
 
     def write(number: int) -> None:
-        part = Part(number, 2, "2")
+        part = Shard(number, 2, "2")
         if number:
-            checkpoint.save_part(tmp_path, _cut(whole, 1), part)
+            checkpoint.save_shard(tmp_path, _cut(whole, 1), part)
         else:
             checkpoint.save(tmp_path, _cut(whole, 0), part=part)
 
@@ -429,10 +429,10 @@ def test_a_part_that_never_comes_is_awaited_only_while_there_is_hope(tmp_path: P
     hopes = iter([True, True, False])
     with pytest.raises(CheckpointError, match=r"part\.1\.json was never written"):
         checkpoint.save(
-            tmp_path, _cut(example(3), 0), part=Part(0, 2, "2"), go_on=lambda: next(hopes)
+            tmp_path, _cut(example(3), 0), part=Shard(0, 2, "2"), go_on=lambda: next(hopes)
         )
     with pytest.raises(CheckpointError, match=r"part\.1\.json was never written"):
-        checkpoint.save(tmp_path, _cut(example(3), 0), part=Part(0, 2, "2", patience=0.05))
+        checkpoint.save(tmp_path, _cut(example(3), 0), part=Shard(0, 2, "2", patience=0.05))
     assert checkpoint.latest(tmp_path, refuse) is None
     checkpoint.save(tmp_path, example(4))
     assert [path.name for path in tmp_path.iterdir()] == ["00000004"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -27,8 +31,9 @@ from heliotrope.errors import (
     RunFailedError,
     WorkerError,
 )
-from heliotrope.tracking import Clock
-from tests.support import MODES, ROOT, Started, command, experiments, type_command
+from heliotrope.runs.clock import Clock
+from heliotrope.shell import typed
+from tests.support import MODES, ROOT, Started, choices, command, experiments, type_command
 
 Type = Callable[..., int]
 
@@ -127,6 +132,23 @@ def test_ctrl_c_ends_in_130_and_says_how_to_continue(
     err = capsys.readouterr().err
     assert f"resume=true hydra.run.dir={job.directories[0]}" in err
     assert err.rstrip().endswith("interrupted")
+
+
+def test_what_is_to_be_typed_to_continue_can_be_typed(
+    type_: Type, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(_run: Run, directory: Path) -> None:
+        (directory / "config.yaml").touch()
+        raise KeyboardInterrupt
+
+    job = Started(interrupted)
+    place = tmp_path / "lr=0.1, it's café (2)"
+    assert type_("federated", *shlex.split(typed("hydra.run.dir", place)), job=job) == 130
+    hint = capsys.readouterr().err.partition("continue it: ")[2].splitlines()[0]
+    again = Started()
+    assert type_("federated", *shlex.split(hint), job=again) == 0
+    assert again.directories == job.directories == [place]
+    assert again.runs[0].resume
 
 
 def test_ctrl_c_before_there_is_a_run_promises_nothing(
@@ -235,6 +257,43 @@ def test_a_sweep_with_a_typo_starts_nothing(
     assert "model=cn is not one of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-m", "experiment=quickstart", "seed=1,2"),
+        ("experiment=quickstart", "-m", "seed=1,2"),
+        ("experiment=quickstart", "seed=1,2", "--multirun"),
+    ],
+)
+def test_flags_stand_anywhere(arguments: tuple[str, ...], type_: Type) -> None:
+    job = Started()
+    assert type_("federated", *arguments, job=job) == 0
+    assert [(run.name, run.seed) for run in job.runs] == [("quickstart", 1), ("quickstart", 2)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        ("glob(*)", choices("federated/partition")),
+        ("glob([*i*,shards],exclude=dir*)", ["iid", "quantity", "shards"]),
+    ],
+)
+def test_glob_sweeps_the_choices_and_nothing_else(
+    pattern: str, wanted: list[str], type_: Type
+) -> None:
+    job = Started()
+    assert type_("federated", "-m", f"federated/partition={pattern}", job=job) == 0
+    assert [run.federated.partition.name for run in job.runs] == wanted
+
+
+def test_a_value_in_quotes_arrives_as_it_is(type_: Type) -> None:
+    for text in ("a=b", "a#b", "~/x", "café", "it's", "a(b", 'say "a"', "a b", "plain"):
+        job = Started()
+        [argument] = shlex.split(typed("data.dir", text))
+        assert type_("federated", "data=mnist", argument, job=job) == 0
+        assert job.runs[0].data.dir == text
+
+
 def test_ctrl_c_stops_the_whole_sweep(type_: Type) -> None:
     job = raising(KeyboardInterrupt())
     assert type_("federated", "-m", "seed=1,2,3", job=job) == 130
@@ -256,6 +315,30 @@ def test_each_job_of_a_sweep_has_its_own_clock(type_: Type) -> None:
     assert type_("federated", "-m", "seed=1,2", job=job) == 0
     first, second = seconds
     assert second < first, "the second job's time includes the first's, and the interpreter's"
+
+
+def test_a_file_that_cannot_be_read_is_not_called_a_directory(
+    type_: Type, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = builtins.open
+
+    def denied(path: str, *arguments: Any, **keywords: Any) -> Any:
+        if str(path).endswith("/conf/config.yaml"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "open", denied)
+    assert type_("federated", "experiment=quickstart", job=Started()) == 2
+    assert "config.yaml cannot be read: Permission denied." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("key", "flags"), [("hydra.run.dir", []), ("hydra.sweep.dir", ["-m"])])
+def test_a_directory_that_cannot_be_made_is_named(
+    key: str, flags: list[str], type_: Type, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").touch()
+    assert type_("federated", f"{key}=taken/x", "seed=1", *flags, job=Started()) == 2
+    assert f"{key}=taken/x cannot be made: Not a directory" in capsys.readouterr().err
 
 
 # --- help ---------------------------------------------------------------------------------
@@ -323,7 +406,7 @@ def test_a_mode_is_started_by_name(
     monkeypatch.chdir(tmp_path)
     job = Started()
     entry = types.SimpleNamespace(main=lambda: cli.run_mode(mode, job))
-    monkeypatch.setattr(cli, "_mode_module", {mode: entry}.__getitem__)
+    monkeypatch.setattr(cli, "mode_module", lambda *names: {(mode, "__main__"): entry}[names])
     monkeypatch.setattr(sys, "argv", ["heliotrope"])
     assert cli.main([mode, "seed=9"]) == 0
     assert job.runs[0].seed == 9

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from heliotrope import checkpoint, cli
-from heliotrope.checkpoint import Checkpoint
-from heliotrope.commands import evaluate_run
+from heliotrope import cli
+from heliotrope.commands.evaluate import evaluate_run
 from heliotrope.config import Run
 from heliotrope.data import Dataset, load
 from heliotrope.errors import ConfigError
 from heliotrope.evaluation import evaluate, named
 from heliotrope.models import build
-from heliotrope.rundir import RunDirectory
-from heliotrope.tasks import Classification, task_of
-from heliotrope.tracking import Clock, Progress, Tracker
-from tests.support import compose
+from heliotrope.runs import checkpoint
+from heliotrope.runs.checkpoint import Checkpoint
+from heliotrope.runs.clock import Clock
+from heliotrope.runs.directory import RunDirectory
+from heliotrope.runs.events import Progress, Tracker
+from heliotrope.tasks import task_of
+from tests.support import classification, compose
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def leave_a_run(directory: Path, run: Run, *progress: int) -> Path:
             {"round": number},
             **{"test/accuracy": number / 100, "test/loss": 1.0 / number},
         )
-        state = {"scaling": asdict(load(run.data, run.seed).scaling)}
+        state = {"preparation": load(run.data, run.seed).preparation.to_json()}
         saved = Checkpoint(number, weights_at(run, number), state=state)
         checkpoint.save(home.checkpoints, saved)
     tracker.close()
@@ -57,7 +58,7 @@ def leave_a_run(directory: Path, run: Run, *progress: int) -> Path:
 
 
 def weights_at(run: Run, progress: int) -> dict[str, torch.Tensor]:
-    digits = Classification("digits", (1, 8, 8), tuple("0123456789"))
+    digits = classification("digits", (1, 8, 8), tuple("0123456789"))
     return build(run.model, digits, progress).state_dict()
 
 
@@ -160,6 +161,7 @@ def test_only_damaged_checkpoints_are_a_failure(
         (("run={run}", "checkpoint=."), ("checkpoint=.", "00000001")),
         (("run={run}", "data=mnst"), ("data=mnst", "Did you mean 'mnist'?")),
         (("run={run}", "data.dirr=x"), ("data.dirr=x", "'data.dir'")),
+        (("run={run}", "data=table", "data.path={tmp}/no.csv", "data.tset=x"), ("'data.test'",)),
         (("run={run}", "device=gpux"), ("device=gpux", "auto, cpu, cuda")),
         (("run={run}", "evaluation_batch_size=0"), ("evaluation_batch_size=0", "at least 1")),
         (("run={run}", "evaluation_batch_size=x"), ("evaluation_batch_size=x", "whole number")),

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from heliotrope.data.collect import Source, cache_dir, collect
-from heliotrope.data.download import DownloadError, fetch
-from heliotrope.data.images import FASHION_MNIST, MNIST
+from heliotrope.data.sources.collect import Source, cache_dir, collect
+from heliotrope.data.sources.download import DownloadError, fetch
+from heliotrope.data.sources.images import FASHION_MNIST, MNIST
 from heliotrope.errors import DataError
 
 NAMES = tuple(MNIST.sha256)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from heliotrope.data.idx import read_idx
+from heliotrope.data.sources.idx import read_idx
 from heliotrope.errors import DataError
 
 

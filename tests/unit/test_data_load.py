@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import secrets
 import struct
 from pathlib import Path
@@ -12,11 +13,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from heliotrope.config import DataConfig
-from heliotrope.data import Dataset, Split, load
-from heliotrope.data.collect import Source, collect
-from heliotrope.data.images import FASHION_MNIST, MNIST
+from heliotrope.config import DataConfig, chosen
+from heliotrope.data import Dataset, Examples, Info, load
+from heliotrope.data.loading import _validation_indices
+from heliotrope.data.sources.collect import Source, collect
+from heliotrope.data.sources.images import FASHION_MNIST, MNIST
 from heliotrope.errors import DataError
+from tests.support import everything, values_of
 
 CLASSES = 10
 
@@ -47,31 +50,42 @@ def folder(tmp_path: Path, run_seed: int) -> Path:
 
 
 def config(folder: Path, **changes: object) -> DataConfig:
-    return DataConfig(**{"name": "mnist", "dir": str(folder), **changes})  # type: ignore[arg-type]
+    cfg: DataConfig = chosen("data", **{"name": "mnist", "dir": str(folder), **changes})
+    return cfg
 
 
-def rows(split: Split) -> set[bytes]:
-    return {example.numpy().tobytes() for example in split.inputs}
+def images(split: Examples) -> torch.Tensor:
+    return everything(split)["image"]
 
 
-def same(a: Split, b: Split) -> bool:
-    return torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets)
+def labels(split: Examples) -> torch.Tensor:
+    return everything(split)["label"]
+
+
+def rows(split: Examples) -> set[bytes]:
+    return {example.numpy().tobytes() for example in images(split)}
+
+
+def same(a: Examples, b: Examples) -> bool:
+    return torch.equal(images(a), images(b)) and torch.equal(labels(a), labels(b))
 
 
 def test_contents_and_types(folder: Path, run_seed: int) -> None:
-    data = load(config(folder, normalize=False), run_seed)
-    images = np.frombuffer((folder / "train-images-idx3-ubyte").read_bytes()[16:], dtype=np.uint8)
-    labels = np.frombuffer((folder / "train-labels-idx1-ubyte").read_bytes()[8:], dtype=np.uint8)
-    assert (data.name, data.input_shape, data.num_classes) == ("mnist", (1, 28, 28), CLASSES)
+    data = load(config(folder, fit="none"), run_seed)
+    pixels = np.frombuffer((folder / "train-images-idx3-ubyte").read_bytes()[16:], dtype=np.uint8)
+    digits = np.frombuffer((folder / "train-labels-idx1-ubyte").read_bytes()[8:], dtype=np.uint8)
+    assert data.name == "mnist"
+    assert data.info == Info(class_names=tuple("0123456789"), image_shape=(1, 28, 28))
     assert [len(data.train), len(data.validation), len(data.test)] == [300, 0, 50]
     for split in (data.train, data.validation, data.test):
-        assert (split.inputs.dtype, split.targets.dtype) == (torch.float32, torch.int64)
-        assert split.inputs.shape == (len(split), 1, 28, 28)
-        assert split.targets.shape == (len(split),)
+        assert (images(split).dtype, labels(split).dtype) == (torch.float32, torch.int64)
+        assert images(split).shape == (len(split), 1, 28, 28)
+        assert labels(split).shape == (len(split),)
         assert split.keys is None
-    expected = images.reshape(300, 1, 28, 28) / 255
-    np.testing.assert_allclose(data.train.inputs.numpy(), expected, rtol=1e-6)
-    np.testing.assert_array_equal(data.train.targets.numpy(), labels)
+        assert values_of(split, "image").dtype == torch.uint8, "a byte a pixel until the batch"
+    expected = pixels.reshape(300, 1, 28, 28) / 255
+    np.testing.assert_allclose(images(data.train).numpy(), expected, rtol=1e-6)
+    np.testing.assert_array_equal(labels(data.train).numpy(), digits)
 
 
 def test_gzipped_files_give_the_same(folder: Path, run_seed: int) -> None:
@@ -85,22 +99,22 @@ def test_gzipped_files_give_the_same(folder: Path, run_seed: int) -> None:
 
 
 def test_normalisation_uses_the_training_split_alone(folder: Path, run_seed: int) -> None:
-    plain = load(config(folder, validation_fraction=0.3, normalize=False), run_seed)
+    plain = load(config(folder, validation_fraction=0.3, fit="none"), run_seed)
     scaled = load(config(folder, validation_fraction=0.3), run_seed)
-    reference = plain.train.inputs.double()
+    reference = images(plain.train).double()
     mean, std = reference.mean(), reference.std(correction=0)
     for name in ("train", "validation", "test"):
-        expected = (getattr(plain, name).inputs.double() - mean) / std
-        found = getattr(scaled, name).inputs.double()
+        expected = (images(getattr(plain, name)).double() - mean) / std
+        found = images(getattr(scaled, name)).double()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert scaled.test.inputs.mean() < -1  # the darker test images keep their own brightness
+    assert images(scaled.test).mean() < -1  # the darker test images keep their own brightness
 
 
 def test_validation_split_is_drawn_from_training_by_the_run_seed(
     folder: Path, run_seed: int
 ) -> None:
     def take(fraction: float, seed: int) -> Dataset:
-        return load(config(folder, validation_fraction=fraction, normalize=False), seed)
+        return load(config(folder, validation_fraction=fraction, fit="none"), seed)
 
     whole, first, again, other = (
         take(0, run_seed),
@@ -126,6 +140,21 @@ def test_validation_fraction_that_empties_a_split_is_refused(
         load(config(folder, validation_fraction=fraction), run_seed)
 
 
+@pytest.mark.parametrize("examples", [1, 2, 3, 10, 300, 70_000])
+@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
+def test_the_validation_fraction_that_is_advised_divides_the_examples(
+    examples: int, fraction: float
+) -> None:
+    with pytest.raises(DataError) as caught:
+        _validation_indices(examples, fraction, 0)
+    advised = re.search(r"Set it to (\S+), or to 0\.$", str(caught.value))
+    if examples == 1:
+        assert str(caught.value).endswith("Set it to 0.")
+        return
+    assert advised is not None
+    assert len(_validation_indices(examples, float(advised[1]), 0)) in (1, examples - 1)
+
+
 def test_images_and_labels_that_do_not_match_are_refused(folder: Path, run_seed: int) -> None:
     write_idx(folder / "train-labels-idx1-ubyte", np.zeros(299, dtype=np.uint8))
     with pytest.raises(DataError, match=r"train-images.* 300 images and .*train-labels.* 299 lab"):
@@ -148,9 +177,9 @@ def test_images_of_another_size_are_refused(folder: Path, run_seed: int) -> None
 
 def test_constant_images_cannot_be_normalised(folder: Path, run_seed: int) -> None:
     write_idx(folder / "train-images-idx3-ubyte", np.full((300, 28, 28), 51, dtype=np.uint8))
-    with pytest.raises(DataError, match=r"all hold one value, 0\.2.*data\.normalize=false"):
+    with pytest.raises(DataError, match=r"all hold one value, 0\.2.*data\.fit=none"):
         load(config(folder), run_seed)
-    load(config(folder, normalize=False), run_seed)
+    load(config(folder, fit="none"), run_seed)
 
 
 def test_unknown_name_suggests_the_closest(run_seed: int) -> None:
@@ -158,32 +187,22 @@ def test_unknown_name_suggests_the_closest(run_seed: int) -> None:
         load(DataConfig(name="fashion-mnist"), run_seed)
 
 
-def test_a_split_of_unequal_lengths_cannot_be_made() -> None:
-    with pytest.raises(ValueError, match="differ in length"):
-        Split(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), np.zeros(4))
-
-
 # --- digits -------------------------------------------------------------------------------
 
 
 def test_digits_has_one_stratified_test_split_for_all_seeds(run_seed: int) -> None:
-    cfg = DataConfig(name="digits", validation_fraction=0.1, normalize=False)
+    cfg = chosen("data", "digits", validation_fraction=0.1, fit="none")
     one, two = load(cfg, run_seed), load(cfg, run_seed + 1)
-    assert (one.input_shape, one.num_classes) == ((1, 8, 8), CLASSES)
+    assert one.info == Info(class_names=tuple("0123456789"), image_shape=(1, 8, 8))
     assert same(one.test, two.test)
     assert not same(one.validation, two.validation)
     total = len(one.train) + len(one.validation) + len(one.test)
     assert total == 1797
-    every = torch.cat([one.train.targets, one.validation.targets, one.test.targets])
-    in_test = torch.bincount(one.test.targets) / torch.bincount(every)
+    every = torch.cat([labels(one.train), labels(one.validation), labels(one.test)])
+    in_test = torch.bincount(labels(one.test)) / torch.bincount(every)
     assert ((in_test > 0.19) & (in_test < 0.21)).all()
     assert not rows(one.test) & (rows(one.train) | rows(one.validation))
-    assert (one.train.inputs.min().item(), one.train.inputs.max().item()) == (0, 1)
-
-
-def test_digits_refuses_a_directory(tmp_path: Path, run_seed: int) -> None:
-    with pytest.raises(DataError, match="no effect"):
-        load(DataConfig(name="digits", dir=str(tmp_path)), run_seed)
+    assert (images(one.train).min().item(), images(one.train).max().item()) == (0, 1)
 
 
 # --- the real files -----------------------------------------------------------------------
@@ -201,9 +220,9 @@ def test_the_real_files_have_their_published_statistics(
         collect(source, None, download=False)
     except DataError:
         pytest.skip(f"needs {source.name}, to be had with: {source.commands()[0]}")
-    data = load(DataConfig(name=source.name, download=False, normalize=False), 0)
+    data = load(chosen("data", source.name, download=False, fit="none"), 0)
     assert (len(data.train), len(data.test)) == (60000, 10000)
-    assert data.train.targets[:5].tolist() == first_labels
-    assert torch.bincount(data.test.targets).min() > 800
-    assert data.train.inputs.mean().item() == pytest.approx(mean, abs=1e-4)
-    assert data.train.inputs.std().item() == pytest.approx(std, abs=1e-4)
+    assert labels(data.train)[:5].tolist() == first_labels
+    assert torch.bincount(labels(data.test)).min() > 800
+    assert images(data.train).mean().item() == pytest.approx(mean, abs=1e-4)
+    assert images(data.train).std().item() == pytest.approx(std, abs=1e-4)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from heliotrope.display import Display
-from heliotrope.tracking import Tracker
+from heliotrope.runs.display import Display
+from heliotrope.runs.events import Tracker
 from tests.support import ROOT, environment
 
 PROGRESS = {"steps": 1, "examples_seen": 8, "bytes_up": 0, "bytes_down": 0}
@@ -20,7 +20,7 @@ PROGRESS = {"steps": 1, "examples_seen": 8, "bytes_up": 0, "bytes_down": 0}
 # Events of a short run with everything that has gone wrong in one: odd characters, NaN, no values.
 SHOW = """
 import math
-from heliotrope.display import Display
+from heliotrope.runs.display import Display
 with Display("federated [/b] [x]", "round", 2) as display:
     for number in (1, 2):
         display({"event": "start", "time": 0.0})
@@ -89,7 +89,7 @@ def test_on_a_terminal_failures_and_messages_are_shown_word_for_word() -> None:
 
 def test_the_cursor_comes_back_when_the_run_breaks() -> None:
     code, drawn = on_a_terminal(
-        "from heliotrope.display import Display\n"
+        "from heliotrope.runs.display import Display\n"
         "with Display('t', 'epoch', 3) as display:\n"
         "    raise RuntimeError('broken')\n"
     )
@@ -112,6 +112,24 @@ def test_in_a_pipe_each_evaluation_is_one_plain_line(capsys: pytest.CaptureFixtu
     assert lines[4] == "failed round 2, client 7: [/red] KeyError: [none] [3, 4]"
     assert lines[-1] == "the last line [/nothing]"
     assert len(lines) == 6
+
+
+@pytest.mark.usefixtures("piped")
+def test_the_numbers_that_matter_most_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    values = {
+        f"{split}/{name}": n
+        for split in ("validation", "test")
+        for n, name in enumerate(("rmse", "r2", "mae"), start=1)
+    }
+    with Display("t", "epoch", 1) as display:
+        display({"event": "train", "epoch": 1, "seconds": 1.0, "train/loss": 0.5})
+        floats = {name: float(value) for name, value in values.items()}
+        display({"event": "evaluate", "epoch": 1, "seconds": 1.0, **floats})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(
+        "train/loss 0.5000  validation/rmse 1.0000  validation/r2 2.0000  "
+        "test/rmse 1.0000  test/r2 2.0000"
+    )
 
 
 @pytest.mark.usefixtures("piped")

@@ -16,20 +16,20 @@ import numpy as np
 import pytest
 import torch
 
-import distributed.fence as fence_module
-from distributed import fence
-from distributed.attempt import Share, Trained, WorkerFailure
-from distributed.driver import drive, prepare
-from distributed.failures import root_cause
-from distributed.share import fitting, share_of
-from distributed.speed import peak_operations
-from distributed.threads import useful_threads
-from heliotrope.cluster import Cluster, session
+import distributed.communication.worker_lock as fence_module
+from distributed.attempt import TrainingResult, WorkerFailure, WorkerResources
+from distributed.communication import worker_lock
+from distributed.driver import build_components, drive
+from distributed.launch.failures import root_cause
+from distributed.launch.resources import fitting_resources, worker_resources
+from distributed.loop.threads import useful_threads
+from distributed.strategies.speed import peak_operations
+from heliotrope.cluster.address import running_cluster
+from heliotrope.cluster.connection import Cluster, session
 from heliotrope.config import Run
 from heliotrope.errors import ResourceError, RunDirectoryError, RunFailedError
-from heliotrope.metrics import ClassificationMetrics
 from heliotrope.models import build
-from heliotrope.tracking import Progress
+from heliotrope.runs.events import Progress
 from tests.support import compose, fresh_seed, small_task
 
 
@@ -37,15 +37,27 @@ def _run(*overrides: str) -> Run:
     return compose("distributed", *overrides)
 
 
-def test_workers_divide_the_cpus() -> None:
-    assert share_of(_run(), 2, 8, 4, 0) == Share(threads=4, device="cpu")
-    assert share_of(_run("distributed.cpus_per_worker=3"), 2, 8, 4, 0).threads == 3
+@pytest.fixture(autouse=True)
+def no_bound_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' own OMP_NUM_THREADS=1 would be one."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def test_workers_divide_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_resources(_run(), 2, 8, 4, 0) == WorkerResources(threads=4, device="cpu")
+    assert worker_resources(_run("distributed.cpus_per_worker=3"), 2, 8, 4, 0).threads == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert worker_resources(_run(), 2, 8, 4, 0) == WorkerResources(threads=2, device="cpu")
+    assert next(fitting_resources(_run(), Cluster((8,), (0,)))) == (
+        2,
+        WorkerResources(threads=2, device="cpu"),
+    )
 
 
 def test_gpus_are_used_where_each_worker_has_one() -> None:
-    assert share_of(_run(), 2, 8, 4, 2).device == "cuda"
-    assert share_of(_run(), 2, 8, 4, 1).device == "cpu"
-    assert share_of(_run("device=cpu"), 2, 8, 4, 2).device == "cpu"
+    assert worker_resources(_run(), 2, 8, 4, 2).device == "cuda"
+    assert worker_resources(_run(), 2, 8, 4, 1).device == "cpu"
+    assert worker_resources(_run("device=cpu"), 2, 8, 4, 2).device == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +72,7 @@ def test_more_than_there_is_is_refused_with_the_numbers(
     overrides: list[str], workers: int, said: str
 ) -> None:
     with pytest.raises(ResourceError, match=said):
-        share_of(_run(*overrides), workers, 8, 8 // workers, 1)
+        worker_resources(_run(*overrides), workers, 8, 8 // workers, 1)
 
 
 def test_a_worker_lives_on_one_node() -> None:
@@ -87,7 +99,10 @@ _TWO_NODES_ONE_WITH_GPUS = ((16, 2), (0, 2))
     [
         ([], _FOUR, None, (4, 1, "cpu")),
         ([], _FOUR, (3, 0), (3, 1, "cpu")),
-        ([], _FOUR, (0, 0), (1, 4, "cpu")),  # to wait for
+        ([], _FOUR, (0, 0), (1, 1, "cpu")),  # to wait for
+        (["distributed.workers=2"], ((8,), (0,)), (7, 0), (2, 3, "cpu")),
+        (["distributed.workers=2"], ((8,), (2,)), (8, 1), (2, 4, "cpu")),  # one GPU is held
+        (["distributed.workers=2", "device=cuda"], ((8,), (2,)), (8, 1), (2, 1, "cuda")),
         (["distributed.cpus_per_worker=2"], _FOUR, None, (2, 2, "cpu")),
         (["distributed.cpus_per_worker=2"], _FOUR, (3, 0), (1, 2, "cpu")),
         ([], _SIXTEEN_AND_A_GPU, None, (1, 16, "cuda")),
@@ -106,46 +121,66 @@ def test_an_elastic_run_takes_what_others_leave_and_stays_on_gpus(
     found: tuple[int, int, str],
 ) -> None:
     run = _run("distributed.workers=[1,4]", *overrides)
-    workers, share = next(fitting(run, Cluster(*nodes), free))
+    workers, share = next(fitting_resources(run, Cluster(*nodes), free))
     assert (workers, share.threads, share.device) == found
 
 
 def test_fewer_workers_with_fewer_cpus_come_after_more() -> None:
     run = _run("distributed.workers=[1,3]")
-    choices = [(n, share.threads) for n, share in fitting(run, Cluster((4, 4), (0, 0)), (5, 0))]
-    assert choices == [(3, 1), (2, 2), (2, 1), (1, 4), (1, 1)]
+    choices = [
+        (n, share.threads) for n, share in fitting_resources(run, Cluster((4, 4), (0, 0)), (5, 0))
+    ]
+    assert choices == [(3, 1), (2, 2), (2, 1), (1, 4), (1, 2), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "asked"),
+    [
+        (["distributed.workers=3"], (3, 1, "cpu")),
+        (["distributed.workers=1", "distributed.cpus_per_worker=8"], (1, 8, "cpu")),
+        (["distributed.workers=2", "device=cuda"], (2, 1, "cuda")),
+    ],
+)
+def test_what_a_cluster_does_not_have_is_asked_of_its_autoscaler_alone(
+    overrides: list[str], asked: tuple[int, int, str]
+) -> None:
+    run, two = _run(*overrides), Cluster(node_cpus=(2,), node_gpus=(0,))
+    [(workers, share)] = fitting_resources(run, replace(two, can_grow=True))
+    assert (workers, share.threads, share.device) == asked
+    with pytest.raises(ResourceError, match=r"distributed\."):
+        next(fitting_resources(run, two))
 
 
 def test_gpus_without_a_cpu_beside_them_are_named() -> None:
     run = _run("distributed.workers=[1,4]", "device=cuda", "distributed.cpus_per_worker=1")
     with pytest.raises(ResourceError, match=r"device=cuda needs a GPU.*there are 0"):
-        next(fitting(run, Cluster((4, 0), (0, 2))))
+        next(fitting_resources(run, Cluster((4, 0), (0, 2))))
 
 
 def test_an_elastic_run_that_finds_no_room_after_an_attempt_has_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _run("distributed.workers=[1,2]", "model.hidden=[2]")
-    stopped = Trained(1, Progress(), {}, None, 0.0, 0.0, 0.0, 0, stopped=True)
+    stopped = TrainingResult(1, Progress(), {}, None, 0.0, 0.0, 0.0, 0, stopped=True)
 
     class Launcher:
         def __init__(self, attempts: int) -> None:
             self.attempts = attempts
 
-        def gather(self) -> tuple[int, Share]:
+        def gather(self) -> tuple[int, WorkerResources]:
             self.attempts -= 1
             if self.attempts < 0:
                 raise ResourceError("Others hold the cluster.")
-            return 1, Share(1, "cpu")
+            return 1, WorkerResources(1, "cpu")
 
-        def launch(self, *_: object) -> Trained:
+        def launch(self, *_: object) -> TrainingResult:
             return stopped
 
     with pytest.raises(ResourceError, match="Others hold") as none_began:
-        drive(run, tmp_path / "a", prepare(run), Launcher(0), lambda: None)
+        drive(run, tmp_path / "a", build_components(run), Launcher(0), lambda: None)
     assert none_began.value.exit_code == 2
     with pytest.raises(RunFailedError, match=r"Others hold.*resume=true hydra\.run\.dir") as failed:
-        drive(run, tmp_path / "b", prepare(run), Launcher(1), lambda: None)
+        drive(run, tmp_path / "b", build_components(run), Launcher(1), lambda: None)
     assert failed.value.exit_code == 1
 
 
@@ -177,19 +212,18 @@ def replace_rank(failure: WorkerFailure, rank: int) -> WorkerFailure:
 
 def test_what_rank_0_says_crosses_processes_exactly() -> None:
     draw = np.random.default_rng(fresh_seed())
-    trained = Trained(
+    trained = TrainingResult(
         epochs=3,
         counts=Progress(steps=9, examples_seen=70, bytes_up=5, bytes_down=6),
-        final={"test": ClassificationMetrics(draw.integers(0, 9, (3, 3)), float(draw.normal()))},
+        final={"test": draw.normal(size=12)},
         target={"metric": "test/accuracy", "value": 0.9, "reached": False},
-        seconds_before=0.0,
+        seconds=float(draw.random()),
         train_seconds=float(draw.random()),
         startup_seconds=float(draw.random()),
         peak_rss_bytes=2**40,
     )
-    back = Trained.from_json(json.dumps(json.loads(trained.to_json())))
-    assert np.array_equal(back.final["test"].confusion, trained.final["test"].confusion)
-    assert back.final["test"].loss_sum == trained.final["test"].loss_sum
+    back = TrainingResult.from_json(json.dumps(json.loads(trained.to_json())))
+    assert np.array_equal(back.final["test"], trained.final["test"])
     assert replace(back, final={}) == replace(trained, final={})
 
 
@@ -225,12 +259,12 @@ def test_an_attempt_waits_for_the_workers_of_the_one_before(
 ) -> None:
     monkeypatch.setattr(fence_module, "_PATIENCE", 0.1)
     with (
-        fence.held(tmp_path),
-        fence.held(tmp_path),
+        worker_lock.held(tmp_path),
+        worker_lock.held(tmp_path),
         pytest.raises(RunDirectoryError, match=str(tmp_path)),
     ):
-        fence.wait_until_clear(tmp_path)
-    fence.wait_until_clear(tmp_path)
+        worker_lock.wait_until_clear(tmp_path, pytest.fail)
+    worker_lock.wait_until_clear(tmp_path, pytest.fail)
 
 
 _AUTOSCALER = "RAY_enable_autoscaler_v2"
@@ -265,10 +299,10 @@ def test_ray_is_started_and_stopped_by_who_needs_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     ours = signal.getsignal(signal.SIGTERM)
     ray = _NoRay(running=False)
-    with contextlib.suppress(KeyboardInterrupt), session(ray) as cluster:
+    with contextlib.suppress(RuntimeError), session(ray) as cluster:
         assert (cluster.cpus, cluster.gpus) == (4, 1)
         assert signal.getsignal(signal.SIGTERM) is ours
-        raise KeyboardInterrupt
+        raise RuntimeError
     assert ray.calls == ["init", "shutdown"]
 
 
@@ -318,6 +352,22 @@ def test_a_cluster_that_does_not_answer_is_named(
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ResourceError, match=f"RAY_ADDRESS={address}"), session(_NoRay(False)):
         pass
+
+
+def test_the_address_of_a_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://host:10001")
+    with pytest.raises(ResourceError, match=r"RAY_ADDRESS=ray://host:10001.*HOST:PORT"):
+        running_cluster(_NoRay(False))
+
+
+def test_auto_where_no_cluster_runs_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)  # of this machine
+    with pytest.raises(ResourceError, match="RAY_ADDRESS=auto, but no Ray cluster runs"):
+        running_cluster(_NoRay(False))
 
 
 def test_small_steps_use_one_thread_and_large_ones_their_share() -> None:

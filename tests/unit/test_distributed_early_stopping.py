@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from distributed.early_stopping import EarlyStopping
-from heliotrope.config_training import EarlyStoppingConfig
+from distributed.loop.early_stopping import EarlyStopping
+from heliotrope.config.distributed import EarlyStoppingConfig
+from heliotrope.metrics import Direction
 
 _NAN = float("nan")
+DIRECTIONS: dict[str, Direction] = {"loss": "min", "accuracy": "max", "rmse": "min"}
 
 
 @pytest.mark.parametrize(
@@ -18,6 +20,7 @@ _NAN = float("nan")
         (EarlyStoppingConfig("test/loss", 2), [3, 2, 2, 1, 1, 1], 6),
         (EarlyStoppingConfig("test/accuracy", 2), [1, 2, 2, 3, 1, 3], 6),
         (EarlyStoppingConfig("test/loss", 1, mode="max"), [1, 2, 1], 3),
+        (EarlyStoppingConfig("test/rmse", 2), [3, 2, 2, 1, 1, 1], 6),
         (EarlyStoppingConfig("test/loss", 2, min_delta=0.5), [3, 2.8, 2.6], 3),
         (EarlyStoppingConfig("test/loss", 2, min_delta=0.5), [3, 2.8, 2.4, 2.3], None),
         (EarlyStoppingConfig("test/loss", 2), [_NAN, 3, _NAN, _NAN], 4),
@@ -27,11 +30,11 @@ _NAN = float("nan")
 def test_a_run_stops_after_as_many_evaluations_without_improvement(
     cfg: EarlyStoppingConfig, values: list[float], after: int | None
 ) -> None:
-    watched = EarlyStopping(cfg)
+    watched = EarlyStopping(cfg, DIRECTIONS)
     name = cfg.metric or "test/loss"
     stops = []
     for value in values:
-        resumed = EarlyStopping(cfg)  # as if the run was resumed after each evaluation
+        resumed = EarlyStopping(cfg, DIRECTIONS)  # as if the run was resumed after each evaluation
         resumed.restore(json.loads(json.dumps(watched.saved())))
         watched = resumed
         stops.append(watched.observe({name: value}))
@@ -39,9 +42,9 @@ def test_a_run_stops_after_as_many_evaluations_without_improvement(
 
 
 def test_another_metric_begins_anew() -> None:
-    watched = EarlyStopping(EarlyStoppingConfig("test/loss", 1))
+    watched = EarlyStopping(EarlyStoppingConfig("test/loss", 1), DIRECTIONS)
     watched.observe({"test/loss": 1.0})
     assert watched.observe({"test/loss": 1.0})
-    other = EarlyStopping(EarlyStoppingConfig("test/accuracy", 1))
+    other = EarlyStopping(EarlyStoppingConfig("test/accuracy", 1), DIRECTIONS)
     other.restore(watched.saved())
     assert not other.stop

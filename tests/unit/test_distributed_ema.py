@@ -7,17 +7,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distributed.attempt import Place
-from distributed.ema import Ema
-from distributed.trainee import Trainee
+from distributed.strategies.ema import Ema
+from distributed.strategies.engine import Engine
+from distributed.topology import Topology
 from heliotrope.models import build
-from heliotrope.training import Batch, TrainTotals
+from heliotrope.training.loop import TrainTotals
 from tests.support import (
     assert_same_tensors,
     compose,
+    everything,
     fresh_seed,
     random_split,
     small_task,
+    training_batch,
     weights,
 )
 
@@ -39,14 +41,15 @@ def test_the_average_follows_the_weights_by_its_decay_once_it_is_warm() -> None:
 def test_a_step_that_float16_leaves_out_does_not_move_the_average(tmp_path: Path) -> None:
     overrides = ["distributed.precision=fp16", "distributed.ema_decay=0.5", "model.hidden=[5]"]
     run, task = compose("distributed", *overrides), small_task(3, (4,))
-    trainee = Trainee(run, build(run.model, task, 1), task, Place(), tmp_path)
-    before = weights(trainee.evaluated())
-    split = random_split(6, task, torch.Generator().manual_seed(fresh_seed()))
-    inputs, targets = split.inputs, split.targets
+    engine = Engine(run, build(run.model, task, 1), task, Topology(), tmp_path)
+    before = weights(engine.evaluated())
+    split = everything(random_split(6, task, torch.Generator().manual_seed(fresh_seed())))
+    given = split["image"], split["label"]
     # Losses divided by so little overflow: the scaler leaves this step out.
-    trainee.train(task, [Batch(inputs, targets, divisor=1e-36, seed=0)], TrainTotals())
-    assert_same_tensors(weights(trainee.evaluated()), before)
-    assert trainee.snapshot().rest["ema_steps"] == 0
-    trainee.train(task, [Batch(inputs, targets, divisor=6, seed=0)], TrainTotals())
-    assert trainee.snapshot().rest["ema_steps"] == 1
-    assert not torch.equal(trainee.evaluated().state_dict()["1.weight"], before["1.weight"])
+    engine.begin(TrainTotals())
+    engine.step(training_batch(*given, divisor=1e-36))
+    assert_same_tensors(weights(engine.evaluated()), before)
+    assert engine.snapshot().rest["ema_steps"] == 0
+    engine.step(training_batch(*given))
+    assert engine.snapshot().rest["ema_steps"] == 1
+    assert not torch.equal(engine.evaluated().state_dict()["1.weight"], before["1.weight"])

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distributed.recompute import recompute
-from heliotrope.config import MlpConfig
+from distributed.strategies.recompute import recompute
+from heliotrope.config import chosen
 from heliotrope.errors import ConfigError
 from heliotrope.models import build
-from heliotrope.models.dropout import SeededDropout
-from heliotrope.models.seeded import reseed
+from heliotrope.models.layers.dropout import SeededDropout
+from heliotrope.models.layers.seeded import reseed
 from tests.support import assert_same_tensors, fresh_seed, small_task
 
 
@@ -30,7 +30,7 @@ class _Blocks(nn.Module):
 
 
 def _deep() -> nn.Module:
-    cfg = MlpConfig("mlp", hidden=[8] * 12, dropout=0.3)
+    cfg = chosen("model", "mlp", hidden=[8] * 12, dropout=0.3)
     return build(cfg, small_task(4, (8,)), run_seed=3)
 
 
@@ -66,6 +66,28 @@ def test_the_gradients_are_the_same_and_less_is_kept(make: type[nn.Module]) -> N
     gradients, kept_less = _passed(frugal, inputs)
     assert_same_tensors(gradients, expected)
     assert kept_less < kept / 2
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_batch_statistics_are_of_one_pass_a_step(blocks: bool) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(5)
+        layers = [nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh()) for _ in range(6)]
+        if not blocks:
+            return nn.Sequential(*(part for layer in layers for part in layer))
+        model = _Blocks([])
+        model.blocks = nn.ModuleList(layers)
+        return model
+
+    inputs = torch.randn(32, 8, generator=torch.Generator().manual_seed(fresh_seed()))
+    with torch.random.fork_rng():
+        plain, frugal = make(), make()
+    recompute(frugal)
+    for _ in range(2):
+        expected, _ = _passed(plain, inputs)
+        gradients, _ = _passed(frugal, inputs)
+    assert_same_tensors(gradients, expected)
+    assert_same_tensors(dict(frugal.state_dict()), dict(plain.state_dict()))
 
 
 def test_a_model_without_parts_is_refused() -> None:

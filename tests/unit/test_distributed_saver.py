@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -13,17 +14,19 @@ from typing import Any
 import pytest
 import torch
 
-import distributed.diloco
 import distributed.driver
-import distributed.trainee
-import distributed.worker
-from distributed.retention import Best
-from distributed.saver import Saver
-from heliotrope import checkpoint, optimizer_state
-from heliotrope.checkpoint import Checkpoint
+import distributed.loop.worker
+import distributed.strategies.engine
+import distributed.strategies.local_sgd
+from distributed.loop.retention import Best
+from distributed.loop.saver import Saver
 from heliotrope.errors import CheckpointError
+from heliotrope.metrics import Direction
 from heliotrope.models import build
-from heliotrope.tracking import Tracker
+from heliotrope.runs import checkpoint
+from heliotrope.runs.checkpoint import Checkpoint
+from heliotrope.runs.events import Tracker
+from heliotrope.training import optimizer_state
 from tests.distributed_runs import INLINE, train
 from tests.support import assert_same_tensors, fresh_seed, weights
 
@@ -134,17 +137,27 @@ def test_an_error_of_the_writer_is_raised_in_training(training: _Training, when:
 
 def test_the_best_are_those_a_sort_puts_first() -> None:
     draw = random.Random(fresh_seed())
-    for metric, sign in (("test/loss", 1), ("validation/accuracy", -1)):
+    directions: dict[str, Direction] = {"loss": "min", "accuracy": "max", "rmse": "min"}
+    for metric, sign in (("test/loss", 1), ("validation/accuracy", -1), ("test/rmse", 1)):
         count = draw.randint(1, 4)
-        best, offered = Best(metric, count), []
+        best, offered = Best(metric, count, directions), []
         for progress in range(20):
             offered.append((draw.randint(0, 9) / 10, progress))
             wanted = sorted(offered, key=lambda e: (sign * e[0], e[1]))[:count]
             assert best.offer({metric: offered[-1][0]}, progress) == (offered[-1] in wanted)
             assert best.progresses == [progress for _, progress in wanted]
-            again = Best(metric, count)
+            again = Best(metric, count, directions)
             again.restore(best.saved())
             assert again.progresses == best.progresses
+
+
+def test_a_metric_that_is_not_defined_is_never_the_best() -> None:
+    best = Best("test/accuracy", 2, {"accuracy": "max"})
+    assert [best.offer({"test/accuracy": value}, n) for n, value in enumerate((math.nan, 0.5))] == [
+        False,
+        True,
+    ]
+    assert best.progresses == [1]
 
 
 class _Counting(torch.nn.Module):
@@ -175,7 +188,12 @@ def test_buffers_are_saved_as_they_were_though_the_next_pass_changes_them(
     def build_counting(*arguments: Any) -> torch.nn.Module:
         return torch.nn.Sequential(_Counting(), build(*arguments))
 
-    for module in (distributed.diloco, distributed.driver, distributed.trainee, distributed.worker):
+    for module in (
+        distributed.strategies.local_sgd,
+        distributed.driver,
+        distributed.strategies.engine,
+        distributed.loop.worker,
+    ):
         monkeypatch.setattr(module, "build", build_counting)
     _copying_slowly(monkeypatch)
     often = "distributed.checkpoint_every_steps=5"

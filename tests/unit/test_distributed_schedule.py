@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distributed.schedule import check_schedule, factor, scheduled
+from distributed.loop.schedule import LearningRate, check_schedule
 from heliotrope.config import DistributedConfig
+from heliotrope.config.schedule import schedule_of
 from heliotrope.errors import ConfigError
-from heliotrope.training import Batch
+from tests.support import compose
 
 
 def _factors(steps: int, **keys: object) -> list[float]:
     cfg = DistributedConfig(**keys)  # type: ignore[arg-type]
-    return [factor(cfg, step, steps) for step in range(steps)]
+    return [schedule_of(cfg).factor(step, steps) for step in range(steps)]
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -35,6 +36,22 @@ def test_warm_up_rises_evenly_and_the_schedule_has_the_rest(schedule: str) -> No
     factors = _factors(54, lr_warmup_steps=4, **keys)
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[4:] == _factors(50, **keys)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "one_cycle"])
+def test_a_run_longer_than_its_schedule_keeps_the_last_rate(schedule: str) -> None:
+    cfg = DistributedConfig(lr_schedule=schedule)
+    factors = [schedule_of(cfg).factor(step, 10) for step in range(14)]
+    assert factors[:10] == _factors(10, lr_schedule=schedule)
+    assert set(factors[10:]) == {factors[9]}
+
+
+def test_a_warm_up_must_end_before_the_horizon() -> None:
+    cfg = DistributedConfig(
+        epochs=9, batch_size=10, lr_schedule="cosine", lr_horizon=3, lr_warmup_steps=9
+    )
+    with pytest.raises(ConfigError, match=r"lr_warmup_steps=9 .*distributed.lr_horizon=3 "):
+        check_schedule(cfg, 21)
 
 
 def test_steps_decay_by_the_factor() -> None:
@@ -59,15 +76,14 @@ def test_one_cycle_is_that_of_torch() -> None:
     assert factors.index(max(factors)) == 12
 
 
-def test_each_batch_comes_with_the_rate_of_its_step_in_the_whole_run() -> None:
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([weight], lr=123.0)
-    batches = [Batch(torch.zeros(1), torch.zeros(1), 1.0, 0) for _ in range(4)]
-    cfg = DistributedConfig(lr_schedule="linear")
-    rates = [
-        optimizer.param_groups[0]["lr"]
-        for _ in scheduled(batches, optimizer, 0.5, cfg, (4, 8))  # the second of two epochs
-    ]
+def test_each_step_has_the_rate_of_its_place_in_the_whole_run() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=123.0)
+    keys = ("distributed.lr_schedule=linear", "distributed.epochs=2", "optimizer.lr=0.5")
+    learning_rate = LearningRate(compose("distributed", *keys), optimizer, epoch_steps=4)
+    rates = []
+    for step in range(4, 8):  # the second of two epochs
+        learning_rate.set(step)
+        rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.25, 0.1875, 0.125, 0.0625])
 
 

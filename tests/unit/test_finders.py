@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
-import heliotrope.finders
+import heliotrope.training.finders
+from distributed.loop.single_worker import SingleWorker
+from distributed.strategies import recompute
+from distributed.strategies.ema import Ema
+from distributed.strategies.local_sgd import LocalSgdEngine
 from heliotrope.cli import main
-from heliotrope.errors import RunFailedError
-from heliotrope.finders import _Trial, find_batch_size, find_lr
-from heliotrope.training import Batch
+from heliotrope.errors import ConfigError, RunFailedError
+from heliotrope.training.finders import _Trial, find_batch_size, find_lr
+from heliotrope.training.loop import TrainingBatch
 from tests.support import compose, global_random_state_untouched
 
 _SMALL = ("model.hidden=[16]", "distributed.batch_size=64", "seed=3")
@@ -60,12 +67,12 @@ def test_no_rate_is_found_where_the_loss_falls_at_none(monkeypatch: pytest.Monke
 def test_only_batches_of_the_size_that_is_told_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[int] = set()
 
-    def step(_trial: _Trial, batch: Batch, lr: float) -> float:
-        seen.add(len(batch.targets))
+    def step(_trial: _Trial, batch: TrainingBatch, lr: float) -> float:
+        seen.add(len(batch))
         return lr
 
     monkeypatch.setattr(_Trial, "step", step)
-    finding = find_batch_size(compose("distributed", *_SMALL))
+    finding = find_batch_size(compose("distributed", *_SMALL), SingleWorker)
     assert seen == set(finding.tried) == {8 * 2**power for power in range(8)}
 
 
@@ -73,11 +80,65 @@ def test_the_batch_size_found_is_the_smallest_that_is_nearly_as_fast_as_any(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seconds = {8: 1.0, 16: 1.0, 32: 1.0, 64: 1.0, 128: 1.95, 256: 4.0, 512: 8.0}
-    monkeypatch.setattr(heliotrope.finders, "_seconds", lambda _trial, size: seconds[size])
-    finding = find_batch_size(compose("distributed", *_SMALL))
+    monkeypatch.setattr(heliotrope.training.finders, "_seconds", lambda _trial, size: seconds[size])
+    finding = find_batch_size(compose("distributed", *_SMALL), SingleWorker)
     assert finding.tried == [8, 16, 32, 64, 128, 256, 512], "up to a step of more than 5 s"
     assert finding.measured == [size / seconds[int(size)] for size in finding.tried]
     assert finding.best == 64
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "distributed.precision=bf16",
+        "distributed.compile=true",
+        "distributed.activation_checkpointing=true",
+        "distributed.accumulation_steps=2",
+        "distributed.ema_decay=0.9",
+        "distributed.strategy=diloco",
+    ],
+)
+def test_batch_sizes_are_timed_with_the_steps_of_a_worker(
+    override: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = compose("distributed", *_SMALL, override)
+    taken: list[str] = []
+    noting(taken, "bf16", torch.autocast, "__enter__", monkeypatch)
+    noting(taken, "checkpointing", recompute, "checkpoint", monkeypatch)
+    noting(taken, "diloco", LocalSgdEngine, "_exchange", monkeypatch)
+    noting(taken, "ema", Ema, "update", monkeypatch)
+    noting(taken, "accumulation", TrainingBatch, "parts", monkeypatch)
+    noting(taken, "compile", torch, "compile", monkeypatch, replaced=lambda model, **_: model)
+    trial = _Trial(run, SingleWorker)
+    trial.step(next(trial.batches(16)), lr=1e-9)
+    wanted = override.partition("=")[0].rpartition(".")[2].partition("_")[0]
+    expected = {"precision": "bf16", "activation": "checkpointing", "strategy": "diloco"}
+    assert expected.get(wanted, wanted) in taken
+
+
+def noting(
+    taken: list[str],
+    what: str,
+    owner: Any,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    replaced: Callable[..., Any] | None = None,
+) -> None:
+    """Note `what` when a function is called, which goes on to do what it does."""
+    before = replaced or getattr(owner, name)
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        counts = what != "accumulation" or arguments[1] == 2
+        taken.extend([what] if counts else [])
+        return before(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, noted)
+
+
+def test_batch_sizes_are_not_found_where_weights_are_divided() -> None:
+    run = compose("distributed", *_SMALL, "distributed.strategy=fsdp")
+    with pytest.raises(ConfigError, match=r"distributed\.strategy=fsdp.*distributed\.strategy=ddp"):
+        find_batch_size(run, SingleWorker)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,15 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 
-from federated.choice import Choice
-from federated.client import Failure, Instruction, Update, Weights
-from federated.cohort import Evaluations
-from federated.grid import CohortGrid
-from federated.lane import Reply
-from federated.messages import read_arrays, to_record
-from heliotrope.metrics import ClassificationMetrics
+from federated.algorithms import ClientAlgorithm
+from federated.engine.evaluation import Evaluations
+from federated.engine.execution import Decision, ExecutionPlan
+from federated.engine.thread_lane import Reply
+from federated.flower.grid import CohortGrid
+from federated.flower.messages import read_arrays, to_record
+from federated.updates import Failure, Instruction, Update, Weights
+from heliotrope.metrics import Metrics
+from tests.support import small_task
 
 
 class _Answers:
@@ -24,23 +26,23 @@ class _Answers:
     def __init__(self, *replies: Reply) -> None:
         self._replies = list(replies)
 
-    def measure(self, weights: Weights, order: Instruction, cohort: Sequence[int]) -> Choice:
-        return Choice("sequential", 1)
+    def decide(self, cohort: int, algorithms: tuple[ClientAlgorithm, ...]) -> Decision:
+        return Decision(ExecutionPlan("sequential", 1), {})
 
     def train(
         self,
         weights: Weights,
         order: Instruction,
         cohort: Sequence[int],
-        choice: Choice,
+        choice: ExecutionPlan,
         reduce: bool,
     ) -> list[Reply]:
         return self._replies
 
     def evaluate(self, weights: Weights, cohort: Sequence[int]) -> Evaluations:
-        return Evaluations()
+        return Evaluations((), small_task(2).metrics.zero_groups(0))
 
-    def evaluate_centrally(self, weights: Weights) -> dict[str, ClassificationMetrics]:
+    def evaluate_centrally(self, weights: Weights) -> dict[str, Metrics]:
         return {}
 
     def peak_rss_bytes(self) -> int:
@@ -51,11 +53,12 @@ class _Answers:
 
 
 def _update(value: float, *clients: int) -> Update:
-    return Update(clients, {"w": torch.tensor([value])}, len(clients), 1.0, 1, 1)
+    return Update(clients, {"w": torch.tensor([value])}, len(clients), 1.0, 1, 1, 1)
 
 
 def _round(*replies: Reply, cohort: Sequence[int] = (0, 1, 2)) -> tuple[CohortGrid, ArrayRecord]:
     grid = CohortGrid(_Answers(*replies), reduce=False)
+    grid.execution = ExecutionPlan("sequential", 1)
     grid.offer(cohort)
     strategy = FedAvg(min_train_nodes=1, min_available_nodes=1)
     start = to_record({"w": torch.tensor([0.0])})

@@ -8,8 +8,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from federated.client import Update
-from federated.messages import (
+from federated.algorithms import FedProx
+from federated.flower.messages import (
     become_server,
     content_of,
     error_reply,
@@ -20,7 +20,8 @@ from federated.messages import (
     to_record,
     train_reply,
 )
-from heliotrope.metrics import ClassificationMetrics
+from federated.updates import Update
+from tests.support import small_task
 
 
 @pytest.fixture
@@ -74,11 +75,19 @@ def test_an_instruction_holds_the_weights_the_round_and_the_proximal_term(
 ) -> None:
     weights, order = content_of(instruction)
     assert torch.equal(weights["w"], torch.tensor([[1.0, 2.0]]))
-    assert (order.server_round, order.proximal_mu) == (3, 0.5)
+    assert (order.server_round, order.algorithms) == (3, (FedProx(0.5),))
 
 
-def test_a_train_reply_weighs_by_examples_and_gives_the_mean_loss(instruction: Message) -> None:
-    update = Update((7,), {"w": torch.ones(2)}, examples=10, loss_sum=30.0, seen=20, steps=4)
+def test_a_train_reply_tells_its_weight_and_the_loss_per_unit_of_it(instruction: Message) -> None:
+    update = Update(
+        (7,),
+        {"w": torch.ones(2)},
+        weight=10,
+        loss_sum=30.0,
+        seen=5,
+        weight_seen=20,
+        steps=4,
+    )
     content = train_reply(update, instruction).content
     (metrics,) = content.metric_records.values()
     assert metrics["num-examples"] == 10
@@ -87,13 +96,14 @@ def test_a_train_reply_weighs_by_examples_and_gives_the_mean_loss(instruction: M
 
 
 def test_evaluations_are_added_and_not_averaged(instruction: Message) -> None:
+    of = small_task(3).metrics
     parts = [
-        ClassificationMetrics(np.array([[3, 1], [0, 0]]), 2.0),
-        ClassificationMetrics(np.array([[0, 0], [5, 1]]), 7.0),
+        of.from_vector(np.array([4, *(3, 1, 0, 0, 0, 0, 0, 0, 0), 2.0, 4])),
+        of.from_vector(np.array([6, *(0, 0, 0, 5, 1, 0, 0, 0, 0), 7.0, 6])),
     ]
     replies = [evaluate_reply(part, instruction).content for part in parts]
     (vector,) = summed_evaluations(replies, "num-examples").values()
-    total = ClassificationMetrics.from_vector(np.asarray(vector))
+    total = of.from_vector(np.asarray(vector))
     assert total.count == 10
     assert total.compute()["accuracy"] == 0.4
-    assert total.loss_sum == 9.0
+    assert total.compute()["loss"] == 0.9

@@ -10,8 +10,9 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
 from heliotrope.evaluation import evaluate, named
-from heliotrope.metrics import ClassificationMetrics
+from heliotrope.metrics import Confusion, Loss, Metrics, MetricSet
 from tests.support import (
+    confusion_of,
     fresh_seed,
     global_random_state_untouched,
     random_split,
@@ -28,16 +29,23 @@ def random_outputs(
     return logits, torch.randint(used, (count,), generator=generator)
 
 
+def of_counts(confusion: np.ndarray, loss_sum: float) -> Metrics:
+    """Return metrics with this confusion matrix and sum of losses."""
+    count = float(confusion.sum())
+    sums = np.concatenate([[count], confusion.ravel(), [loss_sum, count]])
+    return small_task(len(confusion)).metrics.from_vector(sums)
+
+
 @pytest.mark.parametrize(("classes", "used"), [(2, 2), (5, 5), (10, 4), (3, 1)])
 @pytest.mark.parametrize("count", [1, 7, 400])
 def test_metrics_are_scikit_learns(classes: int, used: int, count: int) -> None:
     generator = torch.Generator().manual_seed(fresh_seed())
     logits, targets = random_outputs(generator, count, classes, used)
-    metrics = small_task(classes).measure(logits, targets)
+    metrics = small_task(classes).metrics.measure(logits, {"label": targets})
     predicted = logits.argmax(dim=1)
     labels = list(range(classes))
     assert metrics.count == count
-    assert (metrics.confusion == confusion_matrix(targets, predicted, labels=labels)).all()
+    assert (confusion_of(metrics) == confusion_matrix(targets, predicted, labels=labels)).all()
     computed = metrics.compute()
     assert computed["accuracy"] == pytest.approx(accuracy_score(targets, predicted))
     assert computed["macro_f1"] == pytest.approx(
@@ -50,45 +58,80 @@ def test_metrics_are_scikit_learns(classes: int, used: int, count: int) -> None:
 
 
 def test_a_class_missed_altogether_counts_as_zero() -> None:
-    metrics = ClassificationMetrics(np.array([[5, 0, 0], [5, 0, 0], [0, 0, 0]]), 0.0)
+    metrics = of_counts(np.array([[5, 0, 0], [5, 0, 0], [0, 0, 0]]), 0.0)
     assert metrics.compute()["macro_f1"] == pytest.approx((2 * 5 / 15 + 0) / 2)
 
 
 def test_no_examples_have_no_metrics_and_change_no_sum() -> None:
-    nothing = small_task().no_metrics()
+    nothing = small_task().metrics.zero()
     assert nothing.count == 0
     assert all(math.isnan(value) for value in nothing.compute().values())
-    some = ClassificationMetrics(np.eye(3, dtype=np.int64), 1.5)
+    assert nothing.panels() == {}
+    some = of_counts(np.eye(3, dtype=np.int64), 1.5)
     assert (some + nothing).compute() == (nothing + some).compute() == some.compute()
 
 
 def test_vectors_carry_the_sums_and_can_be_added() -> None:
     generator = torch.Generator().manual_seed(fresh_seed())
     task = small_task(4)
-    parts = [task.measure(*random_outputs(generator, 50, 4, 4)) for _ in range(3)]
-    added = ClassificationMetrics.from_vector(sum(part.to_vector() for part in parts))
+    drawn = [random_outputs(generator, 50, 4, 4) for _ in range(3)]
+    parts = [task.metrics.measure(logits, {"label": labels}) for logits, labels in drawn]
+    added = task.metrics.from_vector(sum(part.to_vector() for part in parts))
     whole = parts[0] + parts[1] + parts[2]
-    assert (added.confusion == whole.confusion).all()
-    assert added.loss_sum == pytest.approx(whole.loss_sum, rel=1e-15)
-    back = ClassificationMetrics.from_vector(whole.to_vector())
-    assert back.confusion.dtype == np.int64
-    assert (back.confusion == whole.confusion).all()
-    assert back.loss_sum == whole.loss_sum
+    assert (added.sums == whole.sums).all()
+    back = task.metrics.from_vector(whole.to_vector().tolist())
+    assert back.compute() == whole.compute()
+    assert back.panels() == whole.panels()
+    vector = whole.to_vector()
+    vector += 1
+    assert back.compute() == whole.compute(), "what is done to a vector changed the metrics"
 
 
 def test_a_large_count_does_not_lose_examples() -> None:
-    many = ClassificationMetrics(np.full((2, 2), 2**50, dtype=np.int64), 1e18)
-    one = ClassificationMetrics(np.eye(2, dtype=np.int64), 0.5)
-    assert ClassificationMetrics.from_vector((many + one).to_vector()).count == 2**52 + 2
+    many = of_counts(np.full((2, 2), 2**50, dtype=np.int64), 1e18)
+    one = of_counts(np.eye(2, dtype=np.int64), 0.5)
+    assert (many + one).count == 2**52 + 2
 
 
 def test_names_carry_the_split() -> None:
-    metrics = ClassificationMetrics(np.eye(2, dtype=np.int64), 1.0)
+    metrics = of_counts(np.eye(4, dtype=np.int64), 1.0)
     assert named(metrics, "test") == {
         "test/accuracy": 1.0,
-        "test/loss": 0.5,
+        "test/loss": 0.25,
         "test/macro_f1": 1.0,
     }
+
+
+def test_the_numbers_that_matter_most_come_first() -> None:
+    members = (Loss(lambda outputs, _: outputs), Confusion(("a", "b")))
+    assert list(MetricSet(members).directions) == ["loss", "accuracy", "macro_f1"]
+    first = MetricSet(members, ("macro_f1", "loss"))
+    assert (
+        list(first.directions) == list(first.zero().compute()) == ["macro_f1", "loss", "accuracy"]
+    )
+    with pytest.raises(ValueError, match="no metric computes f2: there are loss, accuracy"):
+        MetricSet(members, ("f2",))
+    with pytest.raises(ValueError, match="more than one metric computes loss"):
+        MetricSet((*members, members[0]))
+    with pytest.raises(ValueError, match="no metric computes a number"):
+        MetricSet(())
+
+
+def test_losses_are_told_per_unit_of_weight() -> None:
+    metrics = MetricSet((Loss(lambda outputs, _: outputs, lambda batch: batch["tokens_length"]),))
+    batch = {"tokens_length": torch.tensor([3, 0, 1])}
+    measured = metrics.measure(torch.tensor([6.0, 0.0, 4.0]), batch)
+    assert measured.count == 3
+    assert measured.compute() == {"loss": 2.5}
+
+
+def test_one_nan_among_the_outputs_shows_in_the_sums_of_its_group() -> None:
+    task = small_task(3)
+    outputs = torch.zeros(4, 3)
+    outputs[2, 1] = math.nan
+    groups = torch.tensor([0, 0, 1, 2])
+    sums = task.metrics.measure_groups(outputs, {"label": torch.tensor([0, 1, 2, 0])}, groups, 4)
+    assert sums.finite.tolist() == [True, False, True, True]
 
 
 # --- evaluate -----------------------------------------------------------------------------
@@ -109,7 +152,7 @@ def test_evaluation_mode_is_entered_and_left(training: bool) -> None:
     split = random_split(50, task, torch.Generator().manual_seed(fresh_seed()))
     model = DropsWhileTraining().train(training)
     with global_random_state_untouched():
-        values = [evaluate(model, task, split, 8).loss_sum for _ in range(2)]
+        values = [evaluate(model, task, split, 8).compute()["loss"] for _ in range(2)]
     assert values[0] == values[1], "dropout was active"
     assert all(module.training is training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -129,6 +172,7 @@ def test_indices_choose_and_may_repeat() -> None:
     model = torch.nn.Linear(4, 3)
     twice = evaluate(model, task, split, 3, [4, 4, 7])
     with torch.no_grad():
-        by_hand = task.measure(model(split.inputs[[4, 4, 7]]), split.targets[[4, 4, 7]])
-    assert (twice.confusion == by_hand.confusion).all()
-    assert twice.loss_sum == pytest.approx(by_hand.loss_sum, rel=1e-6)
+        batch = split.take(torch.tensor([4, 4, 7]))
+        by_hand = task.metrics.measure(model(batch["image"]), batch)
+    assert (confusion_of(twice) == confusion_of(by_hand)).all()
+    assert twice.compute()["loss"] == pytest.approx(by_hand.compute()["loss"], rel=1e-6)

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from heliotrope.config import CnnConfig, MlpConfig, ModelConfig
+from heliotrope.config import ModelConfig, chosen
 from heliotrope.errors import ConfigError
 from heliotrope.models import build, parameter_count
-from heliotrope.models.augment import SeededAugment
-from heliotrope.models.dropout import SeededDropout
-from heliotrope.models.seeded import layer_keys, reseed
-from heliotrope.seeding import seed
-from heliotrope.tasks import Classification
+from heliotrope.models.layers.augment import SeededAugment
+from heliotrope.models.layers.dropout import SeededDropout
+from heliotrope.models.layers.seeded import draw_numbers, layer_keys, reseed
+from heliotrope.seeding import ranked, seed
 from tests.support import (
     assert_same_tensors,
+    classification,
     compose,
     fresh_seed,
     global_random_state_untouched,
     small_task,
 )
 
-MNIST = Classification("mnist", (1, 28, 28), tuple("0123456789"))
+MNIST = classification("mnist", (1, 28, 28), tuple("0123456789"))
+
+
+def _model(name: str, **keys: Any) -> ModelConfig:
+    cfg: ModelConfig = chosen("model", name, **keys)
+    return cfg
 
 
 @pytest.mark.parametrize(
@@ -44,10 +50,10 @@ def test_sizes_are_the_papers(experiment: str, parameters: int) -> None:
 
 
 CONFIGS = [
-    MlpConfig("mlp", hidden=[6, 5], dropout=0.5),
-    MlpConfig("mlp", hidden=[]),
-    CnnConfig("cnn", channels=[2, 3], kernel_size=3, hidden=[4], dropout=0.2),
-    CnnConfig("cnn", channels=[2], kernel_size=5, hidden=[], activation="gelu"),
+    _model("mlp", hidden=[6, 5], dropout=0.5),
+    _model("mlp", hidden=[]),
+    _model("cnn", channels=[2, 3], kernel_size=3, hidden=[4], dropout=0.2),
+    _model("cnn", channels=[2], kernel_size=5, hidden=[], activation="gelu"),
 ]
 
 
@@ -73,16 +79,28 @@ def test_weights_follow_from_the_seed_alone(cfg: ModelConfig) -> None:
 @pytest.mark.parametrize(
     ("cfg", "shape", "named"),
     [
-        (CnnConfig("cnn"), (64,), ("model=cnn", "data=small", "[64]", "Set model=mlp")),
-        (CnnConfig("cnn", channels=[4] * 3), (1, 7, 28), ("model.channels=[4, 4, 4]", "7x28")),
-        (CnnConfig("cnn", channels=[4, 0]), (1, 8, 8), ("model.channels=[4, 0]", "at least 1")),
-        (CnnConfig("cnn", kernel_size=4), (1, 8, 8), ("model.kernel_size=4", "odd")),
-        (CnnConfig("cnn", kernel_size=-1), (1, 8, 8), ("model.kernel_size=-1", "odd")),
-        (CnnConfig("cnn", hidden=[0]), (1, 8, 8), ("model.hidden=[0]", "at least 1")),
-        (MlpConfig("mlp", hidden=[8, -3]), (4,), ("model.hidden=[8, -3]", "at least 1")),
-        (MlpConfig("mlp", dropout=1.0), (4,), ("model.dropout=1.0", "[0, 1)")),
-        (MlpConfig("mlp", dropout=-0.1), (4,), ("model.dropout=-0.1", "[0, 1)")),
-        (MlpConfig("mlp", activation="relo"), (4,), ("model.activation=relo", "mean 'relu'?")),
+        (_model("cnn"), (64,), ("model=cnn", "data=small", "[64]", "Set model=mlp")),
+        (
+            _model("cnn", channels=[4] * 3),
+            (1, 7, 28),
+            ("model.channels=[4, 4, 4]", "7x28"),
+        ),
+        (
+            _model("cnn", channels=[4, 0]),
+            (1, 8, 8),
+            ("model.channels=[4, 0]", "at least 1"),
+        ),
+        (_model("cnn", kernel_size=4), (1, 8, 8), ("model.kernel_size=4", "odd")),
+        (_model("cnn", kernel_size=-1), (1, 8, 8), ("model.kernel_size=-1", "odd")),
+        (_model("cnn", hidden=[0]), (1, 8, 8), ("model.hidden=[0]", "at least 1")),
+        (_model("mlp", hidden=[8, -3]), (4,), ("model.hidden=[8, -3]", "at least 1")),
+        (_model("mlp", dropout=1.0), (4,), ("model.dropout=1.0", "[0, 1)")),
+        (_model("mlp", dropout=-0.1), (4,), ("model.dropout=-0.1", "[0, 1)")),
+        (
+            _model("mlp", activation="relo"),
+            (4,),
+            ("model.activation=relo", "mean 'relu'?"),
+        ),
     ],
     ids=str,
 )
@@ -97,7 +115,7 @@ def test_a_model_that_does_not_fit_is_refused(
 
 @pytest.mark.parametrize("size", [4, 5, 7, 8, 28])
 def test_every_image_that_the_poolings_leave_something_of_is_taken(size: int) -> None:
-    cfg = CnnConfig("cnn", channels=[2, 2], kernel_size=5, hidden=[3])
+    cfg = _model("cnn", channels=[2, 2], kernel_size=5, hidden=[3])
     model = build(cfg, small_task(shape=(3, size, size + 1)), 0)
     assert model(torch.zeros(2, 3, size, size + 1)).shape == (2, 3)
 
@@ -157,12 +175,32 @@ def test_padding_does_not_move_the_mask_of_real_examples() -> None:
     assert torch.equal(mask(0.4, key, 13, 7)[:5], mask(0.4, key, 5, 7))
 
 
-def test_parts_of_a_batch_draw_their_part_of_its_mask() -> None:
+def test_padding_does_not_move_the_mask_of_a_sequence_or_of_a_picture() -> None:
     key = fresh_seed()
-    whole = mask(0.4, key, 12, 3, 5)
+    assert torch.equal(mask(0.4, key, 5, 13, 4)[:, :6], mask(0.4, key, 5, 6, 4))
+    wide = mask(0.4, key, 5, 2, 9, 13)
+    assert torch.equal(wide[:, :, :6, :7], mask(0.4, key, 5, 2, 6, 7))
+
+
+@pytest.mark.parametrize("shape", [(50, 2000), (4, 3, 70_000), (10, 20, 30, 20), (9,) * 5])
+def test_no_two_places_have_one_draw(shape: tuple[int, ...]) -> None:
+    key = torch.tensor(fresh_seed())
+    draws = ranked(key, draw_numbers(torch.tensor(3), shape))
+    assert draws.shape == shape
+    assert len(draws.unique()) == draws.numel()
+
+
+@pytest.mark.parametrize("shape", [(12,), (12, 5), (12, 3, 5), (12, 2, 3, 5), (12, 2, 2, 3, 2)])
+def test_parts_of_a_batch_draw_their_part_of_its_mask(shape: tuple[int, ...]) -> None:
+    key = fresh_seed()
+    whole = mask(0.4, key, *shape)
     part = layer(0.4, key)
     part.first.fill_(7)
-    assert torch.equal(part(torch.ones(5, 3, 5)) > 0, whole[7:])
+    assert torch.equal(part(torch.ones(5, *shape[1:])) > 0, whole[7:])
+
+
+def test_one_number_can_be_dropped() -> None:
+    assert mask(0.5, fresh_seed()).shape == ()
 
 
 def test_the_same_mask_in_a_stack_of_clients_as_alone() -> None:
@@ -282,8 +320,8 @@ def test_nothing_is_augmented_in_evaluation() -> None:
 
 def test_augmentation_leaves_the_names_of_the_weights() -> None:
     digits = small_task(shape=(1, 8, 8))
-    plain = build(CnnConfig(name="cnn", channels=[4], kernel_size=3), digits, 0)
-    other = build(CnnConfig(name="cnn", channels=[4], kernel_size=3, flip=True), digits, 0)
+    plain = build(_model("cnn", channels=[4], kernel_size=3), digits, 0)
+    other = build(_model("cnn", channels=[4], kernel_size=3, flip=True), digits, 0)
     assert list(plain.state_dict()) == list(other.state_dict())
     with pytest.raises(ConfigError, match=r"model\.shift=8 .* 8x8"):
-        build(CnnConfig(name="cnn", channels=[4], kernel_size=3, shift=8), digits, 0)
+        build(_model("cnn", channels=[4], kernel_size=3, shift=8), digits, 0)

@@ -9,17 +9,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from heliotrope import optimizer_state
-from heliotrope.config import AdafactorConfig, AdamConfig, OptimizerConfig, SgdConfig
-from heliotrope.training import build_optimizer
+from heliotrope.config import OptimizerConfig, chosen
+from heliotrope.training import optimizer_state
+from heliotrope.training.optimizers import build_optimizer
 from tests.support import assert_same_tensors, fresh_seed, weights
 
 _CONFIGS = [
-    SgdConfig(name="sgd", lr=0.1),
-    SgdConfig(name="sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
-    AdamConfig(name="adam", lr=0.01, betas=(0.8, 0.95)),
-    AdamConfig(name="adamw", lr=0.01, weight_decay=0.1),
-    AdafactorConfig(name="adafactor", lr=0.01, weight_decay=0.1),
+    chosen("optimizer", "sgd", lr=0.1),
+    chosen("optimizer", "sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    chosen("optimizer", "adam", lr=0.01, betas=(0.8, 0.95)),
+    chosen("optimizer", "adamw", lr=0.01, weight_decay=0.1),
+    chosen("optimizer", "adafactor", lr=0.01, weight_decay=0.1),
 ]
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 import heliotrope
 from heliotrope.errors import ConfigError
 from heliotrope.report import RunRecord, comparison_table, read_run, write_report
-from heliotrope.reporting.compare import labels
+from heliotrope.report.compare import labels
 
 CONFIG = """\
 name: {name}
@@ -428,9 +428,46 @@ def test_metrics_of_other_tasks_are_plotted(tmp_path: Path) -> None:
     ]
     outcome = result(metrics={"test/rmse": 1.0, "test/r2": 0.3})
     page = page_of(make_run(tmp_path, events=events, outcome=outcome))
-    assert any("test rmse against wall time" in text for text in page.values("aria-label"))
+    assert any("test RMSE against wall time" in text for text in page.values("aria-label"))
     assert "test accuracy" not in " ".join(page.values("aria-label"))
     assert "Confusion matrices" not in page.text
+
+
+def test_what_is_better_is_what_the_run_says(tmp_path: Path) -> None:
+    goal = {"metric": "test/rmse", "value": 2.0, "reached": True}
+    ways = {"rmse": "min", "r2": "max"}
+
+    def run_of(name: str, rmse: float, r2: float) -> Path:
+        outcome = result(metrics={"test/rmse": rmse, "test/r2": r2}, directions=ways, target=goal)
+        rows = [{"client": i, "examples": 9, "rmse": rmse + i, "r2": r2} for i in range(3)]
+        events = [event("clients", **progress(1), clients=rows)]
+        return make_run(tmp_path / name, events=events, outcome=outcome)
+
+    a, b = run_of("a", 1.0, 0.9), run_of("b", 2.0, 0.95)
+    runs = [read_run(a), read_run(b)]
+    table = comparison_table(runs)
+    bold = [
+        [str(getattr(cell, "style", "")) == "bold" for cell in list(column.cells)]
+        for column in table.columns
+    ]
+    labels_of_rows = [str(label) for label in table.columns[0].cells]
+    rmse, r2 = labels_of_rows.index("test RMSE"), labels_of_rows.index("test R²")
+    assert rmse < r2, "what matters most comes first"
+    assert [column[rmse] for column in bold] == [False, True, False]
+    assert [column[r2] for column in bold] == [False, False, True]
+    assert "test RMSE ≤ 2: reached" in row_of(printed(runs), "target")[0]
+    page = page_of(a)
+    assert "digits 3 3.0000 3.0000 2.0000 1.0000" in page.text, "the worst has the largest error"
+
+
+def test_a_run_under_way_says_what_is_better(tmp_path: Path) -> None:
+    told = [event("start", mode="federated", directions={"rmse": "min"})]
+    told += [event("evaluate", **progress(i), **{"test/rmse": 1 / i}) for i in (1, 2, 3)]
+    directory = make_run(tmp_path, events=told, finished=False)
+    assert read_run(directory).direction("test/rmse") == "min"
+    assert read_run(directory).direction("clients/loss") == "min", "as in runs of old versions"
+    assert read_run(directory).direction("test/accuracy") == "max"
+    assert read_run(directory).direction("test/made_up") is None
 
 
 def test_divergence_is_said(tmp_path: Path) -> None:
@@ -453,6 +490,40 @@ def test_small_confusion_matrices_are_tables_and_large_ones_pictures(tmp_path: P
     page = page_of(make_run(tmp_path / "b", events=[*training(2), large]))
     assert page.tags["image"] == 1
     assert "c0 taken for c1: 1 of 11" in page.text
+
+
+def test_what_a_model_says_is_drawn_beside_what_is_true(tmp_path: Path) -> None:
+    curves = {
+        "roc": {"false_positive_rate": [0.0, 0.2, 1.0], "true_positive_rate": [0.0, 0.8, 1.0]},
+        "precision_recall": {"recall": [0.5, 1.0], "precision": [1.0, 0.6]},
+        "reliability": {"count": [4, 6], "confidence": [0.6, 0.9], "accuracy": [0.5, 0.95]},
+    }
+    numbers = {"predictions": {"low": -1.0, "high": 3.0, "counts": [[8, 1], [0, 3]]}}
+    page = page_of(
+        make_run(tmp_path / "a", name="a", events=[*training(2), event("final", **curves)]),
+        make_run(tmp_path / "b", name="b", events=[*training(2), event("final", **numbers)]),
+        make_run(tmp_path / "c", name="c"),
+    )
+    told = page.values("aria-label")
+    assert "ROC curve. a: area 0.8000." in told
+    assert "precision and recall. a: precision 1.0000 at first, 0.6000 of all." in told
+    assert "reliability. a: confidence and accuracy differ by up to 0.1000." in told
+    (against,) = [text for text in told if text.startswith("Predictions of b against the true")]
+    assert "from -1.0000 to 3.0000: 11 of 12 lie in the same of 2 bins." in against
+    assert "Confusion matrices" not in page.text
+
+
+def test_panels_of_damaged_numbers_are_left_out(tmp_path: Path) -> None:
+    odd: list[Any] = [None, [], [1, "x"], [0.5], [2.0, 0.1], {"a": 1}, 3, [[1, 2], [3]], 10**400]
+    for n, value in enumerate(odd):
+        events = [
+            event("final", roc={"false_positive_rate": value, "true_positive_rate": [0.0, 1.0]}),
+            event("final", predictions={"low": 0, "high": value, "counts": value}),
+            event("final", reliability=value),
+        ]
+        page = page_of(make_run(tmp_path / str(n), events=[*training(1), *events]))
+        assert "Predicted against true" not in page.text
+        assert "ROC curve" not in page.text
 
 
 def test_clients_are_ranked_from_the_worst(tmp_path: Path) -> None:
@@ -526,9 +597,8 @@ def test_the_users_matplotlib_settings_neither_change_nor_matter(tmp_path: Path)
 
 
 def test_importing_the_report_imports_no_plotting(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = [n for n in sys.modules if n.startswith(("heliotrope.report", "heliotrope.reporting"))]
-    for name in ("report", "reporting"):  # put back when the test is over
-        monkeypatch.setattr(heliotrope, name, getattr(heliotrope, name))
+    ours = [n for n in sys.modules if n.startswith("heliotrope.report")]
+    monkeypatch.setattr(heliotrope, "report", heliotrope.report)  # put back at the end
     for name in ours:
         monkeypatch.delitem(sys.modules, name)
     for name in ("matplotlib", "jinja2", "omegaconf", "numpy"):

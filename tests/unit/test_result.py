@@ -8,9 +8,18 @@ import math
 import pytest
 
 from heliotrope.config import TargetConfig
-from heliotrope.result import Outcome, Target, result_of
-from heliotrope.tracking import Clock, Progress
+from heliotrope.metrics import Direction
+from heliotrope.runs.clock import Clock
+from heliotrope.runs.events import Progress
+from heliotrope.runs.outcome import Outcome, Target, result_of
 from tests.support import MODES, compose
+
+DIRECTIONS: dict[str, Direction] = {
+    "accuracy": "max",
+    "loss": "min",
+    "macro_f1": "max",
+    "rmse": "min",
+}
 
 # What scripts may rely on, from the design.
 PROMISED = {
@@ -54,7 +63,7 @@ def test_a_run_that_did_not_train_has_no_speed() -> None:
 
 
 def watch(metric: str, value: float, seen: list[float], *, stop: bool = True) -> Target:
-    target = Target(TargetConfig(metric, value, stop))
+    target = Target(TargetConfig(metric, value, stop), DIRECTIONS)
     for number, measured in enumerate(seen, start=1):
         counts = Progress(examples_seen=100 * number)
         if target.observe({metric: measured}, {"round": number}, counts, Clock(float(number))):
@@ -70,6 +79,7 @@ def watch(metric: str, value: float, seen: list[float], *, stop: bool = True) ->
         ("test/loss", 0.5, [0.9, 0.51, 0.5, 0.1], 3),
         ("test/macro_f1", 0.7, [math.nan, 0.6, 0.7], 3),
         ("test/loss", 0.5, [math.nan, math.inf], None),
+        ("test/rmse", 0.5, [0.9, 0.4], 2),
     ],
 )
 def test_a_target_is_reached_at_the_first_good_value(
@@ -93,7 +103,7 @@ def test_the_first_moment_is_kept_while_training_goes_on() -> None:
 
 @pytest.mark.parametrize(("stop", "stops"), [(True, True), (False, False)])
 def test_training_stops_only_if_asked(stop: bool, stops: bool) -> None:
-    target = Target(TargetConfig("test/accuracy", 0.9, stop))
+    target = Target(TargetConfig("test/accuracy", 0.9, stop), DIRECTIONS)
     assert target.observe({"test/accuracy": 0.8}, {"epoch": 1}, Progress(), Clock()) is False
     assert target.observe({"test/accuracy": 1.0}, {"epoch": 2}, Progress(), Clock()) is stops
     assert target.observe({"test/accuracy": 0.1}, {"epoch": 3}, Progress(), Clock()) is stops
@@ -103,12 +113,12 @@ def test_training_stops_only_if_asked(stop: bool, stops: bool) -> None:
 
 
 def test_other_metrics_are_not_the_target() -> None:
-    target = Target(TargetConfig("validation/accuracy", 0.9))
+    target = Target(TargetConfig("validation/accuracy", 0.9), DIRECTIONS)
     assert not target.observe({"test/accuracy": 1.0}, {"epoch": 1}, Progress(), Clock())
 
 
 def test_without_a_target_nothing_is_said_of_one() -> None:
-    target = Target(TargetConfig())
+    target = Target(TargetConfig(), DIRECTIONS)
     assert not target.observe({"test/accuracy": 1.0}, {"epoch": 1}, Progress(), Clock())
     assert target.summary() is None
     assert "target" not in result_of(compose("federated"), "federated", outcome())

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from heliotrope.seeding import (
+    hash_counters,
+    hash_ranks,
     hashed,
     hashed_number,
     isolated_rng,
@@ -67,8 +69,17 @@ def test_the_quick_forms_of_a_hash_give_its_numbers() -> None:
     counters = torch.arange(200)
     slow = hashed(key, counters)
     assert [hashed_number(key, n) for n in range(200)] == slow.tolist()
-    quick = ranked(torch.tensor(key), torch.tensor(7), 100)
+    quick = ranked(torch.tensor(key), counters[7:107])
     assert torch.equal(quick >> 33, slow[7:107] >> 33)
+
+
+def test_ranks_by_hash_are_those_of_the_hashes() -> None:
+    generator = np.random.default_rng(fresh_seed())
+    identities = generator.integers(-(2**63), 2**63 - 1, 70_000)  # of more than two blocks
+    key = seed(fresh_seed(), "key")
+    ranks = hash_ranks(key, hash_counters(identities))
+    slow = hashed(key, torch.from_numpy(identities)).numpy().view(np.uint64)
+    assert ((ranks >> np.uint64(33)) == (slow >> np.uint64(33))).all()
 
 
 def test_streams_depend_on_nothing_but_their_path() -> None:

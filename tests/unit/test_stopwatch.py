@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from heliotrope.stopwatch import Stopwatch
+from heliotrope.system.stopwatch import Stopwatch
 
 
 def test_each_part_is_given_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:

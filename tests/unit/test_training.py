@@ -13,26 +13,27 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from heliotrope.config import AdamConfig, MlpConfig, OptimizerConfig, SgdConfig
-from heliotrope.config_training import LossConfig
+from heliotrope.config import OptimizerConfig, chosen
+from heliotrope.config.training import LossConfig
 from heliotrope.models import build
-from heliotrope.stopwatch import Stopwatch
-from heliotrope.tasks import Classification
-from heliotrope.training import (
-    Batch,
+from heliotrope.system.stopwatch import Stopwatch
+from heliotrope.training.loop import (
     Recipe,
+    TrainingBatch,
     TrainTotals,
-    build_optimizer,
     penalty_of,
-    proximal_term,
     train_batches,
 )
+from heliotrope.training.optimizers import build_optimizer
 from tests.support import (
     assert_same_tensors,
+    classification,
+    everything,
     fresh_seed,
     global_random_state_untouched,
     random_split,
     small_task,
+    training_batch,
     weights,
 )
 
@@ -40,37 +41,42 @@ TASK = small_task(classes=4, shape=(6,))
 
 # Each with the torch optimizer that its keys promise.
 OPTIMIZERS: list[tuple[OptimizerConfig, Callable[..., torch.optim.Optimizer]]] = [
-    (SgdConfig("sgd", lr=0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
+    (chosen("optimizer", "sgd", lr=0.3), lambda p: torch.optim.SGD(p, lr=0.3)),
     (
-        SgdConfig("sgd", lr=0.1, momentum=0.9, weight_decay=0.01),
+        chosen("optimizer", "sgd", lr=0.1, momentum=0.9, weight_decay=0.01),
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
     ),
     (
-        SgdConfig("sgd", lr=0.1, momentum=0.8, nesterov=True),
+        chosen("optimizer", "sgd", lr=0.1, momentum=0.8, nesterov=True),
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.8, nesterov=True),
     ),
     (
-        AdamConfig("adam", lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1),
+        chosen("optimizer", "adam", lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1),
         lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1),
     ),
     (
-        AdamConfig("adamw", lr=0.01, weight_decay=0.1),
+        chosen("optimizer", "adamw", lr=0.01, weight_decay=0.1),
         lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1),
     ),
 ]
 
 
 def model_of(seed: int, dropout: float = 0.0) -> nn.Module:
-    return build(MlpConfig("mlp", hidden=[8, 7], dropout=dropout), TASK, seed)
+    return build(chosen("model", "mlp", hidden=[8, 7], dropout=dropout), TASK, seed)
 
 
-def batches_of(seed: int, sizes: tuple[int, ...] = (5, 5, 5, 2, 1)) -> list[Batch]:
+def batches_of(seed: int, sizes: tuple[int, ...] = (5, 5, 5, 2, 1)) -> list[TrainingBatch]:
     generator = torch.Generator().manual_seed(seed)
-    splits = [random_split(size, TASK, generator) for size in sizes]
+    drawn = [everything(random_split(size, TASK, generator)) for size in sizes]
     return [
-        Batch(split.inputs, split.targets, divisor=len(split), seed=seed + step)
-        for step, split in enumerate(splits)
+        training_batch(batch["image"], batch["label"], seed=seed + step)
+        for step, batch in enumerate(drawn)
     ]
+
+
+def logits_of(model: nn.Module, batch: TrainingBatch) -> torch.Tensor:
+    logits: torch.Tensor = model(batch.fields["image"])
+    return logits
 
 
 @pytest.mark.parametrize(("cfg", "plain"), OPTIMIZERS, ids=[str(cfg) for cfg, _ in OPTIMIZERS])
@@ -85,14 +91,16 @@ def test_training_is_the_plain_loop(
     loss_sum = 0.0
     for batch in batches:
         optimizer.zero_grad()
-        losses = functional.cross_entropy(theirs(batch.inputs), batch.targets, reduction="none")
-        (losses.sum() / len(batch.targets)).backward()
+        losses = functional.cross_entropy(
+            logits_of(theirs, batch), batch.fields["label"], reduction="none"
+        )
+        (losses.sum() / len(batch)).backward()
         optimizer.step()
         loss_sum += losses.sum().item()
 
     totals = train_batches(ours, build_optimizer(cfg, ours.parameters()), TASK, batches)
     assert_same_tensors(weights(ours), weights(theirs))
-    assert (totals.steps, totals.examples) == (5, 18)
+    assert (totals.steps, totals.weight) == (5, 18)
     assert totals.loss_sum == pytest.approx(loss_sum, rel=1e-12)
     assert totals.loss == pytest.approx(loss_sum / 18, rel=1e-12)
 
@@ -100,7 +108,7 @@ def test_training_is_the_plain_loop(
 def test_an_optimizer_goes_on_from_one_call_to_the_next() -> None:
     seed = fresh_seed()
     at_once, in_parts = model_of(seed), model_of(seed)
-    cfg = SgdConfig("sgd", lr=0.1, momentum=0.9)
+    cfg = chosen("optimizer", "sgd", lr=0.1, momentum=0.9)
     batches = batches_of(seed)
     train_batches(at_once, build_optimizer(cfg, at_once.parameters()), TASK, batches)
     optimizer = build_optimizer(cfg, in_parts.parameters())
@@ -112,20 +120,20 @@ def test_an_optimizer_goes_on_from_one_call_to_the_next() -> None:
 def test_training_mode_is_set_and_no_batch_is_no_step() -> None:
     model = model_of(0).eval()
     before = weights(model)
-    optimizer = build_optimizer(SgdConfig("sgd", lr=1.0), model.parameters())
+    optimizer = build_optimizer(chosen("optimizer", "sgd", lr=1.0), model.parameters())
     totals = train_batches(model, optimizer, TASK, [])
     assert model.training
-    assert (totals.steps, totals.examples, totals.loss_sum) == (0, 0, 0.0)
+    assert (totals.steps, totals.weight, totals.loss_sum) == (0, 0, 0.0)
     assert math.isnan(totals.loss)
     assert_same_tensors(weights(model), before)
 
 
 def test_batches_may_come_from_a_generator_one_at_a_time() -> None:
     model = model_of(1)
-    optimizer = build_optimizer(SgdConfig("sgd", lr=0.5), model.parameters())
+    optimizer = build_optimizer(chosen("optimizer", "sgd", lr=0.5), model.parameters())
     seen: list[dict[str, torch.Tensor]] = []
 
-    def lazily() -> Iterator[Batch]:
+    def lazily() -> Iterator[TrainingBatch]:
         for batch in batches_of(1):
             seen.append(weights(model))
             yield batch
@@ -143,22 +151,18 @@ def test_averaged_over_ranks_the_gradient_is_that_of_the_global_batch(
 ) -> None:
     """DDP averages over ranks; with divisor = global batch / ranks, uneven ranks are exact."""
     seed = fresh_seed()
-    split = random_split(12, TASK, torch.Generator().manual_seed(seed))
+    split = everything(random_split(12, TASK, torch.Generator().manual_seed(seed)))
 
-    def gradient(inputs: torch.Tensor, targets: torch.Tensor, divisor: float) -> torch.Tensor:
+    def gradient(images: torch.Tensor, labels: torch.Tensor, divisor: float) -> torch.Tensor:
         model = model_of(seed)
-        optimizer = build_optimizer(SgdConfig("sgd", lr=1.0), model.parameters())
+        optimizer = build_optimizer(chosen("optimizer", "sgd", lr=1.0), model.parameters())
         before = nn.utils.parameters_to_vector(model.parameters()).detach()
-        train_batches(model, optimizer, TASK, [Batch(inputs, targets, divisor, 0)])
+        train_batches(model, optimizer, TASK, [training_batch(images, labels, divisor)])
         return before - nn.utils.parameters_to_vector(model.parameters()).detach()
 
-    whole = gradient(split.inputs, split.targets, 12)
-    ranks = [
-        gradient(inputs, targets, 12 / len(sizes))
-        for inputs, targets in zip(
-            split.inputs.split(sizes), split.targets.split(sizes), strict=True
-        )
-    ]
+    whole = gradient(split["image"], split["label"], 12)
+    parts = zip(split["image"].split(sizes), split["label"].split(sizes), strict=True)
+    ranks = [gradient(images, labels, 12 / len(sizes)) for images, labels in parts]
     torch.testing.assert_close(torch.stack(ranks).mean(dim=0), whole, rtol=1e-4, atol=1e-6)
 
 
@@ -167,71 +171,59 @@ def test_micro_batches_give_the_gradient_of_their_batch(accumulation_steps: int)
     """Also with dropout, in ragged batches, and where some micro-batches are empty."""
     seed = fresh_seed()
     whole, parts = model_of(seed, dropout=0.3), model_of(seed, dropout=0.3)
-    cfg = SgdConfig("sgd", lr=0.1, momentum=0.9)
+    cfg = chosen("optimizer", "sgd", lr=0.1, momentum=0.9)
     totals = []
     for model, recipe in ((whole, Recipe()), (parts, Recipe(accumulation_steps))):
         optimizer = build_optimizer(cfg, model.parameters())
-        penalty = proximal_term(model, 0.5)
+        penalty = penalty_of(model, LossConfig(l2=0.5))
         totals.append(train_batches(model, optimizer, TASK, batches_of(seed), penalty, recipe))
-    assert (totals[1].steps, totals[1].examples) == (totals[0].steps, totals[0].examples)
+    assert (totals[1].steps, totals[1].weight) == (totals[0].steps, totals[0].weight)
     assert totals[1].loss == pytest.approx(totals[0].loss, rel=1e-5)
     for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
-# --- the proximal term --------------------------------------------------------------------
+# --- what is added to the gradient --------------------------------------------------------
 
 
-def test_the_proximal_term_pulls_towards_where_it_began() -> None:
-    """Its gradient is mu (w - w0): the plain loop with that added by hand does the same."""
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_gradients_are_changed_once_a_step_before_they_are_clipped(
+    clip_norm: float | None,
+) -> None:
     seed, mu, lr = fresh_seed(), 0.7, 0.2
     ours, theirs = model_of(seed), model_of(seed)
     anchors = [p.detach().clone() for p in theirs.parameters()]
     batches = batches_of(seed)
-    for batch in batches:
-        theirs.zero_grad()
-        functional.cross_entropy(theirs(batch.inputs), batch.targets).backward()
+
+    def pull(model: nn.Module) -> None:
         with torch.no_grad():
-            for weight, anchor in zip(theirs.parameters(), anchors, strict=True):
-                weight.sub_(lr * (weight.grad + mu * (weight - anchor)))
+            for weight, anchor in zip(model.parameters(), anchors, strict=True):
+                assert weight.grad is not None
+                weight.grad.add_(weight - anchor, alpha=mu)
 
-    plain = train_batches(
-        copy.deepcopy(ours),
-        build_optimizer(SgdConfig("sgd", lr=0.0), ours.parameters()),
-        TASK,
-        batches[:1],
-    )
-    optimizer = build_optimizer(SgdConfig("sgd", lr=lr), ours.parameters())
-    penalty = proximal_term(ours, mu)
-    first = train_batches(ours, optimizer, TASK, batches[:1], penalty)
-    train_batches(ours, optimizer, TASK, batches[1:], penalty)
-    assert first.loss == plain.loss
+    plain = torch.optim.SGD(theirs.parameters(), lr)
+    for batch in batches:
+        plain.zero_grad()
+        functional.cross_entropy(logits_of(theirs, batch), batch.fields["label"]).backward()
+        pull(theirs)
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(theirs.parameters(), clip_norm)
+        plain.step()
+
+    optimizer = build_optimizer(chosen("optimizer", "sgd", lr=lr), ours.parameters())
+    recipe = Recipe(2, clip_norm, change_gradients=lambda: pull(ours))
+    train_batches(ours, optimizer, TASK, batches, recipe=recipe)
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
-
-
-def test_the_proximal_term_is_half_mu_times_the_squared_distance() -> None:
-    model = nn.Linear(2, 1, bias=False)
-    nn.init.zeros_(model.weight)
-    term = proximal_term(model, 0.5)
-    assert term is not None
-    assert term().item() == 0.0
-    with torch.no_grad():
-        model.weight += torch.tensor([[3.0, 4.0]])
-    assert term().item() == pytest.approx(0.5 / 2 * 25.0)
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
 def test_the_penalty_is_not_in_the_reported_loss() -> None:
     model = model_of(3)
     batches = batches_of(3)[:1]
-    optimizer = build_optimizer(SgdConfig("sgd", lr=0.1), model.parameters())
+    optimizer = build_optimizer(chosen("optimizer", "sgd", lr=0.1), model.parameters())
     wanted = train_batches(copy.deepcopy(model), optimizer, TASK, batches)
     totals = train_batches(model, optimizer, TASK, batches, lambda: torch.tensor(1e6))
     assert totals.loss == wanted.loss
-
-
-def test_without_mu_there_is_no_term() -> None:
-    assert proximal_term(model_of(0), 0.0) is None
 
 
 # --- randomness ---------------------------------------------------------------------------
@@ -242,11 +234,8 @@ def test_dropout_follows_the_batch_seeds_and_nothing_else() -> None:
 
     def train(offset: int) -> dict[str, torch.Tensor]:
         model = model_of(seed, dropout=0.5)
-        optimizer = build_optimizer(SgdConfig("sgd", lr=0.1), model.parameters())
-        batches = [
-            Batch(batch.inputs, batch.targets, batch.divisor, batch.seed + offset)
-            for batch in batches_of(seed)
-        ]
+        optimizer = build_optimizer(chosen("optimizer", "sgd", lr=0.1), model.parameters())
+        batches = [replace(batch, seed=batch.seed + offset) for batch in batches_of(seed)]
         with global_random_state_untouched():
             train_batches(model, optimizer, TASK, batches)
         return weights(model)
@@ -260,12 +249,14 @@ def test_dropout_follows_the_batch_seeds_and_nothing_else() -> None:
 def test_parts_of_a_batch_share_its_masks() -> None:
     """Two workers' halves of a batch drop what one worker would drop in the whole."""
     seed = fresh_seed()
-    split = random_split(8, TASK, torch.Generator().manual_seed(seed))
+    split = everything(random_split(8, TASK, torch.Generator().manual_seed(seed)))
 
     def step(rows: slice, divisor: float) -> torch.Tensor:
         model = model_of(seed, dropout=0.4)
-        optimizer = build_optimizer(SgdConfig("sgd", lr=1.0), model.parameters())
-        batch = Batch(split.inputs[rows], split.targets[rows], divisor, seed, rows.start)
+        optimizer = build_optimizer(chosen("optimizer", "sgd", lr=1.0), model.parameters())
+        batch = training_batch(
+            split["image"][rows], split["label"][rows], divisor, seed, rows.start
+        )
         train_batches(model, optimizer, TASK, [batch])
         return nn.utils.parameters_to_vector(model.parameters()).detach()
 
@@ -274,23 +265,28 @@ def test_parts_of_a_batch_share_its_masks() -> None:
 
 
 def test_losses_are_each_examples_own() -> None:
-    task = Classification("c", (3,), ("a", "b", "c"))
+    task = classification("c", (3,), ("a", "b", "c"))
     outputs = torch.randn(7, 3, generator=torch.Generator().manual_seed(fresh_seed()))
     targets = torch.tensor([0, 1, 2, 0, 1, 2, 0])
     probabilities = outputs.double().softmax(dim=1)[torch.arange(7), targets]
     wanted = (-probabilities.log()).tolist()
-    assert task.losses(outputs, targets).tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    assert task.losses(outputs, {"label": targets}).tolist() == pytest.approx(
+        wanted, rel=1e-5, abs=1e-6
+    )
 
 
 def test_smoothed_labels_are_for_training_alone() -> None:
     outputs = torch.randn(7, 3, generator=torch.Generator().manual_seed(fresh_seed()))
     targets = torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    plain = Classification("c", (3,), ("a", "b", "c"))
-    smooth = Classification("c", (3,), ("a", "b", "c"), label_smoothing=0.3)
+    plain = classification("c", (3,), ("a", "b", "c"))
+    smooth = classification("c", (3,), ("a", "b", "c"), label_smoothing=0.3)
     logs = outputs.double().log_softmax(dim=1)
     wanted = -(0.7 * logs[torch.arange(7), targets] + 0.3 * logs.mean(dim=1))
-    assert smooth.losses(outputs, targets).tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
-    assert smooth.measure(outputs, targets).loss_sum == plain.measure(outputs, targets).loss_sum
+    assert smooth.losses(outputs, {"label": targets}).tolist() == pytest.approx(
+        wanted.tolist(), rel=1e-5
+    )
+    measured = [t.metrics.measure(outputs, {"label": targets}).compute() for t in (smooth, plain)]
+    assert measured[0] == measured[1]
 
 
 def test_penalties_of_the_weights_are_in_the_gradient_but_not_in_the_reported_loss() -> None:
@@ -298,14 +294,14 @@ def test_penalties_of_the_weights_are_in_the_gradient_but_not_in_the_reported_lo
     ours, theirs = model_of(seed), model_of(seed)
     batches = batches_of(seed)[:1]
     batch = batches[0]
-    functional.cross_entropy(theirs(batch.inputs), batch.targets).backward()
+    functional.cross_entropy(logits_of(theirs, batch), batch.fields["label"]).backward()
     with torch.no_grad():
         for weight in theirs.parameters():
             weight.sub_(lr * (weight.grad + l1 * weight.sign() + l2 * weight))
-    optimizer = build_optimizer(SgdConfig("sgd", lr=lr), ours.parameters())
+    optimizer = build_optimizer(chosen("optimizer", "sgd", lr=lr), ours.parameters())
     penalty = penalty_of(ours, LossConfig(l1=l1, l2=l2))
     totals = train_batches(ours, optimizer, TASK, batches, penalty)
-    plain = TASK.losses(model_of(seed)(batch.inputs), batch.targets).mean()
+    plain = TASK.losses(logits_of(model_of(seed), batch), batch.fields).mean()
     assert totals.loss == pytest.approx(plain.item(), rel=1e-6)
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
@@ -315,14 +311,14 @@ def test_mixup_weighs_the_losses_of_both_labels() -> None:
     seed = fresh_seed()
     ours, theirs = model_of(seed), model_of(seed)
     [batch, other, *_] = batches_of(seed)
-    logits = theirs(batch.inputs)
-    first, second = (functional.cross_entropy(logits, b.targets) for b in (batch, other))
+    logits = logits_of(theirs, batch)
+    first, second = (functional.cross_entropy(logits, b.fields["label"]) for b in (batch, other))
     (0.3 * first + 0.7 * second).backward()
     with torch.no_grad():
         for weight in theirs.parameters():
             weight.sub_(weight.grad)
-    optimizer = build_optimizer(SgdConfig("sgd", lr=1.0), ours.parameters())
-    mixed = replace(batch, other_targets=other.targets, share=0.3)
+    optimizer = build_optimizer(chosen("optimizer", "sgd", lr=1.0), ours.parameters())
+    mixed = replace(batch, others=other.fields, share=0.3)
     train_batches(ours, optimizer, TASK, [mixed], recipe=Recipe(2))
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
@@ -330,7 +326,7 @@ def test_mixup_weighs_the_losses_of_both_labels() -> None:
 
 def test_totals_of_nothing_have_no_loss() -> None:
     assert math.isnan(TrainTotals().loss)
-    assert TrainTotals(loss_sum=3.0, examples=4).loss == 0.75
+    assert TrainTotals(loss_sum=3.0, weight=4).loss == 0.75
 
 
 def test_the_time_of_the_steps_ends_when_their_losses_are_there(
@@ -344,6 +340,6 @@ def test_the_time_of_the_steps_ends_when_their_losses_are_there(
 
     monkeypatch.setattr(torch.Tensor, "__float__", as_a_gpu_does)
     model, watch = model_of(0), Stopwatch()
-    optimizer = build_optimizer(SgdConfig("sgd", lr=0.1), model.parameters())
+    optimizer = build_optimizer(chosen("optimizer", "sgd", lr=0.1), model.parameters())
     train_batches(model, optimizer, TASK, batches_of(0), recipe=Recipe(watch=watch))
     assert sum(watch.seconds.values()) >= 0.2

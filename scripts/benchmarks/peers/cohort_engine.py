@@ -1,7 +1,8 @@
 """Heliotrope's federated mode, as `python -m federated` runs it, on a benchmark's problem.
 
-`--variant inprocess` or `ray=WORKERS`. Everything is that of a run: the server loop, Flower's
-strategy and messages, events on disk; only data and division come from the problem.
+`--variant ray=WORKERS`, `inprocess` or `sequential` (in-process, one client after another, as
+torch's own loop does), which take `=THREADS`. Everything is that of a run: the server loop,
+Flower's strategy and messages, events on disk; only data and division come from the problem.
 """
 
 from __future__ import annotations
@@ -13,25 +14,20 @@ import time
 from pathlib import Path
 from unittest.mock import patch
 
+from configs import model_config
+from dataset import examples_of, info_of
 from problem import Problem, arguments, read, report
 
 from federated import simulation
+from federated.engine.execution import ExecutionPlan
 from federated.job import run_job
-from heliotrope import checkpoint
-from heliotrope.config import (
-    CnnConfig,
-    DataConfig,
-    DistributedConfig,
-    FederatedConfig,
-    MlpConfig,
-    ModelConfig,
-    PartitionConfig,
-    Run,
-    SgdConfig,
-    StrategyConfig,
-)
-from heliotrope.data import Dataset, Partition, Split
-from heliotrope.tracking import process_age
+from heliotrope.config import DistributedConfig, FederatedConfig, Run, chosen
+from heliotrope.data import Dataset, Partition
+from heliotrope.data.columns import Raw, Values
+from heliotrope.data.dataset import Fitting
+from heliotrope.data.preparation import Preparation, Statistics
+from heliotrope.runs import checkpoint
+from heliotrope.runs.clock import process_age
 
 _TEST_EXAMPLES = 1000  # of the last round's evaluation, which is not timed
 
@@ -40,8 +36,8 @@ def main() -> None:
     """Train, and print the times."""
     options = arguments(__doc__)
     problem = read(options.problem)
-    pool, _, workers = options.variant.partition("=")
-    run = _run(problem, options.rounds, pool, int(workers or 1))
+    pool, _, count = options.variant.partition("=")
+    run = _run(problem, options.rounds, pool, int(count) if count else None)
     started = time.time() - process_age()
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"
@@ -57,46 +53,49 @@ def main() -> None:
         [started + value for value in seconds],
         saved.model,
         ("flwr", "ray"),
-        client_training=saved.state["client_training"],
+        client_training=str(ExecutionPlan(**saved.state["client_training"])),
         peak_rss_bytes=result["peak_rss_bytes"],
     )
 
 
-def _run(problem: Problem, rounds: int, pool: str, workers: int) -> Run:
-    model = {key: value for key, value in problem.model.items() if key != "classes"}
-    kinds: dict[str, type[ModelConfig]] = {"mlp": MlpConfig, "cnn": CnnConfig}
+def _run(problem: Problem, rounds: int, pool: str, count: int | None) -> Run:
+    given = {key: value for key, value in problem.model.items() if key != "classes"}
+    sequential = pool == "sequential"
     return Run(
         name="benchmark",
         seed=problem.seed,
-        model=kinds[problem.model["name"]](**model),
-        data=DataConfig(name="fashion_mnist"),
-        optimizer=SgdConfig(name="sgd", lr=problem.lr),
+        model=model_config(**given),
+        data=chosen("data", "fashion_mnist"),
+        optimizer=chosen("optimizer", "sgd", lr=problem.lr),
         distributed=DistributedConfig(),
         federated=FederatedConfig(
             rounds=rounds,
             clients_per_round=problem.clients_per_round,
             local_epochs=problem.local_epochs,
             batch_size=problem.batch_size,
-            pool=pool,
-            workers=workers,
+            pool="inprocess" if sequential else pool,
+            client_training="sequential" if sequential else "auto",
+            workers=(count or 1) if pool == "ray" else 1,
+            cpus_per_worker=None if pool == "ray" else count,
             evaluate_every=rounds,
             checkpoint_every=rounds,
-            partition=PartitionConfig(name="iid", clients=problem.clients),
-            strategy=StrategyConfig(name="fedavg"),
+            partition=chosen("federated/partition", "iid", clients=problem.clients),
+            strategy=chosen("federated/strategy", "fedavg"),
         ),
     )
 
 
 def _train(run: Run, problem: Problem, directory: Path) -> None:
-    train = Split(problem.inputs, problem.targets)
-    test = Split(train.inputs[:_TEST_EXAMPLES], train.targets[:_TEST_EXAMPLES])
-    names = tuple(str(label) for label in range(problem.model["classes"]))
-    empty = Split(train.inputs[:0], train.targets[:0])
-    dataset = Dataset("benchmark", train, empty, test, names)
+    train, info = examples_of(problem), info_of(problem)
+    empty, test = (train.subset(slice(count)) for count in (0, _TEST_EXAMPLES))
+    rows = Raw({"target": Values(problem.targets.numpy())})
+    prepared = Preparation((), "none", info.task)  # as the problem has it
+    fitting = Fitting((), rows, rows, rows, Statistics(()), prepared)
+    dataset = Dataset("benchmark", train, empty, test, info, prepared, fitting)
     parts = Partition(problem.indices.numpy(), problem.offsets.numpy())
     with (
-        patch.object(simulation, "load", lambda *_: dataset),
-        patch.object(simulation, "divide", lambda *_: parts),
+        patch.object(simulation, "load", lambda *_, **__: dataset),
+        patch.object(simulation, "divide", lambda *_, **__: parts),
     ):
         run_job(run, directory)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from job import arguments
 
 from heliotrope.cli import main as command
-from heliotrope.leaving import as_process
+from heliotrope.system.process_exit import as_process
 
 
 def train() -> int:

@@ -24,7 +24,7 @@ from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.internal.ops.selector import get_framework_module
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
-from problem import Problem, arguments, read, report
+from problem import Problem, arguments, mean_loss, read, report
 from torch import Tensor, nn
 
 
@@ -37,7 +37,7 @@ class Trainable(nn.Module):
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch."""
-        return nn.functional.cross_entropy(self.layers(inputs), targets)
+        return mean_loss(self.layers(inputs), targets)
 
     @torch.no_grad()
     def metrics(self, inputs: Tensor, targets: Tensor) -> dict[str, Weighted]:

@@ -1,18 +1,21 @@
 """What every peer is given, and what it gives back; needs torch and NumPy only.
 
-A problem is a JSON file beside an .npz of arrays: `inputs` float32 [N, *shape], `targets` int64
-[N], `indices` and `offsets` (client c holds `indices[offsets[c]:offsets[c + 1]]`), and the
-initial weights as `weights/<name>`. A peer prints one JSON object on its last line.
+A problem is a JSON file beside an .npz of arrays: `values` [N, *shape], `targets` int64 [N],
+`indices` and `offsets` (client c holds `indices[offsets[c]:offsets[c + 1]]`), and the initial
+weights as `weights/<name>`. What the values are, `kind` says: pixels (uint8, of which the inputs
+are `values * scale + shift`), columns (float32) or tokens [N, L], with the next ones as targets
+[N, L]. A peer prints one JSON object on its last line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from itertools import pairwise
 from math import prod
@@ -23,13 +26,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Problem", "arguments", "build_model", "read", "report", "train_locally"]
+__all__ = [
+    "Problem",
+    "arguments",
+    "build_model",
+    "mean_loss",
+    "read",
+    "report",
+    "train_locally",
+]
 
 
 def build_model(
     spec: Mapping[str, Any], shape: Sequence[int], weights: Mapping[str, Tensor]
-) -> nn.Sequential:
+) -> nn.Module:
     """Return the model that `spec` describes for inputs of `shape`, with these weights."""
+    if spec["name"] == "sequence":
+        made = runpy.run_path(str(Path(__file__).with_name("sequences.py")))["sequence"]
+        module: nn.Module = made(**{key: spec[key] for key in spec.keys() - {"name"}})
+        module.load_state_dict(dict(weights))
+        return module
     width = prod(shape)
     layers: list[nn.Module] = []
     if spec["name"] == "cnn":
@@ -59,7 +75,10 @@ class Problem:
     local_epochs: int
     lr: float
     seed: int
-    inputs: Tensor
+    kind: str
+    scale: float
+    shift: float
+    values: Tensor
     targets: Tensor
     indices: Tensor
     offsets: Tensor
@@ -70,13 +89,20 @@ class Problem:
         """Number of clients."""
         return len(self.offsets) - 1
 
+    @cached_property
+    def inputs(self) -> Tensor:
+        """What the model takes: float32 [N, *shape], or tokens int64 [N, L]."""
+        if self.kind == "tokens":
+            return self.values.long()
+        return self.values.to(torch.float32).mul(self.scale).add_(self.shift)
+
     def rows(self, client: int) -> Tensor:
         """Return the examples that `client` holds, int64 [n]."""
         return self.indices[self.offsets[client] : self.offsets[client + 1]]
 
-    def module(self) -> nn.Sequential:
+    def module(self) -> nn.Module:
         """Return the model, with the initial weights."""
-        return build_model(self.model, self.inputs.shape[1:], self.weights)
+        return build_model(self.model, self.values.shape[1:], self.weights)
 
 
 @lru_cache(maxsize=1)  # a process that serves many clients reads the data once
@@ -90,8 +116,13 @@ def read(path: Path) -> Problem:
         for name, value in arrays.items()
         if name.startswith("weights/")
     }
-    names = ("inputs", "targets", "indices", "offsets")
+    names = ("values", "targets", "indices", "offsets")
     return Problem(**fields, **{name: arrays[name] for name in names}, weights=weights)
+
+
+def mean_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits [..., C] and targets [...]."""
+    return nn.functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
 def train_locally(
@@ -108,7 +139,7 @@ def train_locally(
         inputs, targets = problem.inputs[rows], problem.targets[rows]
         for batch in _slices(len(rows), problem.batch_size):
             optimizer.zero_grad(set_to_none=True)
-            nn.functional.cross_entropy(model(inputs[batch]), targets[batch]).backward()
+            mean_loss(model(inputs[batch]), targets[batch]).backward()
             optimizer.step()
 
 

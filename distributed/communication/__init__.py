@@ -1,0 +1,1 @@
+"""What the ranks tell each other: the process group and sums over it."""

@@ -1,0 +1,1 @@
+"""Three launchers of one worker: `inline`, `torchrun`, `ray`."""

@@ -1,0 +1,83 @@
+"""A worker on Ray, and the training data in each node's shared memory, read there in place.
+
+The driver imports this module before torch is there, to start the workers early.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from heliotrope.cluster.environment import DriverEnvironment
+
+from ..attempt import RunAttempt
+from ..topology import Topology
+
+if TYPE_CHECKING:
+    from heliotrope.data import Dataset
+
+__all__ = ["RayWorker", "shared"]
+
+_log = logging.getLogger(__name__)
+
+
+class RayWorker:
+    """A worker process on the cluster."""
+
+    def __init__(self, environment: DriverEnvironment) -> None:
+        """Import what takes seconds while the driver still loads the data.
+
+        DDP imports torch._dynamo when it is first used, though nothing is compiled.
+        """
+        environment.enter()
+        import_module("torch._dynamo")
+        import_module(".process", __package__)
+        self._store: Any = None
+        self._stop = threading.Event()
+        self._stepped = False
+
+    def meeting_point(self) -> tuple[str, int]:
+        """Open the store in which the ranks meet; return its host and port."""
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        return host, self._store.port
+
+    def train(
+        self, attempt: RunAttempt, topology: Topology, dataset: Dataset, at: tuple[str, int]
+    ) -> str:
+        """Train as rank `place.rank`; return `Trained` as JSON."""
+        attempt = replace(attempt, start=attempt.start.received())
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        from .process import train_process
+
+        try:
+            store = self._store or TCPStore(*at, is_master=False)
+            trained = train_process(attempt, topology, dataset, self._asked, store)
+            return trained.to_json()
+        except Exception:
+            _log.exception("failed")
+            raise
+
+    def _asked(self) -> bool:
+        self._stepped = True  # it is asked after a step
+        return self._stop.is_set()
+
+    def stop(self) -> bool:
+        """Ask the training, which goes on in another thread, to stop; return if it has begun."""
+        self._stop.set()
+        return self._stepped
+
+
+def shared(dataset: Dataset) -> Dataset:
+    """Return what workers get: no natural keys, no raw rows; Ray shares arrays without a copy."""
+    splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    without_keys = {name: replace(split, keys=None) for name, split in splits.items()}
+    return replace(dataset, fitting=None, **without_keys)

@@ -1,0 +1,1 @@
+"""What one rank does from the first step of an attempt to the last."""

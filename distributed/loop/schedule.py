@@ -1,0 +1,50 @@
+"""The learning rate of each step of a data-parallel run."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+from heliotrope.config import DistributedConfig, Run
+from heliotrope.config.schedule import schedule_of
+from heliotrope.errors import ConfigError
+
+__all__ = ["LearningRate", "check_schedule"]
+
+
+def check_schedule(cfg: DistributedConfig, examples: int) -> None:
+    """Raise `ConfigError` if a run over `examples` ends before its schedule has begun."""
+    each = -(-examples // cfg.batch_size)
+    key, epochs = "epochs", cfg.epochs
+    if cfg.lr_horizon is not None:
+        key, epochs = "lr_horizon", cfg.lr_horizon
+    steps = each * epochs
+    for name, needed in (
+        ("lr_warmup_steps", cfg.lr_warmup_steps),
+        ("lr_decay_steps", cfg.lr_decay_steps or 0),
+    ):
+        if needed >= steps:
+            raise ConfigError(
+                f"distributed.{name}={needed} is longer than the run: distributed.{key}="
+                f"{epochs} of {each} step(s) end after step {steps - 1}, counted from 0. Set "
+                f"distributed.{name} below {steps}, or distributed.{key} higher."
+            )
+
+
+class LearningRate:
+    """Sets the learning rate of `optimizer` to that of a step, as the keys of `run` say.
+
+    `epoch_steps` is the number of steps of an epoch.
+    """
+
+    def __init__(self, run: Run, optimizer: Optimizer, epoch_steps: int) -> None:
+        cfg = run.distributed
+        self._optimizer = optimizer
+        self._lr = run.optimizer.lr
+        self._schedule = schedule_of(cfg)
+        self._steps = (cfg.lr_horizon or cfg.epochs) * epoch_steps
+
+    def set(self, step: int) -> None:
+        """Set the rate of the `step`-th step of the run, counted from 0."""
+        rate = self._lr * self._schedule.factor(step, self._steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate

@@ -1,0 +1,401 @@
+"""THE worker: what one rank does, under every launcher.
+
+1. Build the model from the run's seed, or load the checkpoint.
+2. Each epoch: train on this rank's part of every global batch, then add the sums of all ranks.
+3. When due: evaluate this rank's part of each split, add the sums; rank 0 saves a checkpoint,
+   in mid-epoch too: after any step, what is left of the epoch follows from its number.
+4. Rank 0 says what came of it.
+
+Every rank decides the same from the same sums (a diverged loss, a target reached, a request to
+stop), so none waits for another that has stopped. Only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from heliotrope.data import Dataset, Examples
+from heliotrope.errors import RunFailedError
+from heliotrope.evaluation import evaluate, named
+from heliotrope.metrics import Metrics
+from heliotrope.models import build
+from heliotrope.runs import checkpoint
+from heliotrope.runs.checkpoint import Checkpoint, Shard
+from heliotrope.runs.clock import Clock
+from heliotrope.runs.directory import RunDirectory
+from heliotrope.runs.events import Progress, Tracker
+from heliotrope.runs.outcome import Target
+from heliotrope.system.resources import peak_rss_bytes
+from heliotrope.tasks import example_weights, task_of
+from heliotrope.training.loop import TrainingBatch, TrainTotals
+
+from ..attempt import RunAttempt, TrainingResult
+from ..communication.exchange import gathered_rows
+from ..communication.process_group import device_of, sum_over_ranks
+from ..strategies.buffers import synchronised, with_own_buffers
+from ..strategies.build import build_engine
+from ..topology import Topology
+from .early_stopping import EarlyStopping
+from .example_order import batches, permutation, rank_slice
+from .mixup import Mixup
+from .progress import Reporter
+from .retention import Best
+from .saver import Saver
+from .schedule import LearningRate
+from .step_log import StepLog
+from .stopping import Agreement
+from .threads import useful_threads
+
+__all__ = ["Worker"]
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One rank's model, optimizer and progress. The process group must have been joined.
+
+    `asked` says whether this rank was asked to stop. `tracker` is rank 0's, None on the others;
+    `report` takes the epochs done, as a fraction.
+    """
+
+    def __init__(
+        self,
+        attempt: RunAttempt,
+        topology: Topology,
+        dataset: Dataset,
+        asked: Callable[[], bool],
+        tracker: Tracker | None,
+        report: Callable[[float], None],
+    ) -> None:
+        run = attempt.run
+        self._run, self._cfg = run, run.distributed
+        self._topology = topology
+        self._tracker = tracker
+        self._progress = Reporter(report)
+        self._run_dir = RunDirectory(attempt.directory)
+        self._device = device_of(attempt.resources.device, topology)
+        self._dataset = dataset
+        self._train = dataset.train.to(self._device)
+        self._task = task_of(dataset, run)
+        self._weights = example_weights(self._task, dataset.train)
+        self._model = build(run.model, self._task, run.seed).to(self._device)
+        if self._cfg.sync_batchnorm:
+            self._model = synchronised(self._model)
+        torch.set_num_threads(self._threads(attempt.resources.threads))
+        self._engine = build_engine(run, self._model, self._task, topology, self._run_dir.path)
+        self._learning_rate = LearningRate(run, self._engine.optimizer, self._steps)
+        self._agreement = Agreement(asked, topology, self._device)
+        self._epoch = 0  # epochs done
+        self._step = 0  # steps done of the next one
+        self._batches: Iterator[TrainingBatch] | None = None  # what is left of that one
+        self._totals = TrainTotals()  # what this rank has summed up in it
+        self._evaluated = True  # the last epoch done, or there is nothing to evaluate yet
+        self._counts = Progress()
+        self._clock = Clock.going_on(attempt.start.clock)
+        self._seconds_before = attempt.start.before
+        self._startup_seconds: float | None = None
+        directions = self._task.metrics.directions
+        self._target = Target(run.target, directions)
+        self._early = EarlyStopping(self._cfg.early_stopping, directions)
+        self._best = Best(self._cfg.best_metric, self._cfg.keep_best, directions)
+        self._final: dict[str, Metrics] = {}
+        self._saver = self._saver_of(attempt)
+        self._step_log = self._step_log_of()
+        if attempt.checkpoint is not None:
+            self._resume(attempt.checkpoint)
+        self._timed = self._counts.examples_seen  # up to here the speed is told
+        _log.info(
+            "ready: process %d on %s, %s, %d thread(s)",
+            os.getpid(),
+            socket.gethostname(),
+            self._device,
+            torch.get_num_threads(),
+        )
+
+    def _saver_of(self, attempt: RunAttempt) -> Saver | None:
+        """Return rank 0's saver, or that of this rank's part; None if this rank has none."""
+        cfg, topology, part = self._cfg, self._topology, None
+        if cfg.sharded_checkpoints:
+            patience = cfg.collective_timeout
+            part = Shard(topology.rank, topology.world_size, attempt.start.token, patience)
+        if self._tracker is None and part is None:
+            return None
+        root, optimizer = self._run_dir.checkpoints, self._engine.optimizer
+        return Saver(root, optimizer, self._tracker, cfg.keep_last, part)
+
+    def _step_log_of(self) -> StepLog | None:
+        every = self._cfg.log_every_steps
+        if every is None:
+            return None
+        log = StepLog(every, self._engine.optimizer, self._tracker, self._sum)
+        self._engine.note_losses(log.note_loss)
+        return log
+
+    def _threads(self, share: int) -> int:
+        """Return the threads to use of this worker's share; as many as are asked for, if so."""
+        if self._cfg.cpus_per_worker is not None or self._device.type != "cpu":
+            return share
+        parts = self._topology.world_size * self._cfg.accumulation_steps
+        largest = -(-self._cfg.batch_size // parts)
+        return useful_threads(self._model, self._task, largest, share)
+
+    def train(self) -> TrainingResult:
+        """Train the remaining epochs, up to the target, or until asked to stop.
+
+        Every rank returns the same counts. Raises `RunFailedError` naming the epoch if the loss
+        is not finite any more.
+        """
+        with self._saver or nullcontext():
+            return self._train_all()
+
+    def _train_all(self) -> TrainingResult:
+        done = self._target.stop or self._early.stop or self._epoch == self._cfg.epochs
+        while not done:
+            due = self._train_steps()
+            if self._step == self._steps:
+                done, due = self._end_epoch()
+            if due:
+                self._save()
+            if self._agreement.reached and not done:
+                return self._trained(stopped=True)
+        if not self._final:  # nothing was left to train
+            self._judge_epoch()
+            self._save()
+        return self._trained(stopped=False)
+
+    @property
+    def _steps(self) -> int:  # of an epoch
+        return -(-len(self._train) // self._cfg.batch_size)
+
+    def _train_steps(self) -> bool:
+        """Train up to the end of the epoch, or until a checkpoint is due; return whether it is.
+
+        Each step:
+
+        1. Take this rank's part of the next global batch, and set the learning rate.
+        2. Let the engine take the step: gradients are exchanged in its backward pass.
+        3. Count, and let the engine do what is due between steps, such as an exchange of weights.
+        4. Keep the step's loss; stop where the ranks agree to, or where a checkpoint is due.
+        """
+        started = time.perf_counter()
+        if self._batches is None:
+            self._batches = self._rest_of_epoch()
+        if self._startup_seconds is None:
+            self._startup_seconds = self._clock.seconds - self._seconds_before
+        self._engine.begin(self._totals)
+        for batch in self._batches:
+            self._progress.before_step(self._epoch, self._step, self._steps)
+            self._learning_rate.set(self._counts.steps)
+            self._engine.step(batch)
+            self._count_step(*self._engine.after_step(self._step + 1, self._steps))
+            if self._step_log is not None:
+                weight = round(batch.divisor * self._topology.world_size)
+                self._step_log.after_step(self._epoch + 1, weight, self._counts, self._clock)
+            if self._saver is not None:
+                self._saver.raise_if_failed()
+            if self._agreement.after_step() or self._due():
+                break
+        self._engine.finish()
+        self._clock.train_seconds += time.perf_counter() - started
+        return self._due()
+
+    def _rest_of_epoch(self) -> Iterator[TrainingBatch]:
+        """Return this rank's part of what is left of the epoch."""
+        seed = self._run.seed
+        return batches(
+            self._train,
+            self._weights,
+            permutation(seed, self._epoch + 1, len(self._train)),
+            self._cfg.batch_size,
+            self._topology,
+            seed,
+            steps_before=self._counts.steps - self._step,
+            first=self._step,
+            change=self._mixup(),
+        )
+
+    def _count_step(self, sent: int, received: int) -> None:
+        size = self._cfg.batch_size
+        counts = self._counts
+        counts.examples_seen += min(size, len(self._train) - self._step * size)
+        counts.steps += 1
+        counts.bytes_up += sent
+        counts.bytes_down += received
+        self._step += 1
+
+    def _mixup(self) -> Mixup | None:
+        alpha = self._cfg.mixup
+        return Mixup(self._train, self._task.inputs, alpha, self._run.seed) if alpha else None
+
+    def _due(self) -> bool:
+        """Return whether the step just done is one to save."""
+        every = self._cfg.checkpoint_every_steps
+        return self._agreement.reached or (every is not None and self._counts.steps % every == 0)
+
+    def _end_epoch(self) -> tuple[bool, bool]:
+        """Tell of the epoch; return whether it was the last, and whether it is to be saved."""
+        due = self._due()
+        if self._step_log is not None:
+            self._step_log.flush()
+        [loss_sum] = self._sum([self._totals.loss_sum])
+        self._epoch, self._step = self._epoch + 1, 0
+        self._batches, self._totals = None, TrainTotals()
+        self._check_finite("training loss", loss_sum)
+        timing = self._engine.take_timing(self._counts.examples_seen - self._timed)
+        self._timed = self._counts.examples_seen
+        self._emit("train", {"train/loss": loss_sum / int(self._weights.sum())}, timing=timing)
+        last = self._epoch == self._cfg.epochs
+        due = due or self._epoch % self._cfg.checkpoint_every == 0
+        self._evaluated = False
+        if last or self._epoch % self._cfg.evaluate_every == 0:
+            values, best = self._judge_epoch()
+            due, last = due or best, last or self._target.stop
+            # An evaluation at the end alone would count again in a run that is longer.
+            regular = self._epoch % self._cfg.evaluate_every == 0
+            if regular and self._early.observe(values):
+                _log.info("stopping early after epoch %d: %s", self._epoch, self._early)
+                last = True
+        return last, due or last
+
+    def _judge_epoch(self) -> tuple[dict[str, float], bool]:
+        """Evaluate the last epoch done; return the values, and if they are the best so far.
+
+        If that was done before, nothing is told again, but a new target sees it.
+        """
+        values, best = self._evaluate(), False
+        if not self._evaluated:
+            averaged = {} if self._cfg.ema_decay is None else {"weights": "ema"}
+            self._emit("evaluate", values, **averaged)
+            best = self._best.offer(values, self._counts.steps)
+        self._target.observe(values, {"epoch": self._epoch}, self._counts, self._clock)
+        self._evaluated = True
+        return values, best
+
+    def _evaluate(self) -> dict[str, float]:
+        """Measure each split that has examples; every rank a part of it, the sums are exact."""
+        values: dict[str, float] = {}
+        splits = {"validation": self._dataset.validation, "test": self._dataset.test}
+        model = self._engine.evaluated()
+        for name, split in splits.items():
+            if len(split):
+                measured = self._final[name] = self._measure(model, split)
+                values |= named(measured, name)
+                self._check_finite(f"{name} loss", float(measured.sums.sum()))
+        return values
+
+    def _measure(self, model: nn.Module, split: Examples) -> Metrics:
+        mine = split.subset(rank_slice(len(split), self._topology))
+        size = self._run.evaluation_batch_size
+        measured = evaluate(
+            model, self._task, mine, size, gather=partial(gathered_rows, topology=self._topology)
+        )
+        sums = torch.from_numpy(measured.to_vector())
+        total = sum_over_ranks(sums, self._topology, self._device)
+        return self._task.metrics.from_vector(total.numpy())
+
+    def _check_finite(self, what: str, loss_sum: float) -> None:
+        if not math.isfinite(loss_sum):
+            epoch = self._epoch + (self._step > 0)
+            raise RunFailedError(
+                f"The {what} is {loss_sum} in epoch {epoch}: training has diverged. Lower "
+                f"optimizer.lr={self._run.optimizer.lr:g} and start again in another "
+                "hydra.run.dir; the checkpoints here hold the epochs before."
+            )
+
+    def _sum(self, values: list[float]) -> list[float]:
+        shared = torch.tensor(values, dtype=torch.float64)
+        total: list[float] = sum_over_ranks(shared, self._topology, self._device).tolist()
+        return total
+
+    def _emit(self, event: str, values: Mapping[str, float], **others: Any) -> None:
+        unit = {"epoch": self._epoch}
+        if self._tracker is not None:
+            self._tracker.progress(event, self._counts, self._clock, unit, **values, **others)
+            said = "  ".join(f"{name} {value:.6g}" for name, value in values.items())
+            _log.info("epoch %d: %s", self._epoch, said)
+
+    def _save(self) -> None:
+        if self._step_log is not None:
+            self._step_log.flush()
+        sums = [0.0] * self._topology.world_size
+        sums[self._topology.rank] = self._totals.loss_sum
+        sums = self._sum(sums)  # each rank's own, for all to know
+        self._check_finite("training loss", sum(sums))
+        snapshot = self._engine.snapshot()
+        if self._saver is None:
+            return
+        state = {
+            **snapshot.rest,
+            "epoch": self._epoch,
+            "step": self._step,
+            "evaluated": self._evaluated,
+            "loss_sums": sums,
+            "preparation": self._dataset.preparation.to_json(),
+            "counts": asdict(self._counts),
+            "seconds": self._clock.seconds,
+            "train_seconds": self._clock.train_seconds,
+            "target": self._target.saved(),
+            "early_stopping": self._early.saved(),
+            "best": self._best.saved(),
+            "metrics_offset": 0 if self._tracker is None else self._tracker.offset,
+        }
+        # A forward pass may change buffers, and the saver copies beside the next one.
+        model = with_own_buffers(self._model, snapshot.model)
+        arrays = with_own_buffers(self._model, snapshot.arrays)
+        present = Checkpoint(self._counts.steps, model, arrays, state)
+        self._saver.save(present, self._best.progresses)
+        _log.info("step %d: saving epoch %d, step %d", self._counts.steps, self._epoch, self._step)
+
+    def _resume(self, progress: int) -> None:
+        path = checkpoint.path_of(self._run_dir.checkpoints, progress)
+        saved = checkpoint.load(path)
+        state = saved.state
+        checkpoint.check_preparation(self._dataset.preparation.to_json(), state, path)
+        self._engine.restore(saved, path)
+        self._epoch = state["epoch"]
+        self._step = state.get("step", 0)  # version 0.1 saved at the end of epochs only
+        self._evaluated = state.get("evaluated", True)
+        self._totals.loss_sum = self._own(state.get("loss_sums", [0.0]))
+        self._counts = Progress(**state["counts"])
+        self._clock.train_seconds = state["train_seconds"]
+        self._target.restore(state["target"])
+        if "early_stopping" in state:  # version 0.1 knew of neither
+            self._early.restore(state["early_stopping"])
+        if "best" in state:
+            self._best.restore(state["best"])
+        reached = (path.name, self._epoch, self._step)
+        _log.info("resumed from checkpoint %s, after epoch %d, step %d", *reached)
+
+    def _own(self, sums: list[float]) -> float:
+        """Return this rank's of the saved sums; with another world size, rank 0 takes them all."""
+        if len(sums) == self._topology.world_size:
+            return sums[self._topology.rank]
+        return math.fsum(sums) if self._topology.rank == 0 else 0.0
+
+    def _trained(self, *, stopped: bool) -> TrainingResult:
+        self._engine.close()
+        [peak] = self._sum([float(peak_rss_bytes())])
+        now, startup = self._clock.seconds, self._startup_seconds
+        return TrainingResult(
+            epochs=self._epoch,
+            counts=self._counts,
+            final={name: metrics.to_vector() for name, metrics in self._final.items()},
+            target=self._target.summary(),
+            seconds=now,
+            train_seconds=self._clock.train_seconds,
+            startup_seconds=now - self._seconds_before if startup is None else startup,
+            peak_rss_bytes=int(peak),
+            stopped=stopped,
+        )

@@ -1,0 +1,1 @@
+"""How a step's gradient and weights are spread over the ranks."""

@@ -1,0 +1,30 @@
+"""Which engine trains: by `distributed.strategy`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from heliotrope.config import Run
+from heliotrope.tasks import Task
+
+from ..topology import Topology
+from .engine import Engine
+from .local_sgd import LocalSgdEngine
+
+__all__ = ["build_engine"]
+
+
+def build_engine(
+    run: Run, model: nn.Module, task: Task, topology: Topology, directory: Path
+) -> Engine:
+    """Return the engine of `distributed.strategy`; the process group must have been joined."""
+    kind = Engine
+    if run.distributed.strategy == "fsdp":
+        from .fsdp import FsdpEngine  # here: it takes most of a second to import
+
+        kind = FsdpEngine
+    elif run.distributed.strategy != "ddp":
+        kind = LocalSgdEngine
+    return kind(run, model, task, topology, directory)

@@ -1,0 +1,205 @@
+"""The model in training, with all that is updated beside it and must be saved with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+
+from heliotrope.config import Run
+from heliotrope.models import build
+from heliotrope.runs import checkpoint
+from heliotrope.runs.checkpoint import Checkpoint
+from heliotrope.tasks import Task
+from heliotrope.training import optimizer_state
+from heliotrope.training.joint import Gather
+from heliotrope.training.loop import Recipe, Stepper, TrainingBatch, TrainTotals, penalty_of
+from heliotrope.training.optimizers import build_optimizer
+
+from ..communication.exchange import gathered_rows
+from ..communication.process_group import data_parallel
+from ..topology import Topology
+from .buffers import SharedBuffers
+from .ema import Ema
+from .profiling import StepProfiler
+from .recompute import recompute
+from .speed import Speed
+
+__all__ = ["HALF", "Engine", "Snapshot"]
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+_RAW = "weights/"  # in a checkpoint with averaged weights, the prefix of those in training
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint keeps of an engine: exported weights, other arrays, and the rest."""
+
+    model: Mapping[str, Tensor]
+    arrays: Mapping[str, Tensor]
+    rest: dict[str, Any]
+
+
+class Engine:
+    """One rank's `model` and its optimizer, wrapped for training with the other ranks.
+
+    The loop that uses it: `begin`; for each batch `step`, then `after_step`; `finish`.
+    """
+
+    def __init__(
+        self, run: Run, model: nn.Module, task: Task, topology: Topology, directory: Path
+    ) -> None:
+        self._cfg = cfg = run.distributed
+        self._model, self._task = model, task
+        self._device = next(model.parameters()).device
+        bytes_ = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+        self._exchanged = (topology.world_size - 1) * bytes_
+        self._buffers = SharedBuffers(model, topology)
+        self._speed = Speed(model, task, cfg.precision, topology.world_size)
+        self._profiler: StepProfiler | None = None
+        if cfg.profile and topology.rank == 0:
+            self._profiler = StepProfiler(directory / "profile" / "trace.json")
+        if cfg.activation_checkpointing:
+            recompute(model)
+        self._exchanging = self._exchanging_model(model, task, topology)
+        self._wrapped = self._exchanging
+        if cfg.compile:
+            self._wrapped = self._compiled(self._wrapped)
+        self.optimizer = build_optimizer(run.optimizer, model.parameters())
+        self._penalty = penalty_of(model, run.loss)
+        self._ema: Ema | None = None
+        if cfg.ema_decay is not None:
+            average = build(run.model, task, run.seed).to(self._device)
+            self._ema = ema = Ema(self._as_trained(average, topology), model, cfg.ema_decay)
+            # Not after a step that the scaler left out.
+            self.optimizer.register_step_post_hook(lambda *_: ema.update())
+        self._scaler = GradScaler(self._device.type) if cfg.precision == "fp16" else None
+        self._recipe = Recipe(
+            accumulation_steps=cfg.accumulation_steps,
+            clip_norm=run.optimizer.clip_norm,
+            around_forward=self._forward_context(),
+            scaler=self._scaler,
+            after_update=None if self._profiler is None else self._profiler.after_step,
+            watch=self._speed.watch,
+            gather=self._gather(topology),
+        )
+
+    def _exchanging_model(self, model: nn.Module, task: Task, topology: Topology) -> nn.Module:
+        return data_parallel(model, task, topology)
+
+    def _gather(self, topology: Topology) -> Gather:
+        """Return what brings together the outputs whose losses depend on one another."""
+        return partial(gathered_rows, topology=topology)
+
+    def _compiled(self, model: nn.Module) -> nn.Module:
+        """Return `model` compiled for one shape at a time: inductor counts no places in others."""
+        return cast(nn.Module, torch.compile(model, dynamic=False))
+
+    def _as_trained(self, model: nn.Module, topology: Topology) -> nn.Module:  # noqa: ARG002 - others need it
+        """Return `model`, held as the one that is trained is."""
+        return model
+
+    def begin(self, totals: TrainTotals) -> None:
+        """Go into training: the losses and weights of the steps up to `finish` join `totals`."""
+        if self._profiler is not None:
+            self._profiler.before_steps()
+        self._stepper = Stepper(
+            self._wrapped, self.optimizer, self._task, self._penalty, self._recipe, totals
+        )
+
+    def step(self, batch: TrainingBatch) -> None:
+        """Take one optimizer step on this rank's part of a global batch, also an empty one."""
+        self._stepper.step(batch)
+
+    def after_step(self, step: int, steps: int) -> tuple[int, int]:  # noqa: ARG002 - others need it
+        """Do what is due after a step, the `step`-th of an epoch of `steps`, on every rank.
+
+        Return the bytes that all workers together sent in it, in each half of a ring all-reduce:
+        in the reduce-scatter, as in the all-gather, world size - 1 times the gradients. Rank 0's
+        buffers are sent with the latter.
+        """
+        self._buffers.update()
+        if self._ema is not None:
+            self._ema.copy_buffers()
+        return self._exchanged, self._exchanged + self._buffers.sent_bytes
+
+    def finish(self) -> None:
+        """Complete the totals that `begin` was given; waits for a GPU."""
+        self._stepper.finish()
+
+    def note_losses(self, note: Callable[[Tensor], None]) -> None:
+        """Let `note` have the sum of the losses of each step from now on."""
+        self._recipe = replace(self._recipe, note_loss=note)
+
+    def take_timing(self, examples: float) -> dict[str, float]:
+        """Return how fast the steps since the last call were; see `Speed.take`."""
+        return self._speed.take(examples, self._exchanging)
+
+    def close(self) -> None:
+        """End what goes on beside the training."""
+        if self._profiler is not None:
+            self._profiler.close()
+
+    def _forward_context(self) -> Callable[[TrainingBatch], AbstractContextManager[object]]:
+        plain = self._autocast is None and not self._cfg.compile
+        return nullcontext if plain else self._around_forward
+
+    @property
+    def _autocast(self) -> torch.dtype | None:
+        """What operations of the forward pass are cast to."""
+        return HALF.get(self._cfg.precision)
+
+    def _around_forward(self, batch: TrainingBatch) -> AbstractContextManager[object]:
+        context = ExitStack()
+        if self._autocast is not None:
+            context.enter_context(torch.autocast(self._device.type, self._autocast))
+        if self._cfg.compile and not len(batch):  # compiled convolutions need examples
+            context.enter_context(torch.compiler.set_stance("force_eager"))
+        return context
+
+    def evaluated(self) -> nn.Module:
+        """Return the model whose weights count: the averaged one if there is one."""
+        return self._exported
+
+    @property
+    def _exported(self) -> nn.Module:
+        return self._model if self._ema is None else self._ema.model
+
+    def snapshot(self) -> Snapshot:
+        """Return references to everything that a checkpoint must hold."""
+        arrays, rest = optimizer_state.flatten(self.optimizer)
+        if self._ema is not None:
+            raw = self._model.state_dict()
+            arrays |= {f"{_RAW}{name}": value for name, value in raw.items()}
+        scaler = None if self._scaler is None else self._scaler.state_dict()
+        averaged = None if self._ema is None else self._ema.steps
+        others = {"optimizer": rest, "scaler": scaler, "ema_steps": averaged}
+        return Snapshot(self._exported.state_dict(), arrays, others)
+
+    def restore(self, saved: Checkpoint, path: Path) -> None:
+        """Go on from the checkpoint at `path`."""
+        self._load(self._exported, saved.model, path)
+        arrays = {name: a for name, a in saved.arrays.items() if not name.startswith(_RAW)}
+        if self._ema is not None:
+            raw = {name: a for name, a in saved.arrays.items() if name.startswith(_RAW)}
+            weights = {name.removeprefix(_RAW): value for name, value in raw.items()}
+            self._load(self._model, weights, path)
+            self._ema.steps = saved.state["ema_steps"]
+        if self._scaler is not None:
+            self._scaler.load_state_dict(saved.state["scaler"])
+        optimizer_state.restore(self.optimizer, self._placed(arrays), saved.state["optimizer"])
+
+    def _load(self, model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+        checkpoint.load_weights(model, weights, path)
+
+    def _placed(self, arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the optimizer's state of a checkpoint as it is held here."""
+        return arrays

@@ -1,0 +1,157 @@
+"""Sums of floating-point numbers that are the same in any order and grouping: pre-rounding.
+
+Each number is cut into slices, multiples of fixed units (Demmel and Nguyen 2013, "Fast
+reproducible floating-point summation"). A slice has so few bits that float64 adds slices, times
+whole weights, without rounding; and what does not round is associative. The units follow
+from what everyone knows beforehand, the global weights and the sum of all examples' weights.
+
+Shape legend: K clients, S slices, D weights of one tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Units", "add_slices", "moved", "sum_of_differences"]
+
+_MANTISSA = 53  # bits of float64
+_MARGIN = 8  # doublings of the largest global weight that clients may go beyond it
+_LEAST_RANGE = 0  # power of two: weights that begin at zero may go up to 1
+_BLOCK = 1 << 18  # numbers worked on at once: for several threads, and yet in the cache
+
+
+@dataclass(frozen=True)
+class Units:
+    """How the numbers of one tensor are cut.
+
+    Parameters
+    ----------
+    limit
+        Numbers up to this size can be cut.
+    units
+        Of each slice, [S] powers of two, the coarsest first. What is below half of the last
+        is rounded away: 2^-64 of `limit` or less.
+    """
+
+    limit: float
+    units: tuple[float, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor, most_weight: int) -> Units:
+        """Return the units for clients that start from `tensor` and weigh `most_weight` in all.
+
+        A sum may hold the clients' numbers and, subtracted, as many of the global tensor.
+        """
+        bits = _MANTISSA - 3 - most_weight.bit_length()  # a slice's own
+        if bits < 8:
+            raise ValueError(f"weights of {most_weight} in all are too many for an exact sum")
+        largest = float(tensor.abs().amax()) if tensor.numel() else 0.0
+        exponent = max(math.frexp(largest)[1] + _MARGIN, _LEAST_RANGE)
+        slices = math.ceil(64 / bits)
+        units = tuple(2.0 ** (exponent - bits * (number + 1)) for number in range(slices))
+        return cls(2.0**exponent, units)
+
+    def holds(self, values: Tensor) -> bool:
+        """Return whether all values are within the limit; NaN is not."""
+        if not values.numel():
+            return True
+        low, high = (float(extreme) for extreme in values.aminmax())
+        return -self.limit <= low and high <= self.limit
+
+
+def add_slices(
+    sums: Tensor, values: Sequence[Tensor], weights: Sequence[int], units: Units
+) -> None:
+    """Add the clients' slices, each times its client's weight, to `sums` in place.
+
+    Parameters
+    ----------
+    sums
+        float64 [S, D].
+    values
+        Of each client, floating point [D], within the limit of `units`.
+    weights
+        [K] whole numbers.
+    """
+    clients, size = len(values), sums.shape[1]
+    width = min(size, max(1, _BLOCK // clients if sums.device.type == "cpu" else size))
+    memory = torch.empty(2, clients, width, dtype=torch.float64, device=sums.device)
+    column = torch.tensor(weights, dtype=torch.float64, device=sums.device)
+    # Blocks by `split`: making each view by itself would take as long as the arithmetic.
+    blocks = zip(*(torch.split(row, width) for row in (*sums, *values)), strict=True)
+    for block in blocks:
+        targets, parts = block[: len(sums)], block[len(sums) :]
+        rest, cut = memory if len(parts[0]) == width else memory[:, :, : len(parts[0])]
+        for row, part in zip(rest, parts, strict=True):
+            row.copy_(part)
+        for target, slice_ in zip(targets, _slices(rest, cut, units), strict=True):
+            if clients == 1:  # several times faster than the product of a matrix with one row
+                target.add_(slice_[0], alpha=weights[0])
+            else:
+                target.addmv_(slice_.t(), column)
+
+
+def sum_of_differences(sums: Tensor, start: Tensor, weight: int, units: Units) -> Tensor:
+    """Return what `sums` exceed `start` times the clients' weight by, float64 [D].
+
+    Parameters
+    ----------
+    sums
+        float64 [S, D], on the CPU.
+    start
+        Floating point [D].
+    weight
+        Of all clients in `sums` together.
+    """
+    result = torch.empty(len(start), dtype=torch.float64)
+    memory = torch.empty(3, min(_BLOCK, len(start)), dtype=torch.float64)
+    for here, part, *totals in zip(
+        *(torch.split(each, _BLOCK) for each in (result, start, *sums)), strict=True
+    ):
+        rest, cut, exact = memory[:, : len(part)]
+        rest.copy_(part)
+        slices = _slices(rest, cut, units)
+        torch.sub(totals[0], next(slices), alpha=weight, out=here)
+        for total, slice_ in zip(totals[1:], slices, strict=True):
+            here.add_(torch.sub(total, slice_, alpha=weight, out=exact))
+    return result
+
+
+def moved(start: Tensor, difference: Tensor) -> Tensor:
+    """Return `start` plus a float64 difference, rounded once to the type of `start`.
+
+    Whole numbers move by the difference rounded to the nearest.
+    """
+    if not start.is_floating_point():
+        whole = torch.round(difference).to(torch.int64)
+        return (start.to(torch.int64) + whole).to(start.dtype)
+    flat, way = start.reshape(-1), difference.reshape(-1)
+    out = torch.empty_like(flat)
+    memory = torch.empty(min(_BLOCK, len(flat)), dtype=torch.float64)
+    for to, part, step in zip(
+        *(torch.split(each, _BLOCK) for each in (out, flat, way)), strict=True
+    ):
+        to.copy_(memory[: len(part)].copy_(part).add_(step))
+    return out.view(start.shape)
+
+
+def _slices(rest: Tensor, cut: Tensor, units: Units) -> Iterator[Tensor]:
+    """Yield the slices of float64 numbers, in `cut`, and the last in `rest`, which held them."""
+    for unit in units.units[:-1]:
+        yield _rounded(rest, unit, out=cut)
+        rest.sub_(cut)
+    yield _rounded(rest, units.units[-1], out=rest)
+
+
+def _rounded(values: Tensor, unit: float, out: Tensor) -> Tensor:
+    """Return float64 `values`, up to 2^51 units, rounded to multiples of `unit`.
+
+    The sum with a number whose last bit is worth a unit has no bits below it.
+    """
+    shift = 1.5 * 2.0 ** (_MANTISSA - 1) * unit
+    return torch.add(values, shift, out=out).sub_(shift)

@@ -1,0 +1,1 @@
+"""How clients' local training is computed."""

@@ -1,0 +1,1 @@
+"""Between our engine and Flower: the only folder that touches its messages."""

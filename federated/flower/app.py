@@ -1,0 +1,81 @@
+"""The client as a Flower ClientApp: what runs where the data is, or in Flower's simulation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from omegaconf import OmegaConf
+
+from heliotrope.config import Run, from_yaml
+from heliotrope.data import load
+from heliotrope.tasks import task_of
+
+from ..aggregation import TransformChain, transforms_of
+from ..client_state import ClientStates
+from ..engine.client_algorithms import finished
+from ..engine.context import TrainingContext, assemble, divide, prepared_for
+from ..engine.sequential import evaluate_client, train_client
+from ..engine.start_loss import start_loss
+from .messages import content_of, evaluate_reply, read_arrays, to_record, train_reply
+
+__all__ = ["client_app"]
+
+_STATE = "heliotrope.client-state"  # in a node's own context, which Flower keeps there
+
+
+def client_app(run: Run) -> ClientApp:
+    """Return the app of every client of `run`.
+
+    Which client a node is, is its `node_config["partition-id"]`. Replies are those of the
+    simulation, so any Flower strategy aggregates them.
+    """
+    text = OmegaConf.to_yaml(OmegaConf.structured(run))
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        weights, instruction = content_of(message)
+        clients, client = _clients(text), _client(context)
+        instruction = replace(instruction, states=_states(context))
+        transformed = TransformChain(transforms_of(clients.federated), clients.model)
+        stack = train_client(clients, weights, instruction, client)
+        stack = finished(clients, weights, instruction, stack)
+        stack = transformed(stack, weights, rounded=True)
+        loss = start_loss(clients, weights, instruction, client) if instruction.start_loss else None
+        if stack.states:
+            context.state[_STATE] = to_record({n: v[0] for n, v in stack.states.items()})
+        return train_reply(stack.rows()[0], message, loss)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        weights, _ = content_of(message)
+        clients, client = _clients(text), _client(context)
+        model = clients.fresh_model(weights, _states(context), client)
+        metrics = evaluate_client(clients, model, client)
+        return evaluate_reply(metrics, message)
+
+    return app
+
+
+def _client(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+def _states(context: Context) -> ClientStates | None:
+    """Return what the client has kept; None if it keeps nothing yet, or at all."""
+    if _STATE not in context.state:
+        return None
+    kept = read_arrays(context.state.array_records[_STATE])
+    return ClientStates((_client(context),), {name: v[None] for name, v in kept.items()})
+
+
+@lru_cache(maxsize=1)  # a process serves many messages of one run
+def _clients(text: str) -> TrainingContext:
+    run = from_yaml(text)
+    dataset = load(run.data, run.seed, task=run.task_name)
+    task = task_of(dataset, run)
+    parts = divide(run, dataset)
+    return assemble(run, task, prepared_for(parts, dataset), parts)

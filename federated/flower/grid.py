@@ -1,0 +1,210 @@
+"""CohortGrid: Flower's Grid over our pool, so that every Flower strategy runs unmodified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NoReturn
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run as FlowerRun
+
+from ..aggregation import Mean, Partial, mean_of, merged
+from ..client_state import ClientStates, StateStore
+from ..engine.evaluation import Evaluations
+from ..engine.execution import ExecutionPlan
+from ..pools.base import Pool
+from ..updates import Failure, Update
+from .messages import (
+    become_server,
+    content_of,
+    error_reply,
+    evaluate_reply,
+    stamp,
+    train_reply,
+)
+
+__all__ = ["CohortGrid"]
+
+
+class CohortGrid(Grid):
+    """Delivers a strategy's messages to a pool of workers and brings back the replies.
+
+    The cohort is decided outside: `offer` names the clients of the next messages, and the
+    strategy finds exactly these connected. A node id is a client's number. Replies come in
+    client order. With `reduce` there is one mean of all clients, `mean`: without
+    `takes_mean` a reply that stands for all of them holds it too, as weights. Evaluations are
+    sums, and one reply holds those of all clients.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        reduce: bool,
+        *,
+        takes_mean: bool = False,
+        states: StateStore | None = None,
+    ) -> None:
+        become_server()
+        self.pool = pool
+        self._reduce = reduce
+        self._takes_mean = takes_mean
+        self.states = states  # of all clients, if they keep any
+        self._new_states: list[ClientStates] = []
+        self._offered: Sequence[int] = ()
+        self._replies: dict[str, Message] = {}
+        self.execution: ExecutionPlan | None = None  # until it is decided, before the first round
+        self.updates: list[Update] = []  # of the last round; of a worker's sum, without arrays
+        self.mean: Mean | None = None  # of the last round
+        self.loss_sum = 0.0  # of the last round's clients
+        self.failures: list[Failure] = []
+        self.evaluations: Evaluations | None = None  # of the last messages, if they asked for any
+
+    def offer(self, cohort: Sequence[int]) -> None:
+        """Make exactly these clients available."""
+        self._offered = cohort
+
+    def keep_states(self) -> None:
+        """Keep what the last round's clients gave as their state: the round is accepted."""
+        if self.states is not None:
+            for states in self._new_states:
+                self.states.put(states)
+
+    def states_of(self, cohort: Sequence[int]) -> ClientStates | None:
+        """Return the state that each of `cohort` keeps; None if clients keep none."""
+        return None if self.states is None else self.states.take(cohort)
+
+    def get_node_ids(self) -> list[int]:
+        return list(self._offered)
+
+    def send_and_receive(
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,  # noqa: ARG002 - part of Flower's interface
+    ) -> list[Message]:
+        """Do the work that `messages` ask for; returns when it is done."""
+        groups: dict[int, list[Message]] = {}
+        for message in messages:  # a record shared by many messages is read once
+            groups.setdefault(id(message.content), []).append(stamp(message))
+        self.updates, self.failures, self.evaluations, self.mean = [], [], None, None
+        replies: list[tuple[int, Message]] = []
+        for group in groups.values():
+            if group[0].metadata.message_type == MessageType.TRAIN:
+                replies += self._train(group)
+            else:
+                replies += self._evaluate(group)
+        return [reply for _, reply in sorted(replies, key=lambda pair: pair[0])]
+
+    def _train(self, messages: Sequence[Message]) -> list[tuple[int, Message]]:
+        weights, instruction = content_of(messages[0])
+        asked = {message.metadata.dst_node_id: message for message in messages}
+        cohort = sorted(asked)
+        assert self.execution is not None
+        instruction = replace(instruction, states=self.states_of(cohort))
+        replies: list[tuple[int, Message]] = []
+        partials: list[Partial] = []
+        waiting = set(cohort)
+        self._new_states = []
+        for reply in self.pool.train(weights, instruction, cohort, self.execution, self._reduce):
+            updates, given = reply.updates, set(waiting)
+            if reply.partial is not None:
+                updates = [_summary(reply.partial)]
+            for update in updates:
+                if not waiting.issuperset(update.clients):
+                    self.failures += _rejected(update, waiting, asked)
+                    continue
+                waiting.difference_update(update.clients)
+                self.updates.append(update)
+                if reply.partial is not None:
+                    partials.append(reply.partial)
+                else:
+                    client = update.clients[0]
+                    loss = reply.start_losses.get(client)
+                    replies.append((client, train_reply(update, asked[client], loss)))
+            for failure in reply.failures:
+                replies.append((failure.client, error_reply(failure.reason, asked[failure.client])))
+                self.failures.append(failure)
+            accepted = given - waiting
+            self._new_states += [states.take(accepted) for states in reply.states]
+        if partials:
+            self.mean = mean_of(partials, weights)
+            if not self._takes_mean:
+                whole = replace(_summary(merged(partials)), arrays=self.mean.weights(weights))
+                first = whole.clients[0]
+                replies.append((first, train_reply(whole, asked[first])))
+        each = [update.loss_sum for update in self.updates if update.arrays]
+        self.loss_sum = math.fsum([*each, *(loss for part in partials for loss in part.loss_sums)])
+        self.failures.sort(key=lambda failure: failure.client)
+        return replies
+
+    def _evaluate(self, messages: Sequence[Message]) -> list[tuple[int, Message]]:
+        weights, _ = content_of(messages[0])
+        asked = {message.metadata.dst_node_id: message for message in messages}
+        cohort = sorted(asked)
+        done = self.pool.evaluate(weights, cohort, self.states_of(cohort))
+        self.evaluations = done
+        self.failures += done.failures
+        replies = [
+            (bad.client, error_reply(bad.reason, asked[bad.client])) for bad in done.failures
+        ]
+        if done.clients:
+            first = done.clients[0]
+            replies.append((first, evaluate_reply(done.sums.total(), asked[first])))
+        return replies
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Do the work at once and keep the replies for `pull_messages`."""
+        ids = []
+        for reply in self.send_and_receive(messages):
+            ids.append(reply.metadata.reply_to_message_id)
+            self._replies[ids[-1]] = reply
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to these messages, each once."""
+        return [self._replies.pop(key) for key in message_ids if key in self._replies]
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def set_run(self, run: FlowerRun) -> None:
+        """Accept and ignore: a simulation has one run."""
+
+    @property
+    def run(self) -> NoReturn:
+        raise RuntimeError("A simulated federation has no SuperLink, and so no Flower run.")
+
+
+def _summary(partial: Partial) -> Update:
+    """Return what is known of the clients of a sum besides their arrays."""
+    return Update(
+        clients=partial.clients,
+        arrays={},
+        weight=partial.weight,
+        loss_sum=math.fsum(partial.loss_sums),
+        seen=partial.seen,
+        weight_seen=partial.weight_seen,
+        steps=partial.steps,
+    )
+
+
+def _rejected(
+    update: Update, waiting: Collection[int], asked: Collection[int]
+) -> Iterator[Failure]:
+    """Yield why an update is left out of the round: a client's weight would count twice."""
+    for client in update.clients:
+        if client in waiting:
+            why = "the client is part of a mean with one that was not expected"
+        else:
+            why = "the client has answered before" if client in asked else "it was not asked"
+        yield Failure(client, f"update rejected: {why}")

@@ -1,0 +1,42 @@
+"""What a server strategy is told of the model and the data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import nn
+
+__all__ = ["ModelFacts"]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Which arrays of a model are what, and how much a round weighs at most.
+
+    Parameters
+    ----------
+    parameters
+        Names of floating-point parameters: what a server optimizer may step.
+    buffers
+        The other names of the state dict, such as BatchNorm's statistics and counters.
+    most_weight
+        Of all clients together, such as their number of examples.
+    """
+
+    parameters: frozenset[str]
+    buffers: frozenset[str]
+    most_weight: int
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, most_weight: int, sent: Collection[str] | None = None
+    ) -> ModelFacts:
+        """Return the facts of a model; a parameter that two layers share has all its names.
+
+        `sent` are the names that clients send, if not all.
+        """
+        named = model.named_parameters(remove_duplicate=False)
+        parameters = frozenset(name for name, p in named if p.is_floating_point())
+        names = frozenset(model.state_dict() if sent is None else sent)
+        return cls(parameters & names, names - parameters, most_weight)

@@ -1,0 +1,179 @@
+"""Strategies that bound what a few malicious clients can do. Every client counts alike.
+
+Distances, medians and means are taken in float64 and rounded once. Distances are those of
+parameters; buffers (BatchNorm's statistics and counters) are combined by the rule by
+which the parameters are, and whole numbers rounded to the nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from torch import Tensor
+
+from heliotrope.errors import RunFailedError
+
+from ..flower.messages import read_arrays, to_record
+from ..fractions import decimal, fraction_rounded_down
+from ..updates import Weights
+from .facts import ModelFacts
+
+__all__ = ["Bulyan", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "RobustStrategy"]
+
+
+class RobustStrategy(FlowerFedAvg):
+    """Combines the clients' weights, all at once.
+
+    `least` is the smallest number of clients from which the rule gives what it promises.
+    """
+
+    def __init__(self, facts: ModelFacts, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._facts = facts
+        self.least = 1
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the new model; raises `RunFailedError` if too few clients have replied."""
+        valid, _ = self._check_and_log_replies(replies, is_train=True)
+        if not valid:
+            return None, None
+        valid = sorted(valid, key=lambda message: message.metadata.src_node_id)
+        if len(valid) < self.least:
+            raise RunFailedError(
+                f"round {server_round}: {type(self).__name__} needs the updates of {self.least} "
+                f"clients to bound those of bad ones, and has {len(valid)}. Raise "
+                "federated.clients_per_round."
+            )
+        records = [next(iter(m.content.array_records.values())) for m in valid]
+        weights = [read_arrays(record) for record in records]
+        metrics = self.train_metrics_aggr_fn([m.content for m in valid], self.weighted_by_key)
+        chosen = self.chosen(weights)
+        combined = {}
+        for name, like in weights[0].items():
+            stack = torch.stack([weights[client][name].double() for client in chosen])
+            whole = self.combined(stack)
+            combined[name] = (whole if like.is_floating_point() else whole.round()).to(like.dtype)
+        return to_record(combined), metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: no round needs anything of an earlier one."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back nothing."""
+
+    def chosen(self, weights: Sequence[Weights]) -> list[int]:
+        """Return the places of the clients that are combined: all, if not overridden."""
+        return list(range(len(weights)))
+
+    def combined(self, stack: Tensor) -> Tensor:
+        """Return one tensor, [*shape], for those of the chosen clients, float64 [K, *shape]."""
+        return stack.mean(dim=0)
+
+    def _distances(self, weights: Sequence[Weights]) -> Tensor:
+        """Return squared distances of clients' parameters, float64 [K, K]: sums of differences.
+
+        No expansion by norms: for updates that are small beside the weights it cancels.
+        """
+        squares = torch.zeros(len(weights), len(weights), dtype=torch.float64)
+        for name in sorted(self._facts.parameters):
+            stack = torch.stack([each[name].reshape(-1) for each in weights]).double()
+            for client in range(len(weights) - 1):
+                ways = stack[client + 1 :] - stack[client]
+                squares[client, client + 1 :] += ways.square_().sum(dim=1)
+        return squares + squares.t()
+
+
+class FedMedian(RobustStrategy):
+    """The coordinate-wise median (Yin et al. 2018), of an even number the middle ones' mean."""
+
+    def combined(self, stack: Tensor) -> Tensor:
+        return _trimmed_mean(stack, (len(stack) - 1) // 2)
+
+
+class FedTrimmedAvg(RobustStrategy):
+    """The coordinate-wise mean without the `beta` share at each end (Yin et al. 2018)."""
+
+    def __init__(self, facts: ModelFacts, beta: float, **settings: Any) -> None:
+        super().__init__(facts, **settings)
+        self._beta = beta
+        self.least = least_trimmed(beta)
+
+    def combined(self, stack: Tensor) -> Tensor:
+        return _trimmed_mean(stack, fraction_rounded_down(self._beta, len(stack)))
+
+
+class MultiKrum(RobustStrategy):
+    """The mean of the clients with the best Krum scores (Blanchard et al. 2017)."""
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        num_malicious_nodes: int,
+        num_nodes_to_select: int,
+        **settings: Any,
+    ) -> None:
+        super().__init__(facts, **settings)
+        self._bad, self._selected = num_malicious_nodes, num_nodes_to_select
+        self.least = max(2 * self._bad + 3, self._selected)
+
+    def chosen(self, weights: Sequence[Weights]) -> list[int]:
+        scores = krum_scores(self._distances(weights), self._bad)
+        best = torch.argsort(scores, stable=True)[: self._selected]
+        return sorted(best.tolist())
+
+
+class Krum(MultiKrum):
+    """The client that is closest to its n - f - 2 nearest others (Blanchard et al. 2017)."""
+
+    def __init__(self, facts: ModelFacts, num_malicious_nodes: int, **settings: Any) -> None:
+        super().__init__(facts, num_malicious_nodes, 1, **settings)
+
+
+class Bulyan(RobustStrategy):
+    """Selection by repeated Krum, then a mean around the median (El Mhamdi et al. 2018, section 4).
+
+    Of n clients, theta = n - 2f are taken one by one, each the best of those left; of them, each
+    coordinate takes the mean of the theta - 2f values closest to their median.
+    """
+
+    def __init__(self, facts: ModelFacts, num_malicious_nodes: int, **settings: Any) -> None:
+        super().__init__(facts, **settings)
+        self._bad = num_malicious_nodes
+        self.least = 4 * self._bad + 3
+
+    def chosen(self, weights: Sequence[Weights]) -> list[int]:
+        distances = self._distances(weights)
+        left, taken = list(range(len(weights))), []
+        for _ in range(len(weights) - 2 * self._bad):
+            among = distances[left][:, left]
+            taken.append(left.pop(int(krum_scores(among, self._bad).argmin())))
+        return sorted(taken)
+
+    def combined(self, stack: Tensor) -> Tensor:
+        median = _trimmed_mean(stack, (len(stack) - 1) // 2)
+        nearest = torch.argsort((stack - median).abs(), dim=0, stable=True)
+        return stack.gather(0, nearest[: len(stack) - 2 * self._bad]).mean(dim=0)
+
+
+def least_trimmed(beta: float) -> int:
+    """Return from how many clients on a share of `beta`, which is positive, is at least one."""
+    return -(-1 // decimal(beta))
+
+
+def krum_scores(distances: Tensor, bad: int) -> Tensor:
+    """Return the sum of each client's squared distances to its n - bad - 2 nearest others, [K]."""
+    count = len(distances)
+    others = distances.clone().fill_diagonal_(torch.inf)
+    nearest = others.sort(dim=1).values[:, : min(max(1, count - bad - 2), count - 1)]
+    return nearest.sum(dim=1)
+
+
+def _trimmed_mean(stack: Tensor, cut: int) -> Tensor:
+    return stack.sort(dim=0).values[cut : len(stack) - cut].mean(dim=0)

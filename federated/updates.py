@@ -1,0 +1,144 @@
+"""What passes between the server and its clients: an instruction and weights; updates, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from heliotrope.config import OptimizerConfig
+
+from .algorithms import ClientAlgorithm
+from .client_state import ClientStates
+
+__all__ = ["Failure", "Instruction", "Stack", "Update", "Weights"]
+
+Weights = Mapping[str, Tensor]
+"""A model's weights and buffers by name, [*shape] each."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the strategy asks of the clients of a round.
+
+    `algorithms` say what clients do beside following the gradients of their data. `states` are
+    those that the clients keep, if they keep any; they are not sent. `lr` is the learning rate of
+    the round, if it is not that of the config. With `start_loss`, clients also tell their loss at
+    the global weights.
+    """
+
+    server_round: int
+    algorithms: tuple[ClientAlgorithm, ...] = ()
+    lr: float | None = None
+    start_loss: bool = False
+    states: ClientStates | None = None
+
+    def of(self, cohort: Sequence[int]) -> Instruction:
+        """Return the same for a part of the clients."""
+        return self if self.states is None else replace(self, states=self.states.take(cohort))
+
+    def optimizer(self, cfg: OptimizerConfig) -> OptimizerConfig:
+        """Return the optimizer of the clients in this round."""
+        return cfg if self.lr is None else replace(cfg, lr=self.lr)
+
+    def states_of(self, clients: Sequence[int] | int) -> Weights:
+        """Return the state that algorithms begin with, [*shape] each, or [K, *shape] of several."""
+        if self.states is None or not self.algorithms:
+            return {}
+        if isinstance(clients, int):
+            return self.states.of(clients)
+        each = [self.states.of(client) for client in clients]
+        return {name: torch.stack([state[name] for state in each]) for name in each[0]}
+
+
+@dataclass(frozen=True)
+class Update:
+    """Weights after local training, of one client or the weighted mean of several.
+
+    `weight` is that in the strategy's mean: the sum of the weights of the clients' examples, such
+    as their number. `seen` counts examples with repetition over local epochs; `loss_sum` is the
+    sum of their losses, and `weight_seen` of their weights.
+    """
+
+    clients: tuple[int, ...]
+    arrays: Weights
+    weight: int
+    loss_sum: float
+    seen: int
+    weight_seen: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The results of K clients: arrays [K, *shape], numbers [K], as in `Update`.
+
+    `states` are what the clients keep, [K, *shape] each.
+    """
+
+    clients: tuple[int, ...]
+    arrays: Weights
+    weights: tuple[int, ...]
+    loss_sums: tuple[float, ...]
+    seen: tuple[int, ...]
+    weights_seen: tuple[int, ...]
+    steps: tuple[int, ...]
+    states: Weights = field(default_factory=dict)
+
+    def rows(self) -> list[Update]:
+        """Return each client's result."""
+        return [
+            Update(
+                clients=(client,),
+                arrays={name: value[row] for name, value in self.arrays.items()},
+                weight=self.weights[row],
+                loss_sum=self.loss_sums[row],
+                seen=self.seen[row],
+                weight_seen=self.weights_seen[row],
+                steps=self.steps[row],
+            )
+            for row, client in enumerate(self.clients)
+        ]
+
+    def without(self, rows: Collection[int]) -> Stack:
+        """Return the same without these rows."""
+        if not rows:
+            return self
+        kept = [row for row in range(len(self.clients)) if row not in rows]
+        return Stack(
+            clients=tuple(self.clients[row] for row in kept),
+            arrays={name: value[kept] for name, value in self.arrays.items()},
+            weights=tuple(self.weights[row] for row in kept),
+            loss_sums=tuple(self.loss_sums[row] for row in kept),
+            seen=tuple(self.seen[row] for row in kept),
+            weights_seen=tuple(self.weights_seen[row] for row in kept),
+            steps=tuple(self.steps[row] for row in kept),
+            states={name: value[kept] for name, value in self.states.items()},
+        )
+
+    def rejections(self, weights: Weights) -> dict[int, str]:
+        """Return the rows that must not be averaged with updates of `weights`, and why."""
+        reasons: dict[int, str] = {}
+        for name, value in (*self.arrays.items(), *self.states.items()):
+            shape = tuple(value.shape[1:])
+            wanted = tuple(weights[name].shape) if name in self.arrays else shape
+            if shape != wanted:
+                reason = f"update rejected: {name} has shape {shape} instead of {wanted}"
+                return dict.fromkeys(range(len(self.clients)), reason)
+            if not value.is_floating_point() or bool(torch.isfinite(value).all()):
+                continue
+            finite = torch.isfinite(value).flatten(1).all(dim=1)
+            for row in torch.nonzero(~finite).view(-1).tolist():
+                reason = f"update rejected: {name} holds NaN or infinite values"
+                reasons.setdefault(row, reason)
+        return reasons
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that gave no usable update, and why."""
+
+    client: int
+    reason: str

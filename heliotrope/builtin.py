@@ -1,0 +1,76 @@
+"""The names of our own choices, and the functions that make them: `module:function`.
+
+The keys of a choice are the function's typed keyword parameters: see `heliotrope.registry`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["BUILT_IN", "Group"]
+
+Group = Literal["model", "data", "task", "metric", "partition", "strategy", "optimizer", "schedule"]
+
+_SOURCES = "heliotrope.data.sources"
+_PARTITIONS = "heliotrope.data.partition"
+_OPTIMIZERS = "heliotrope.training.optimizers"
+_SCHEDULES = "heliotrope.config.schedule"
+_OURS, _FLOWERS = "federated.strategies.ours", "federated.strategies.flowers"
+
+_STRATEGIES = (
+    "fedavg",
+    "fedprox",
+    "fedadam",
+    "fedyogi",
+    "fedadagrad",
+    "fedavgm",
+    "fedmedian",
+    "fedtrimmedavg",
+    "krum",
+    "multikrum",
+    "bulyan",
+    "qfedavg",
+)
+
+BUILT_IN: dict[Group, dict[str, str]] = {
+    "model": {
+        name: f"heliotrope.models.{name}:{name}"
+        for name in (
+            *("mlp", "cnn", "logistic", "embedding_bag", "gru", "char_lstm", "gpt"),
+            *("matrix_factorization", "two_towers"),
+        )
+    },
+    "data": {
+        **{
+            name: f"{_SOURCES}.{name}:{name}"
+            for name in (
+                *("digits", "heart", "diabetes", "spam", "shakespeare", "movielens", "emoji"),
+                *("table", "arrays"),
+            )
+        },
+        **{name: f"{_SOURCES}.images:{name}" for name in ("mnist", "fashion_mnist")},
+        **{name: f"{_SOURCES}.folders:{name}" for name in ("images", "texts")},
+    },
+    "task": {
+        name: f"heliotrope.tasks.{name}:{name}"
+        for name in ("classification", "regression", "next_token", "rating", "contrastive")
+    },
+    "metric": {
+        name: f"heliotrope.tasks.measured:{name}"
+        for name in ("auroc", "calibration_error", "top_5_accuracy")
+    },
+    "partition": {
+        name: f"{_PARTITIONS}:{name}"
+        for name in ("iid", "dirichlet", "shards", "quantity", "natural")
+    },
+    # The papers' algorithms, and Flower's own classes, whose names begin with flower_.
+    "strategy": {
+        **{name: f"{_OURS}:{name}" for name in (*_STRATEGIES, "fedadam_corrected")},
+        **{f"flower_{name}": f"{_FLOWERS}:flower_{name}" for name in _STRATEGIES},
+    },
+    "optimizer": {name: f"{_OPTIMIZERS}:{name}" for name in ("sgd", "adam", "adamw", "adafactor")},
+    "schedule": {
+        name: f"{_SCHEDULES}:{name}"
+        for name in ("constant", "linear", "cosine", "step", "one_cycle")
+    },
+}

@@ -1,0 +1,1 @@
+"""The commands besides training, and the command line before Hydra reads it."""

@@ -1,0 +1,38 @@
+"""Which directory a command means: those that are resumed are named."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from heliotrope.errors import ConfigError
+from heliotrope.shell import typed
+
+__all__ = ["refuse_unnamed"]
+
+
+def refuse_unnamed(generated: Path, key: str, command: Sequence[str]) -> None:
+    """Raise `ConfigError` for `resume=true` without a directory, with the newest that there is.
+
+    `generated` is the new directory that was made instead, `key` the one to set: hydra.run.dir,
+    or hydra.sweep.dir. `command` is what was typed.
+    """
+    marks = "*/config.yaml" if key == "hydra.sweep.dir" else "config.yaml"
+    others = [path for path in generated.parent.glob("*") if path != generated]
+    begun = {
+        path: max(mark.stat().st_mtime for mark in path.glob(marks))
+        for path in others
+        if any(path.glob(marks))
+    }
+    if not begun:
+        raise ConfigError(
+            "resume=true needs the run to continue, and there is none in "
+            f"{generated.parent}. Leave it out to begin one, or set {key} to its directory."
+        )
+    newest = max(begun, key=lambda path: begun[path])
+    again = f"{shlex.join(command)} {typed(key, newest)}"
+    raise ConfigError(
+        f"resume=true needs {key}, the directory to continue. The newest in {generated.parent} is "
+        f"{newest.name}: {again}"
+    )

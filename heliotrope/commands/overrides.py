@@ -1,0 +1,196 @@
+"""The command line before Hydra reads it: flags in any place, slips in overrides explained."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Sequence
+
+from hydra._internal.utils import get_args_parser  # not public: Hydra has no other list of flags
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+
+from heliotrope.config import GROUPS, choice_names, conf_dir
+from heliotrope.config.explain import known_keys
+from heliotrope.config.files import choices
+from heliotrope.errors import ConfigError, closest
+from heliotrope.shell import offending, quoted, typed
+
+__all__ = ["checked", "prepared"]
+
+_SWEEPING = ("-m", "--multirun")
+
+
+def prepared(arguments: Sequence[str]) -> list[str]:
+    """Return a mode's command line as Hydra takes it: overrides first, then flags.
+
+    Raises `ConfigError` naming a flag that there is not, or an override that cannot be read.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    parser.allow_abbrev = False  # --experiment would be --experimental-rerun
+    try:
+        known, unknown = parser.parse_known_intermixed_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}. --hydra-help lists the flags.") from error
+    if unknown:
+        raise ConfigError(_no_flag(unknown[0], parser))
+    flags = list(arguments)
+    for override in known.overrides:
+        flags.remove(override)
+    sweeping = known.multirun or "hydra.mode=MULTIRUN" in known.overrides
+    return [*checked(known.overrides, sweeping=sweeping), *flags]
+
+
+def checked(overrides: Sequence[str], *, sweeping: bool = False) -> list[str]:
+    """Return `overrides` for Hydra, which will be able to read them.
+
+    `glob(...)` over the choices of a group leaves out the schemas, which are no choices. Raises
+    `ConfigError` naming the override, and what to type instead.
+    """
+    return [_checked(override, sweeping) for override in overrides]
+
+
+def _checked(override: str, sweeping: bool) -> str:
+    key, _, value = override.partition("=")
+    try:
+        parsed = _parse(override)
+    except HydraException as error:
+        raise ConfigError(_unreadable(override, str(error), sweeping)) from error
+    name = parsed.key_or_group
+    if not name:
+        raise ConfigError(f"{override} has no key. Write key=value, such as seed=1.")
+    if override.startswith("~"):
+        return _removed(override, name)
+    if name in ("hydra.run.dir", "hydra.sweep.dir") and not value.strip("\"' "):
+        raise ConfigError(
+            f"{override} names no directory. Set one, such as {name}=runs/mine, or leave it out "
+            "for a new one below runs/."
+        )
+    group = name.replace(".", "/")
+    if group in GROUPS and group != name and not isinstance(parsed.value(), dict):
+        raise ConfigError(
+            f"{override}: {group} is a group of files, chosen with a slash. Write {group}={value}."
+        )
+    if group in GROUPS and value.endswith("_schema"):
+        raise ConfigError(
+            f"{override} is the types of a choice only. Write {group}={value[: -len('_schema')]}."
+        )
+    if name in GROUPS and isinstance(parsed.value(), list):
+        raise ConfigError(f"{override} is several choices where there is one. Write {name}=CHOICE.")
+    if not parsed.is_sweep_override():
+        return override
+    if not sweeping:
+        raise ConfigError(_several(override, key, value))
+    if not parsed.is_discrete_sweep():
+        raise ConfigError(
+            f"{override} is a range without steps, which a sweep cannot run through. Name the "
+            f"values, such as {key}=1,2,3 or '{key}=range(1,4)'."
+        )
+    chosen = parsed.value()
+    if isinstance(chosen, Glob):
+        return f"{key}={_without_schemas(chosen, name, override)}"
+    if not list(parsed.sweep_iterator()):
+        raise ConfigError(f"{override} holds no value: the sweep has no jobs.")
+    return override
+
+
+def _without_schemas(chosen: Glob, group: str, override: str) -> str:
+    """Return `glob(...)` over the choices of a group, of which it must match one."""
+    chosen.exclude.append("*_schema")
+    found = choices(group)
+    if not chosen.filter(found):
+        given = f"the choices {', '.join(found)}" if found else f"{group}, which is no group"
+        raise ConfigError(f"{override} matches none of {given}: the sweep has no jobs.")
+    wanted, left_out = (",".join(map(quoted, part)) for part in (chosen.include, chosen.exclude))
+    return f"glob([{wanted}],exclude=[{left_out}])"
+
+
+def _removed(override: str, name: str) -> str:
+    """Return an override that takes away what an experiment can do without."""
+    if name.split(".")[0].split("/")[0] in ("hydra", "experiment"):
+        return override
+    if name in known_keys():
+        raise ConfigError(f"{override}: an experiment has every key. Write {name}=VALUE.")
+    raise ConfigError(f"{override}: there is no such key.{closest(name, known_keys())}")
+
+
+def _parse(override: str) -> Override:
+    """Return what Hydra reads; raises `HydraException`."""
+    return OverridesParser.create().parse_override(override)
+
+
+def _readable(override: str) -> bool:
+    try:
+        _parse(override)
+    except HydraException:
+        return False
+    return True
+
+
+def _no_flag(flag: str, parser: argparse.ArgumentParser) -> str:
+    name, _, value = flag.lstrip("-").partition("=")
+    key = name.replace("-", "_")
+    if key in known_keys():
+        return f"{flag}: keys have no dashes. Write {key}={value or 'VALUE'}."
+    flags = [option for action in parser._actions for option in action.option_strings]  # noqa: SLF001
+    return f"{flag}: there is no such flag.{closest(flag, flags)} --help lists keys and flags."
+
+
+def _several(override: str, key: str, value: str) -> str:
+    kinds, remedy = known_keys().get(key.lstrip("+"), "").split(" or "), ""
+    if any(kind.startswith(("list", "tuple", "Any")) for kind in kinds):
+        remedy = f" For a list, write '{key}=[{value}]'."
+    if any(kind.startswith("str") for kind in kinds):
+        remedy = f" For one text, write {typed(key, value)}."
+    return f"{override} is several values: add -m (--multirun) to run a job for each.{remedy}"
+
+
+def _unreadable(override: str, reason: str, sweeping: bool) -> str:
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"{override or repr(override)} is not key=value.{_meant(override)}"
+    if not _readable(f"{key}=1"):
+        bare = key.lstrip("+~")
+        dotted = bare.replace("/", ".")
+        meant = (
+            f" Write {dotted}={value}." if dotted in known_keys() else closest(bare, known_keys())
+        )
+        return f"{override}: {bare} is no key, which has names with dots between.{meant}"
+    function = re.search(r"Unknown function '(\w+)'", reason)
+    if function:
+        functions = ("choice", "range", "glob", "sort", "shuffle", "int", "float", "str", "bool")
+        meant = closest(function[1], functions) or f" Quote it as text: {typed(key, value)}."
+        return f"{override}: there is no function {function[1]}.{meant}"
+    return f"{override} cannot be read. {_value_remedy(key, value, sweeping)}"
+
+
+def _meant(word: str) -> str:
+    """Return what to type instead of a word without an equals sign."""
+    name = re.split(r"[./:]", word)[-1]
+    for group in GROUPS:
+        if name in choice_names(group):
+            return f" Write {group}={name}."
+    for path in sorted(conf_dir().glob("*/**/*.yaml")):
+        if path.stem == name:
+            return f" Write {path.parent.relative_to(conf_dir())}={name}."
+    return " Write key=value without spaces, such as seed=1."
+
+
+def _value_remedy(key: str, value: str, sweeping: bool) -> str:
+    if value.startswith("="):
+        return f"Write key=value with one sign: {key}={value.lstrip('=')}."
+    if value.startswith("~"):
+        return f'A shell expands ~ at the start of a word only: write {key}="$HOME{value[1:]}".'
+    if value.startswith("(") and value.endswith(")"):
+        return f"Write a list in brackets: '{key}=[{value[1:-1]}]'."
+    several = sweeping and "," in value and not set(value) & set("[](){}\"'")
+    parts = [quoted(part) for part in value.split(",")] if several else [quoted(value)]
+    remedy = shlex.quote(f"{key}={','.join(parts)}")
+    for start, end in ("[]", "{}", "()"):
+        if value.count(start) != value.count(end):
+            return f"A bracket is not closed. Close it, or quote the value as text: {remedy}."
+    found = " ".join(character for character in offending(value) if character != ",")
+    return f"Quote a value with {found or 'such signs'}: {remedy}."

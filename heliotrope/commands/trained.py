@@ -1,0 +1,149 @@
+"""A run that is there: its configuration, its checkpoint, and its model on other rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from torch import nn
+
+from heliotrope import config
+from heliotrope.config import Run
+from heliotrope.data import Dataset, Examples
+from heliotrope.data.preparation import Preparation, from_json
+from heliotrope.errors import ConfigError, closest
+from heliotrope.models import build
+from heliotrope.models.personal import personal_names
+from heliotrope.runs import checkpoint
+from heliotrope.runs.checkpoint import Checkpoint
+from heliotrope.runs.directory import RunDirectory
+from heliotrope.system.resources import pick_device
+from heliotrope.tasks import Task, task_of
+
+__all__ = ["Trained", "keys_and_values", "read_checkpoint", "read_config", "trained_model"]
+
+
+def keys_and_values(
+    arguments: Sequence[str], command: str, keys: Sequence[str], needed: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what `command` was given as key=value; `needed` says what some of its keys are.
+
+    Raises `ConfigError` for another key, and for one of `needed` that is not given.
+    """
+    given: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in keys:
+            raise ConfigError(
+                f"{command} takes key=value with the keys {', '.join(keys)}, "
+                f"not '{argument}'.{closest(key, keys)}"
+            )
+        given[key] = value
+    for key, what in needed.items():
+        if key not in given:
+            raise ConfigError(f"{command} needs {key}={what}.")
+    return given
+
+
+def read_config(directory: Path) -> Run:
+    """Return the configuration of the run in `directory`; its plug-ins are loaded.
+
+    Raises `ConfigError` if there is none, or a plug-in has never been named by this user.
+    """
+    path = RunDirectory(directory).config
+    if not path.exists():
+        raise ConfigError(
+            f"run={directory} is no run directory: it has no config.yaml. "
+            "Name the directory that a run wrote."
+        )
+    return config.from_resolved(path)
+
+
+def read_checkpoint(directory: Path, name: str | None) -> tuple[Checkpoint, Preparation]:
+    """Return a run's newest checkpoint, or the one called `name`, and the preparation in it.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such checkpoint, or it holds no preparation.
+    CheckpointError
+        If it is damaged, or all are.
+    """
+    root = RunDirectory(directory).checkpoints
+    found = sorted(path.name for path in root.glob("[0-9]*"))
+    if name is not None and name not in found:
+        raise ConfigError(
+            f"checkpoint={name} is not in {root}. There are: {', '.join(found) or 'none yet'}."
+        )
+    console = Console(stderr=True)
+    saved = (
+        checkpoint.load(root / name)
+        if name is not None
+        else checkpoint.latest(root, lambda line: console.print(line, style="red"))
+    )
+    if saved is None:
+        raise ConfigError(f"run={directory} has no checkpoint yet.")
+    if "preparation" not in saved.state:
+        raise ConfigError(
+            f"run={directory} was written by an earlier version, which prepared data otherwise. "
+            "Evaluate it with that version, or train it again."
+        )
+    return saved, from_json(saved.state["preparation"])
+
+
+def trained_model(directory: Path, run: Run, saved: Checkpoint, task: Task) -> nn.Module:
+    """Return the model of a run's checkpoint, on the run's device.
+
+    Raises `ConfigError` if the weights are those of another model, or a part of them is with the
+    clients of a federated run.
+    """
+    model = build(run.model, task, run.seed)
+    kept = [name for name in personal_names(model) if name not in saved.model]
+    if kept:
+        raise ConfigError(
+            f"run={directory} keeps {kept[0]} with its clients, who evaluate it: see result.json. "
+            "To evaluate it again, go on with resume=true."
+        )
+    checkpoint.load_weights(model, saved.model, RunDirectory(directory).checkpoints)
+    return model.to(pick_device(run.device))
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a run has learned, without the data that it was trained on.
+
+    Parameters
+    ----------
+    directory
+        Of the run.
+    run
+        Its configuration.
+    saved
+        A checkpoint.
+    preparation
+        What the rows went through before the model saw them.
+    """
+
+    directory: Path
+    run: Run
+    saved: Checkpoint
+    preparation: Preparation
+
+    def model_for(self, examples: Examples) -> tuple[nn.Module, Task]:
+        """Return the trained model, on the run's device and in evaluation mode, and its task.
+
+        `examples` tell shapes and types, and must have the targets too, whatever they hold.
+        Raises `ConfigError` if the weights are those of another model.
+        """
+        dataset = Dataset(
+            name=self.run.data.name,
+            train=examples,
+            validation=examples,
+            test=examples,
+            info=self.preparation.info(),
+            preparation=self.preparation,
+        )
+        task = task_of(dataset, self.run)
+        return trained_model(self.directory, self.run, self.saved, task).eval(), task

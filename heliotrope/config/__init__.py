@@ -1,0 +1,53 @@
+"""The typed configuration of an experiment: schema, loading, checks, explained errors."""
+
+from heliotrope.config.cluster import ClusterConfig
+from heliotrope.config.data import DataConfig
+from heliotrope.config.distributed import DilocoConfig, DistributedConfig, EarlyStoppingConfig
+from heliotrope.config.experiment_files import load_plugins, register_for
+from heliotrope.config.federated import FederatedConfig
+from heliotrope.config.groups import (
+    GROUPS,
+    ModelConfig,
+    OptimizerConfig,
+    PartitionConfig,
+    StrategyConfig,
+    TaskConfig,
+    choice_class,
+    choice_names,
+    chosen,
+)
+from heliotrope.config.loading import from_resolved, from_yaml, load
+from heliotrope.config.run import Mode, Run
+from heliotrope.config.schemas import conf_dir, defaults, register
+from heliotrope.config.training import LossConfig, TargetConfig, TrackingConfig
+
+__all__ = [
+    "GROUPS",
+    "ClusterConfig",
+    "DataConfig",
+    "DilocoConfig",
+    "DistributedConfig",
+    "EarlyStoppingConfig",
+    "FederatedConfig",
+    "LossConfig",
+    "Mode",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PartitionConfig",
+    "Run",
+    "StrategyConfig",
+    "TargetConfig",
+    "TaskConfig",
+    "TrackingConfig",
+    "choice_class",
+    "choice_names",
+    "chosen",
+    "conf_dir",
+    "defaults",
+    "from_resolved",
+    "from_yaml",
+    "load",
+    "load_plugins",
+    "register",
+    "register_for",
+]

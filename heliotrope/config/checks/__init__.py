@@ -1,0 +1,1 @@
+"""What the types of a config cannot say: allowed names, ranges, relations between fields."""

@@ -1,0 +1,208 @@
+"""Turns the exceptions of Hydra and OmegaConf into one paragraph: key, value, remedy."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from heliotrope.config.distributed import DistributedConfig
+from heliotrope.config.federated import FederatedConfig
+from heliotrope.config.files import explain_composition, explain_text, explain_yaml, in_experiment
+from heliotrope.config.groups import GROUPS, choice_names, keys_of
+from heliotrope.config.run import Run
+from heliotrope.errors import ConfigError, closest
+from heliotrope.signatures import shown
+
+__all__ = ["composing", "explain", "known_keys", "unknown_key"]
+
+# What OmegaConf says of a value -> what to do about it.
+_REMEDIES = {
+    "converted to Integer": "Set a whole number.",
+    "converted to Float": "Set a number.",
+    "not a valid bool": "Set true or false.",
+    "is not Optional": "Set a value.",
+    "not a ListConfig": "Set a list, such as [128, 64].",
+    "not a dict": "Set one of the keys below it.",
+    "missing mandatory value": "Set it.",
+}
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """Turn what Hydra, OmegaConf and YAML raise in the block into a `ConfigError`."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(explain(error)) from error
+
+
+def explain(error: Exception) -> str:
+    """Return what is wrong in the user's words: the key, the value, and what to do."""
+    if isinstance(error, YAMLError):
+        return explain_yaml(error)
+    if isinstance(error, UnicodeDecodeError):
+        return explain_text(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        return _missing_choice(error)
+    ours = _of_a_resolver(error)
+    if ours is not None:
+        return ours
+    text = "\n".join(str(part) for part in _chain(error))
+    return _of_a_group(text) or _of_a_reference(text) or _of_a_key(error, text)
+
+
+def _of_a_group(text: str) -> str | None:
+    """Explain what is wrong with the choice of a group, on the command line or in a file."""
+    if "Config group override must be" in text:
+        groups = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in GROUPS]
+        named = next((one for one in groups if re.search(r"=(null|[\d.]+|true|false)$", one)), None)
+        return f"{named or 'A group'} names no choice. Choose by name; --help lists the choices."
+    match = re.search(r"Multiple values for (\S+)\. To override a value use 'override", text)
+    added = match and any(argument.startswith(f"+{match[1]}=") for argument in sys.argv[1:])
+    if match and added:
+        return f"{match[1]}{_given(match[1])}: there is a {match[1]} already. Leave out the +."
+    if match:
+        return (
+            f"{in_experiment()}{match[1]} is chosen already. Write '- override /{match[1]}: "
+            "CHOICE' under defaults."
+        )
+    match = re.search(r"Invalid defaults list in '([^']+)'", text)
+    if match:
+        return (
+            f"{in_experiment()}defaults is a list. Write '- override /GROUP: CHOICE', a line each."
+        )
+    match = re.search(r"Could not override '([^']+)'", text)
+    if match:
+        return explain_composition(text, unknown_key(match[1])) or unknown_key(match[1])
+    return None
+
+
+def _of_a_reference(text: str) -> str | None:
+    """Explain `${...}` that leads nowhere."""
+    match = re.search(r"Interpolation key '([^']+)' not found", text)
+    if match:
+        reference = f"${{{match[1]}}}"
+        typed = next((arg for arg in sys.argv[1:] if reference in arg), reference)
+        return f"{typed}: there is no key {match[1]}.{closest(match[1], known_keys())}"
+    match = re.search(
+        r"resolving interpolation: (.*)|(Unsupported interpolation type \S+)|(Recursive inter.*)",
+        text,
+    )
+    if match is None:
+        return None
+    typed = next((arg for arg in sys.argv[1:] if "${" in arg), "A reference")
+    reason = next(filter(None, match.groups())).strip("'\"").rstrip(".")
+    return f"{typed}: {reason}. Write ${{KEY}}, such as ${{seed}}, for the value of another key."
+
+
+def _of_a_key(error: Exception, text: str) -> str:
+    full = re.search(r"full_key: (\S+)", text)
+    if full and "missing mandatory value" in text:
+        return f"{full[1]} is not set. Set {full[1]}=..."
+    match = re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", text)
+    if match:
+        unknown = unknown_key(full[1] if full else match[1])
+        return explain_composition(text, unknown) or unknown
+    if full is None:
+        return explain_composition(text, None) or _first_paragraph(str(error))
+    lines = [line for line in _reason_lines(error) if line and "raised while" not in line]
+    remedy = next((say for part, say in _REMEDIES.items() if part in lines[0]), "")
+    place = explain_composition(text, None)
+    where = f"{place}: {full[1]}" if place else f"{full[1]}{_given(full[1])}"
+    return f"{where}: {lines[0]}. {remedy}".rstrip()
+
+
+def _of_a_resolver(error: BaseException) -> str | None:
+    """Return what our own code had to say that OmegaConf called for a value."""
+    part: BaseException | None = error
+    while part is not None:
+        if isinstance(part, ConfigError):
+            return str(part)
+        part = part.__cause__ or part.__context__
+    return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    parts = [error]
+    while parts[-1].__cause__ is not None:
+        parts.append(parts[-1].__cause__)
+    return parts
+
+
+def _reason_lines(error: Exception) -> list[str]:
+    return [line.strip().rstrip(".") for line in str(_chain(error)[-1]).splitlines()]
+
+
+def _first_paragraph(text: str) -> str:
+    return text.strip().split("\n\n")[0]
+
+
+def _given(key: str) -> str:
+    """Return `=value` as the command line gave it, for an error that only knows the key."""
+    for argument in reversed(sys.argv[1:]):
+        name, equals, value = argument.lstrip("+").partition("=")
+        if equals and name == key:
+            return f"={value}"
+    return ""
+
+
+def _missing_choice(error: MissingConfigException) -> str:
+    group, _, choice = str(error.missing_cfg_file).rpartition("/")
+    options = [option for option in error.options or [] if not option.endswith("_schema")]
+    typed = any(argument.lstrip("+").startswith(f"{group}=") for argument in sys.argv[1:])
+    where = "" if typed else in_experiment()
+    return (
+        f"{where}{group or 'config'}={choice} is not one of {', '.join(options)}."
+        f"{closest(choice, options)}"
+    )
+
+
+def unknown_key(key: str, value: object = None) -> str:
+    """Return what to say of a key that the composed config does not have."""
+    keys = known_keys()
+    given = _given(key) or (f"={value}" if value is not None else "")
+    parent, _, name = key.rpartition(".")
+    group = parent.replace(".", "/")
+    having = [choice for choice in choice_names(group) if name in keys_of(group, choice)]
+    if having:
+        return (
+            f"{key}{given}: the chosen {group} has no such key. Leave it out, or choose "
+            f"{' or '.join(f'{group}={choice}' for choice in having)}."
+        )
+    return f"{key}{given}: there is no such key.{closest(key, keys)}"
+
+
+def known_keys() -> dict[str, str]:
+    """Return every dotted key and its type as the schema has it, and every group ("group").
+
+    Choices of a group may have keys of one name and of different types: "int or list[int]".
+    """
+    types = dict.fromkeys((*GROUPS, "experiment"), "group") | _types(Run, "")
+    for path, schema in (("distributed", DistributedConfig), ("federated", FederatedConfig)):
+        types |= _types(schema, f"{path}.")
+    for group in GROUPS:
+        own: dict[str, set[str]] = {}
+        for choice in choice_names(group):
+            for key, kind in keys_of(group, choice).items():
+                own.setdefault(f"{group.replace('/', '.')}.{key}", set()).add(shown(kind))
+        types |= {key: " or ".join(sorted(kinds)) for key, kinds in own.items()}
+    types |= dict.fromkeys(("hydra.run.dir", "hydra.sweep.dir"), "str")
+    return dict(sorted(types.items()))
+
+
+def _types(schema: type[Any], prefix: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for item in fields(schema):
+        found[prefix + item.name] = shown(item.type)
+        default = item.default_factory if callable(item.default_factory) else None
+        if isinstance(default, type) and is_dataclass(default):
+            found |= _types(default, f"{prefix}{item.name}.")
+    return found

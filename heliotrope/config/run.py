@@ -1,0 +1,64 @@
+"""The schema of an experiment: everything that both modes need, in one `Run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from omegaconf import MISSING
+
+from heliotrope import plugin_loading
+from heliotrope.config.cluster import ClusterConfig
+from heliotrope.config.data import DataConfig
+from heliotrope.config.distributed import DistributedConfig
+from heliotrope.config.federated import FederatedConfig
+from heliotrope.config.groups import ModelConfig, OptimizerConfig, TaskConfig
+from heliotrope.config.training import LossConfig, TargetConfig, TrackingConfig
+from heliotrope.registry import Source
+
+__all__ = ["Mode", "Run"]
+
+Mode = Literal["distributed", "federated"]
+
+
+@dataclass
+class Run:
+    """One experiment: everything both modes need, fully resolved.
+
+    `task` is None for the one that the data poses, `metrics` are measured beside its own.
+    `plugins` are files as a user names them, and once loaded their paths and SHA-256 sums.
+    """
+
+    name: str = "custom"
+    seed: int = 0
+    resume: bool = False
+    device: str = "auto"
+    plugins: list[Any] = field(default_factory=list)
+    plugins_changed: str = "refuse"
+    evaluation_batch_size: int = 256
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    task: TaskConfig | None = None
+    metrics: list[str] = field(default_factory=list)
+    optimizer: OptimizerConfig = MISSING
+    loss: LossConfig = field(default_factory=LossConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    distributed: DistributedConfig = MISSING
+    federated: FederatedConfig = MISSING
+    target: TargetConfig = field(default_factory=TargetConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def task_name(self) -> str | None:
+        """The task that was chosen; None for the one that the data poses."""
+        return None if self.task is None else self.task.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with the plug-ins of this process: another one may need what they define."""
+        return _unpickled, (tuple(plugin_loading.loaded()), vars(self))
+
+
+def _unpickled(sources: tuple[Source, ...], values: dict[str, Any]) -> Run:
+    for source in sources:
+        plugin_loading.install(source)
+    return Run(**values)

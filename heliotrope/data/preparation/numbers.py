@@ -1,0 +1,168 @@
+"""Numeric columns: scaled, and what is missing replaced by the mean and told beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope.config.data import Fit
+from heliotrope.data.columns import Raw, Values
+from heliotrope.data.fields import Dense, Field
+from heliotrope.data.info import Info
+from heliotrope.data.preparation.base import Fitted, Grouped, Groups, Kind, Step
+from heliotrope.data.preparation.counts import counted
+from heliotrope.data.preparation.sums import ColumnSums
+from heliotrope.errors import DataError
+
+__all__ = ["FittedNumbers", "Numbers", "OwnNumbers", "numbers"]
+
+
+@dataclass(frozen=True)
+class Numbers(Step):
+    """Make the field `numeric` of columns [N] of numbers: float32 [N, K + indicators].
+
+    Numbers are taken as float32 from the start. Fitted to training rows, a column has an
+    indicator of what is missing if these lack any of it; fitted otherwise, each column has one.
+    """
+
+    columns: tuple[str, ...]
+
+    @property
+    def measured_for(self) -> tuple[Fit, ...]:
+        return ("training", "per_client")  # rows of no training client take those of all
+
+    @property
+    def fixed_size(self) -> bool:
+        return True
+
+    @property
+    def told(self) -> str:
+        return f"mean, deviation and number of values of {counted(len(self.columns))}"
+
+    def measure(self, raw: Raw) -> ColumnSums:
+        return ColumnSums.of(numbers(raw, self.columns))
+
+    def fitted(self, statistic: ColumnSums | None) -> FittedNumbers:
+        if statistic is None:
+            zeros, ones = (0.0,) * len(self.columns), (1.0,) * len(self.columns)
+            return FittedNumbers(self.columns, zeros, ones, self.columns)
+        lacking = zip(self.columns, statistic.missing(), strict=True)
+        return FittedNumbers(
+            self.columns,
+            *_scale(statistic),
+            tuple(column for column, missing in lacking if missing),
+        )
+
+    def by_group(self, statistic: ColumnSums) -> OwnNumbers:
+        return OwnNumbers(self.columns, *_scale(statistic))
+
+
+@dataclass(frozen=True)
+class FittedNumbers(Fitted):
+    """``(number - mean) / deviation``, and for each indicator 1 where its column has no number.
+
+    A constant column has the deviation 1. A missing number becomes 0, the mean after scaling.
+    """
+
+    columns: tuple[str, ...]
+    means: tuple[float, ...]
+    deviations: tuple[float, ...]
+    indicators: tuple[str, ...]
+
+    kind: ClassVar[str] = "numbers"
+
+    def reads(self) -> Mapping[str, Kind]:
+        return dict.fromkeys(self.columns, "number")
+
+    def fields(self, raw: Raw) -> Mapping[str, Field]:
+        values = numbers(raw, self.columns)
+        places = [self.columns.index(column) for column in self.indicators]
+        scaled = _scaled(values, self.means, self.deviations)
+        return {"numeric": _with_indicators(scaled, np.isnan(values)[:, places])}
+
+    def describe(self, info: Info) -> Info:
+        return replace(info, numeric=_names(self.columns, self.indicators))
+
+
+@dataclass(frozen=True)
+class OwnNumbers(Fitted):
+    """``(number - mean) / deviation`` by the mean and deviation of each group of training rows.
+
+    `means` and `deviations` are those of all training rows, for rows of no group of theirs. Each
+    column has an indicator.
+    """
+
+    columns: tuple[str, ...]
+    means: tuple[float, ...]
+    deviations: tuple[float, ...]
+
+    kind: ClassVar[str] = "own_numbers"
+
+    def reads(self) -> Mapping[str, Kind]:
+        return dict.fromkeys(self.columns, "number")
+
+    def fields(self, raw: Raw) -> Mapping[str, Field]:
+        values = numbers(raw, self.columns)
+        scaled = _scaled(values, self.means, self.deviations)
+        return {"numeric": _with_indicators(scaled, np.isnan(values))}
+
+    def grouped(self, raw: Raw, groups: Groups, known: Grouped) -> Mapping[str, Field]:
+        values = numbers(raw, self.columns)
+        told = values if known.raw is raw else numbers(known.raw, self.columns)
+        scaled = _scaled(values, self.means, self.deviations)
+        order = np.argsort(groups, kind="stable")
+        ordered = groups[order]
+        for group, rows in known.of(groups):
+            first, end = np.searchsorted(ordered, [group, group + 1])
+            own = order[first:end]
+            scaled[own] = _scaled(values[own], *_scale(ColumnSums.of(told[rows])))
+        return {"numeric": _with_indicators(scaled, np.isnan(values))}
+
+    def describe(self, info: Info) -> Info:
+        return replace(info, numeric=_names(self.columns, self.columns))
+
+
+def numbers(raw: Raw, columns: tuple[str, ...]) -> NDArray[np.float32]:
+    """Return columns of numbers side by side, float32 [N, K], NaN where one is missing.
+
+    Raises `DataError` naming row and column of a number that is too large.
+    """
+    values = np.empty((len(raw), len(columns)), dtype=np.float32)
+    for place, name in enumerate(columns):
+        found = raw.columns[name]
+        if not isinstance(found, Values):
+            raise DataError(f"{raw.origin}: the column {name} must hold numbers, as in training.")
+        with np.errstate(over="ignore"):
+            values[:, place] = found.values
+    if np.isinf(values).any():
+        row, place = np.argwhere(np.isinf(values))[0].tolist()
+        raise DataError(
+            f"{raw.where(row)}, column {columns[place]}: the number is infinite, or too "
+            "large for float32. Mend it, or leave it empty."
+        )
+    return values
+
+
+def _scale(sums: ColumnSums) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return means and deviations, 1 of a constant column."""
+    return sums.means(), tuple(deviation or 1.0 for deviation in sums.deviations())
+
+
+def _scaled(
+    values: NDArray[np.float32], means: tuple[float, ...], deviations: tuple[float, ...]
+) -> NDArray[np.float32]:
+    """Return scaled columns, computed in float64: float32 [N, K], 0 where a number is missing."""
+    scaled = (values.astype(np.float64) - np.array(means)) / np.array(deviations)
+    return np.where(np.isnan(scaled), 0, scaled).astype(np.float32)
+
+
+def _with_indicators(scaled: NDArray[np.float32], missing: NDArray[np.bool_]) -> Dense:
+    return Dense(np.concatenate([scaled, missing], axis=1, dtype=np.float32))
+
+
+def _names(columns: tuple[str, ...], indicators: tuple[str, ...]) -> tuple[str, ...]:
+    return (*columns, *(f"{column} is missing" for column in indicators))

@@ -1,0 +1,185 @@
+"""Texts: words or characters become numbers, by a vocabulary of the training rows alone."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope.config.data import Fit
+from heliotrope.data.columns import Pieces, Raw, Texts
+from heliotrope.data.fields import Field
+from heliotrope.data.info import UNKNOWN, Info
+from heliotrope.data.preparation.base import Fitted, Kind, Step
+from heliotrope.data.preparation.counts import Counts, bucket
+from heliotrope.data.windows import Ragged, Windows
+from heliotrope.errors import DataError
+
+__all__ = ["Characters", "FittedCharacters", "FittedWords", "Words", "words_of"]
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+_SPECIAL = ("", "<unknown>")  # PADDING and UNKNOWN
+_ALPHABET = tuple(sorted(string.printable))  # of characters that are not fitted
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case, and each sign of punctuation as one."""
+    return _WORD.findall(text.lower())
+
+
+@dataclass(frozen=True)
+class Words(Step):
+    """Make the field `tokens` of a column of texts: `Ragged` int32, a token a word.
+
+    Not fitted, words are numbered by their hash (Weinberger et al. 2009), in `vocabulary` buckets.
+
+    Parameters
+    ----------
+    vocabulary
+        How many words are known: the most frequent of the training rows. The others are `UNKNOWN`.
+    most
+        Words of a text that are read, from its beginning; None: all.
+    """
+
+    vocabulary: int
+    most: int | None = None
+    column: str = "text"
+
+    @property
+    def measured_for(self) -> tuple[Fit, ...]:
+        return ("training", "per_client")  # clients need the same numbers for the same words
+
+    @property
+    def told(self) -> str:
+        return "counts of {0.size:,} words"
+
+    def measure(self, raw: Raw) -> Counts:
+        counts: Counter[str] = Counter()
+        for text in _texts(raw, self.column):
+            counts.update(words_of(text)[: self.most])
+        return Counts((counts,))
+
+    def fitted(self, statistic: Counts | None) -> FittedWords:
+        if statistic is None:
+            return FittedWords(self.column, self.most, (), self.vocabulary)
+        return FittedWords(self.column, self.most, statistic.frequent(self.vocabulary), 0)
+
+
+@dataclass(frozen=True)
+class FittedWords(Fitted):
+    """The known words in the order of their numbers, or the number of buckets of their hashes."""
+
+    column: str
+    most: int | None
+    words: tuple[str, ...]
+    buckets: int
+
+    kind: ClassVar[str] = "words"
+
+    def reads(self) -> Mapping[str, Kind]:
+        return {self.column: "text"}
+
+    def fields(self, raw: Raw) -> Mapping[str, Field]:
+        known = {word: len(_SPECIAL) + number for number, word in enumerate(self.words)}
+        tokens: list[int] = []
+        offsets = np.zeros(len(raw) + 1, dtype=np.int64)
+        for row, text in enumerate(_texts(raw, self.column)):
+            words = words_of(text)[: self.most]
+            if not words:
+                raise DataError(
+                    f"{raw.where(row)}: the {self.column} has no words. Remove the row."
+                )
+            if self.buckets:
+                tokens += [len(_SPECIAL) + bucket(word, self.buckets) for word in words]
+            else:
+                tokens += [known.get(word, UNKNOWN) for word in words]
+            offsets[row + 1] = len(tokens)
+        return {"tokens": Ragged(np.array(tokens, dtype=np.int32), offsets)}
+
+    def describe(self, info: Info) -> Info:
+        words = self.words or tuple(f"<bucket {number}>" for number in range(self.buckets))
+        return replace(info, vocabulary=(*_SPECIAL, *words))
+
+
+@dataclass(frozen=True)
+class Characters(Step):
+    """Make the fields `tokens` and `next` of a column of `Pieces`: a token a character.
+
+    `next` holds, for each token, the one that follows it. Not fitted, the characters are those
+    that ASCII can print.
+    """
+
+    column: str = "text"
+
+    @property
+    def measured_for(self) -> tuple[Fit, ...]:
+        return ("training", "per_client")
+
+    @property
+    def told(self) -> str:
+        return "counts of {0.size:,} characters"
+
+    def measure(self, raw: Raw) -> Counts:
+        pieces = _pieces(raw, self.column)
+        counts: Counter[str] = Counter()
+        for start, length in zip(pieces.starts.tolist(), pieces.lengths.tolist(), strict=True):
+            counts.update(map(chr, pieces.stream[start : start + length + 1].tolist()))
+        return Counts((counts,))
+
+    def fitted(self, statistic: Counts | None) -> FittedCharacters:
+        known = _ALPHABET if statistic is None else tuple(sorted(statistic.columns[0]))
+        return FittedCharacters(self.column, known)
+
+
+@dataclass(frozen=True)
+class FittedCharacters(Fitted):
+    """The known characters in the order of their numbers."""
+
+    column: str
+    characters: tuple[str, ...]
+
+    kind: ClassVar[str] = "characters"
+
+    def reads(self) -> Mapping[str, Kind]:
+        return {self.column: "stream"}
+
+    def fields(self, raw: Raw) -> Mapping[str, Field]:
+        pieces = _pieces(raw, self.column)
+        tokens = self.numbers(pieces.stream)
+        lengths = pieces.lengths
+        return {
+            "tokens": Windows(tokens, pieces.starts, lengths),
+            "next": Windows(tokens, pieces.starts + 1, lengths),
+        }
+
+    def numbers(self, stream: NDArray[Any]) -> NDArray[np.int32]:
+        """Return the token of each code point, int32 [T]."""
+        table = np.full(int(stream.max(initial=0)) + 1, UNKNOWN, dtype=np.int32)
+        for number, character in enumerate(self.characters, start=len(_SPECIAL)):
+            if ord(character) < len(table):
+                table[ord(character)] = number
+        tokens: NDArray[np.int32] = table[stream]
+        return tokens
+
+    def describe(self, info: Info) -> Info:
+        return replace(info, vocabulary=(*_SPECIAL, *self.characters))
+
+
+def _texts(raw: Raw, name: str) -> list[str]:
+    found = raw.columns[name]
+    if not isinstance(found, Texts):
+        raise DataError(f"{raw.origin}: the column {name} must hold texts, as in training.")
+    return list(found.texts)
+
+
+def _pieces(raw: Raw, name: str) -> Pieces:
+    found = raw.columns[name]
+    if not isinstance(found, Pieces):
+        raise DataError(f"{raw.origin}: the column {name} must hold one long text, as in training.")
+    return found

@@ -1,0 +1,131 @@
+"""A user's own arrays in an .npz file: images, or rows of numbers."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope.data.columns import Column, Raw, Strings, Values
+from heliotrope.data.preparation import Labels, Numbers, Pixels, Step, Target
+from heliotrope.data.preparation.counts import in_order
+from heliotrope.data.sources.table_files import absent
+from heliotrope.data.sources.unprepared import Unprepared, held_out
+from heliotrope.errors import DataError, closest
+
+__all__ = ["arrays"]
+
+
+def arrays(
+    *,
+    path: str,
+    test: str | None = None,
+    test_fraction: float = 0.2,
+    input: str = "x",  # noqa: A002 - what the key is called
+    target: str = "y",
+    client: str | None = None,
+) -> Unprepared:
+    """Rows of your own arrays in an .npz file: images or numbers, and what is to be predicted.
+
+    A target of fractions means regression, any other classification.
+
+    Parameters
+    ----------
+    path
+        The file.
+    test
+        A file of test rows; null: `test_fraction` is held out, always the same.
+    test_fraction
+        The share of the training data that is held out for testing, if there is no `test`.
+    input
+        The array of the inputs: images in bytes, [N, channels, height, width] or
+        [N, height, width], or numbers, [N, K].
+    target
+        The array of what is to be predicted, [N].
+    client
+        The array of the natural groups, [N]; null: there is none.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read, has no such array, or its arrays do not belong together; names
+        file and array.
+    """
+    train, steps, task = _read("data.path", Path(path), input, target, client)
+    if test is not None:
+        tested, test_steps, _ = _read("data.test", Path(test), input, target, client)
+        if test_steps[0] != steps[0] or type(test_steps[1]) is not type(steps[1]):
+            raise DataError(
+                f"data.test={test}: its arrays are of another type or shape than those of "
+                f"data.path={path}. Convert them."
+            )
+    else:
+        column = train.columns["target"]
+        values = column.codes if isinstance(column, Strings) else _values(column)
+        keys = [] if train.keys is None else [train.keys]
+        mask = held_out(test_fraction, *keys, values, count=len(train))
+        train, tested = (train.subset(np.flatnonzero(rows)) for rows in (~mask, mask))
+    return Unprepared(train, tested, steps, task)
+
+
+def _read(
+    key: str, path: Path, inputs_in: str, target_in: str, client_in: str | None
+) -> tuple[Raw, tuple[Step, ...], str]:
+    if not path.exists():
+        raise absent(key, path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as an .npz file of arrays: {error}.") from error
+    inputs = _array(path, found, "data.input", inputs_in)
+    target = _array(path, found, "data.target", target_in)
+    keys = None if client_in is None else _array(path, found, "data.client", client_in)
+    for name, array in ((target_in, target), (client_in, keys)):
+        if array is not None and array.shape != (len(inputs),):
+            raise DataError(
+                f"{path}: {name} has the shape {array.shape}; expected ({len(inputs)},), a value "
+                f"for each row of {inputs_in}."
+            )
+    columns, step = _inputs(path, inputs_in, inputs)
+    if np.issubdtype(target.dtype, np.floating):
+        columns["target"] = Values(target)
+        return Raw(columns, keys, str(path)), (step, Target()), "regression"
+    classes = Strings.of([str(value) for value in target.tolist()])
+    columns["target"] = classes
+    steps = (step, Labels(in_order(classes.words), "target"))
+    return Raw(columns, keys, str(path)), steps, "classification"
+
+
+def _array(path: Path, found: dict[str, NDArray[Any]], key: str, name: str) -> NDArray[Any]:
+    if name not in found:
+        raise DataError(
+            f"{key}={name}: {path} has no such array. It has {', '.join(found)}."
+            f"{closest(name, found)}"
+        )
+    return found[name]
+
+
+def _inputs(path: Path, name: str, inputs: NDArray[Any]) -> tuple[dict[str, Column], Step]:
+    """Return columns of the inputs, and the step that they go through."""
+    if inputs.dtype == np.uint8 and inputs.ndim in (3, 4) and inputs.size:
+        images = inputs if inputs.ndim == 4 else inputs[:, np.newaxis]
+        return {"image": Values(images)}, Pixels(images.shape[1:])
+    if inputs.ndim == 2 and inputs.dtype.kind in "iuf" and inputs.size:
+        names = tuple(f"{name}{column}" for column in range(inputs.shape[1]))
+        columns: dict[str, Column] = {
+            column: Values(values) for column, values in zip(names, inputs.T, strict=True)
+        }
+        return columns, Numbers(names)
+    raise DataError(
+        f"{path}: {name} is {inputs.dtype} of the shape {inputs.shape}; expected images in bytes "
+        "(uint8), [N, channels, height, width] or [N, height, width], or numbers [N, K]."
+    )
+
+
+def _values(column: Column) -> NDArray[Any]:
+    assert isinstance(column, Values)
+    return column.values

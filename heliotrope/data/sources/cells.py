@@ -1,0 +1,196 @@
+"""From the cells of a table to columns of one kind each; a cell that does not fit is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope.data.columns import Column, Raw, Strings, Texts, Values
+from heliotrope.data.preparation import Kind
+from heliotrope.data.sources.table_files import Rows
+from heliotrope.errors import DataError, closest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["as_numbers", "as_words", "convert", "present", "require"]
+
+
+def require(rows: Rows, key: str, name: str) -> str:
+    """Return `name` if it is a column; raises `DataError` that names the key which asks for it."""
+    if name not in rows.columns:
+        raise DataError(
+            f"{key}={name}: {rows.path} has no such column. It has {', '.join(rows.columns)}."
+            f"{closest(name, rows.columns)}"
+        )
+    return name
+
+
+def convert(
+    rows: Rows,
+    kinds: Mapping[str, Kind],
+    *,
+    required: tuple[str, ...] = (),
+    key: str | None = None,
+    skip_bad: bool,
+    categories: bool = False,
+) -> tuple[Raw, list[str]]:
+    """Return columns of these kinds, and why rows were left out.
+
+    Parameters
+    ----------
+    rows
+        What a file holds.
+    kinds
+        Column -> `number`, `id`, `word` or `text`; others are left out.
+    required
+        Columns that no row may lack, such as the target.
+    key
+        The column of the natural groups; no row may lack it.
+    skip_bad
+        Leave bad rows out instead of refusing them.
+    categories
+        Whether `data.categories` can still make categories of numbers: not for a trained model.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, no row is good, or one is bad and `skip_bad` is false; names file,
+        row and column.
+    """
+    for name in kinds:
+        if name not in rows.columns:
+            raise DataError(
+                f"{rows.path} has no column {name}, which the training data has. It has "
+                f"{', '.join(rows.columns)}.{closest(name, rows.columns)} Add it."
+            )
+    needed = (*required, *(() if key is None else (key,)))
+    bad, choosable = _bad_rows(rows, kinds, needed, categories=categories)
+    lines = [f"{rows.path}, row {rows.numbers[row]}, {bad[row]}" for row in sorted(bad)]
+    if bad and not skip_bad:
+        more = f" ({len(bad):,} such rows)" if len(bad) > 1 else ""
+        remedy = "Mend the file, or set data.bad_rows=skip."
+        if min(bad) in choosable:
+            remedy = (
+                "Mend the file, set data.bad_rows=skip, or, if the column does not hold numbers, "
+                "name it in data.categories."
+            )
+        raise DataError(f"{lines[0]}{more}. {remedy}")
+    good = rows.keep([row for row in range(len(rows.numbers)) if row not in bad], lines)
+    if not good.numbers:
+        raise DataError(f"{rows.path} has no good row. The first: {lines[0]}.")
+    return _raw(good, kinds, key), good.bad
+
+
+def _bad_rows(
+    rows: Rows, kinds: Mapping[str, Kind], needed: tuple[str, ...], *, categories: bool
+) -> tuple[dict[int, str], set[int]]:
+    """Return what is wrong with each bad row, and those that would be good as categories."""
+    bad: dict[int, str] = {}
+    choosable: set[int] = set()
+    for name in needed:
+        for row in np.flatnonzero(~present(rows.columns[name])).tolist():
+            bad.setdefault(row, f"column {name}: it is empty")
+    for name, kind in kinds.items():
+        if kind in ("number", "id"):
+            for row in as_numbers(rows.columns[name])[1]:
+                found = rows.columns[name][row].as_py()
+                if row not in bad and categories and name not in needed:
+                    choosable.add(row)
+                bad.setdefault(row, f"column {name}: '{found}' is no finite number")
+        elif kind == "text":
+            for row in np.flatnonzero(~_has_letters(rows.columns[name])).tolist():
+                bad.setdefault(row, f"column {name}: the text is empty")
+    return bad, choosable
+
+
+def as_numbers(array: pa.Array) -> tuple[NDArray[np.float64], list[int]]:
+    """Return cells as numbers, NaN for the missing ones, and the places of those that are none."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    there = present(array)
+    if pa.types.is_string(array.type):
+        trimmed = compute.utf8_trim_whitespace(array)
+        try:
+            numbers = _floats(trimmed.cast(pa.float64()))
+        except pa.ArrowInvalid:
+            numbers = np.array([_number(text) for text in trimmed.to_pylist()])
+    elif pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
+        numbers = _floats(array.cast(pa.float64(), safe=False))
+    else:
+        numbers = np.full(len(array), np.nan)
+    wrong = there & ~np.isfinite(numbers)
+    return np.where(np.isfinite(numbers), numbers, np.nan), np.flatnonzero(wrong).tolist()
+
+
+def as_words(array: pa.Array) -> Strings:
+    """Return cells as words of a small set; whole numbers without a fraction."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if pa.types.is_string(array.type):
+        array = compute.utf8_trim_whitespace(array)
+    elif (
+        pa.types.is_floating(array.type)
+        and compute.all(compute.equal(array, compute.floor(array))).as_py()
+    ):
+        array = array.cast(pa.int64(), safe=False)
+    encoded = array.cast(pa.string()).dictionary_encode()
+    words = encoded.dictionary.to_pylist()
+    order = sorted(range(len(words)), key=words.__getitem__)
+    place = np.empty(len(words) + 1, dtype=np.int32)
+    place[order], place[-1] = np.arange(len(words)), -1
+    codes = encoded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
+    return Strings(place[codes], tuple(words[index] for index in order))
+
+
+def present(array: pa.Array) -> NDArray[np.bool_]:
+    """Return where cells are not missing, [N]."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    nan = pa.types.is_floating(array.type)
+    there: NDArray[np.bool_] = compute.is_valid(array).to_numpy(zero_copy_only=False)
+    return there & ~np.isnan(_floats(array)) if nan else there
+
+
+def _raw(rows: Rows, kinds: Mapping[str, Kind], key: str | None) -> Raw:
+    columns: dict[str, Column] = {}
+    for name, kind in kinds.items():
+        array = rows.columns[name]
+        if kind in ("number", "id"):
+            columns[name] = Values(as_numbers(array)[0])
+        elif kind == "word":
+            columns[name] = as_words(array)
+        else:
+            columns[name] = Texts(array.to_pylist())
+    keys = None
+    if key is not None:
+        groups = as_words(rows.columns[key])
+        keys = np.array(groups.words)[groups.codes]
+    return Raw(columns, keys, str(rows.path), np.array(rows.numbers, dtype=np.int64))
+
+
+def _floats(array: pa.Array) -> NDArray[np.float64]:
+    """Return floating-point cells, NaN for missing ones."""
+    values: NDArray[np.float64] = array.to_numpy(zero_copy_only=False).astype(np.float64)
+    return values
+
+
+def _number(text: str | None) -> float:
+    try:
+        return np.nan if text is None else float(text)
+    except ValueError:
+        return np.nan
+
+
+def _has_letters(array: pa.Array) -> NDArray[np.bool_]:
+    import pyarrow as pa
+
+    if not pa.types.is_string(array.type):
+        return np.zeros(len(array), dtype=np.bool_)
+    return np.array([text is not None and bool(text.strip()) for text in array.to_pylist()])

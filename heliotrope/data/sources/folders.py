@@ -1,0 +1,259 @@
+"""A user's own folder of pictures or texts, by class: FOLDER/CLASS/FILE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope.data.columns import Column, Raw, Texts, Values
+from heliotrope.data.preparation import Labels, Pixels, Step, Words
+from heliotrope.data.sources.streams import next_characters
+from heliotrope.data.sources.table_files import absent
+from heliotrope.data.sources.unprepared import Unprepared, held_out
+from heliotrope.errors import DataError
+
+__all__ = ["PICTURES", "images", "read_files", "read_image", "read_text", "texts"]
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+_MODES = {1: "L", 3: "RGB"}
+_Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where the files of both splits are: see the keys of `images`."""
+
+    path: str
+    test: str | None
+    test_fraction: float
+    skip_bad: bool
+
+
+def images(
+    *,
+    path: str,
+    test: str | None = None,
+    test_fraction: float = 0.2,
+    bad_rows: str = "refuse",
+    size: int = 32,
+    channels: int = 3,
+) -> Unprepared:
+    """Your own pictures in a folder by class: PATH/CLASS/*.png and so on.
+
+    They become uint8 ``[N, channels, size, size]``: a picture is scaled to fit and put in the
+    middle of a black square.
+
+    Parameters
+    ----------
+    path
+        The folder, with a folder of each class.
+    test
+        Such a folder of test pictures; null: `test_fraction` is held out, always the same.
+    test_fraction
+        The share of the training data that is held out for testing, if there is no `test`.
+    bad_rows
+        Whether a picture that cannot be read ends the command (refuse), or is left out and counted
+        (skip).
+    size
+        Height and width that pictures are brought to.
+    channels
+        1 for grey, 3 for colour.
+
+    Raises
+    ------
+    DataError
+        If there are no classes or no pictures, or one cannot be read; names the file.
+    """
+    if channels not in _MODES:
+        raise DataError(f"data.channels={channels} is not one of 1 (grey), 3 (colour).")
+    shape = (channels, size, size)
+
+    def column(pictures: list[NDArray[np.uint8]]) -> dict[str, Column]:
+        return {"image": Values(np.stack(pictures))}
+
+    files = _Files(path, test, test_fraction, bad_rows == "skip")
+    return _by_class(files, PICTURES, lambda path: read_image(path, shape), column, Pixels(shape))
+
+
+def texts(
+    *,
+    path: str,
+    test: str | None = None,
+    test_fraction: float = 0.2,
+    bad_rows: str = "refuse",
+    vocabulary: int = 5000,
+    max_words: int | None = 200,
+    length: int = 80,
+) -> Unprepared:
+    """Your own .txt files in a folder: by class, PATH/CLASS/*.txt, or without classes.
+
+    Without classes, characters are to be continued, and a file is a client: see
+    `next_characters`.
+
+    Parameters
+    ----------
+    path
+        The folder, with a folder of each class, or with the files.
+    test
+        A folder of test texts by class; null: `test_fraction` is held out, always the same.
+    test_fraction
+        The share of the training data that is held out for testing, if there is no `test`.
+    bad_rows
+        Whether a text that cannot be read ends the command (refuse), or is left out and counted
+        (skip).
+    vocabulary
+        How many words are known: the most frequent ones.
+    max_words
+        Words of each text that are read, from its beginning; null: all.
+    length
+        Characters of a window, without classes.
+
+    Raises
+    ------
+    DataError
+        If there are no texts, or one is empty or no UTF-8; names the file.
+    """
+    folder = _folder("data.path", path)
+    skip_bad = bad_rows == "skip"
+    if any(inside.is_dir() for inside in folder.iterdir()):
+        step = Words(vocabulary, max_words)
+        files = _Files(path, test, test_fraction, skip_bad)
+        return _by_class(files, (".txt",), read_text, lambda texts: {"text": Texts(texts)}, step)
+    if test is not None:
+        raise DataError(
+            f"data.test={test} has no place here: of files without classes, the share "
+            "data.test_fraction at the end of each is the test split. Remove data.test."
+        )
+    read, bad = read_files(sorted(folder.glob("*.txt")), read_text, skip_bad=skip_bad)
+    if not read:
+        raise DataError(f"data.path={path} holds no .txt files, and no folders of them.")
+    named = {file.stem: text for file, text in read}
+    found = next_characters(named, length, test_fraction, str(folder))
+    said = f"{folder}: {len(named):,} files, {sum(map(len, named.values())):,} characters"
+    notes = (said, *_left_out(bad))
+    return Unprepared(found.train, found.test, found.steps, found.task, notes)
+
+
+def read_image(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return a picture of any size, scaled to fit `shape` (channels, height, width), on black.
+
+    Raises `ValueError` if it is broken.
+    """
+    from PIL import Image, ImageOps
+
+    channels, height, width = shape
+    try:
+        with Image.open(path) as picture:
+            ground = picture.convert("RGBA" if "A" in picture.getbands() else _MODES[channels])
+            fitted = ImageOps.pad(ground, (width, height), color=0)
+            pixels = np.asarray(fitted.convert(_MODES[channels]))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"it is no picture that can be read ({error})") from error
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def read_text(path: Path) -> str:
+    """Return a text in UTF-8; raises `ValueError` if it is none, or has under two characters."""
+    text = path.read_text(encoding="utf-8")
+    if len(text.strip()) < 2:
+        raise ValueError("the text is empty")
+    return text
+
+
+def _by_class(
+    files: _Files,
+    endings: tuple[str, ...],
+    read: Callable[[Path], _Read],
+    column: Callable[[list[_Read]], dict[str, Column]],
+    step: Step,
+) -> Unprepared:
+    """Return the files of both splits, each class a folder; classes are those of training."""
+    folder = _folder("data.path", files.path)
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if not classes:
+        raise DataError(f"data.path={files.path} has no folders: one of each class is expected.")
+
+    def split(folder: Path) -> tuple[Raw, list[str]]:
+        paths = [
+            path
+            for name in classes
+            for path in sorted((folder / name).rglob("*"))
+            if path.suffix.lower() in endings
+        ]
+        items, bad = read_files(paths, read, skip_bad=files.skip_bad)
+        if not items:
+            raise DataError(
+                f"{folder} holds none of the files {', '.join('*' + e for e in endings)} in the "
+                f"folders {', '.join(classes)}."
+            )
+        label = [classes.index(path.relative_to(folder).parts[0]) for path, _ in items]
+        columns = column([item for _, item in items])
+        return Raw({**columns, "label": Values(np.array(label))}, origin=str(folder)), _left_out(
+            bad
+        )
+
+    train, bad = split(folder)
+    notes = [
+        f"{folder}: {len(train):,} files of {len(classes)} classes: {', '.join(classes)}",
+        *bad,
+    ]
+    if files.test is not None:
+        test, bad = split(_test_folder(files.test, classes))
+        notes += bad
+    else:
+        label = train.columns["label"]
+        assert isinstance(label, Values)
+        mask = held_out(files.test_fraction, label.values, count=len(train))
+        train, test = (train.subset(np.flatnonzero(rows)) for rows in (~mask, mask))
+    steps = (step, Labels(tuple(classes)))
+    return Unprepared(train, test, steps, "classification", tuple(notes))
+
+
+def _folder(key: str, path: str) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        if not folder.exists():
+            raise absent(key, folder, "folder")
+        raise DataError(f"{key}={path} is no folder.")
+    return folder
+
+
+def _test_folder(path: str, classes: list[str]) -> Path:
+    folder = _folder("data.test", path)
+    others = {found.name for found in folder.iterdir() if found.is_dir()} - set(classes)
+    if others:
+        raise DataError(
+            f"data.test={path} has the class {min(others)}, which does not occur in data.path. "
+            "Remove it, or train with some of it."
+        )
+    return folder
+
+
+def _left_out(bad: list[str]) -> list[str]:
+    return [f"  {len(bad):,} bad files left out; the first: {bad[0]}"] if bad else []
+
+
+def read_files(
+    paths: Iterable[Path], read: Callable[[Path], _Read], *, skip_bad: bool
+) -> tuple[list[tuple[Path, _Read]], list[str]]:
+    """Return what could be read, and a line about each file that could not.
+
+    Raises `DataError` about the first of these unless `skip_bad`.
+    """
+    items, bad = [], []
+    for path in paths:
+        try:
+            items.append((path, read(path)))
+        except (OSError, ValueError) as error:
+            bad.append(f"{path}: {error}")
+    if bad and not skip_bad:
+        more = f" ({len(bad):,} such files)" if len(bad) > 1 else ""
+        raise DataError(f"{bad[0]}{more}. Remove the file, or set data.bad_rows=skip.")
+    if bad and not items:
+        raise DataError(f"{bad[0]}, and no other file is good.")
+    return items, bad

@@ -1,0 +1,191 @@
+"""Rows of a CSV, Parquet or JSONL file, column by column, as Arrow arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heliotrope.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["TABLES", "Rows", "absent", "read_rows"]
+
+TABLES = (".csv", ".parquet", ".jsonl")
+"""What the names of tables end with."""
+
+_MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What a file holds.
+
+    Parameters
+    ----------
+    path
+        The file.
+    columns
+        Name -> Arrow array of strings, whole numbers, floating-point numbers or booleans.
+    numbers
+        Of each row, its place among the rows of the file, counted from 1: bad ones are left out.
+    bad
+        Why rows were left out, a line each.
+    """
+
+    path: Path
+    columns: dict[str, pa.Array]
+    numbers: list[int]
+    bad: list[str]
+
+    def keep(self, rows: list[int], bad: list[str]) -> Rows:
+        """Return these rows alone; `bad` says why the others go."""
+        columns = {name: column.take(rows) for name, column in self.columns.items()}
+        numbers = [self.numbers[row] for row in rows]
+        return Rows(self.path, columns, numbers, self.bad + bad)
+
+
+def read_rows(path: Path, *, key: str, skip_bad: bool) -> Rows:
+    """Read a table that `key` names, whose kind its name tells: .csv, .parquet or .jsonl.
+
+    A row that is not one (another number of cells, no JSON) is left out if `skip_bad`.
+
+    Raises
+    ------
+    DataError
+        If the file is not there, cannot be read, holds no rows, has two columns of one name, or a
+        row is bad and `skip_bad` is false; names key, file, row and column.
+    """
+    if path.suffix not in TABLES:
+        raise DataError(
+            f"{path} is none of the tables that can be read: {', '.join(TABLES)}. Convert it, or "
+            "give it the ending of what it is."
+        )
+    if not path.exists():
+        raise absent(key, path)
+    try:
+        rows = _READERS[path.suffix](path, skip_bad)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not rows.numbers:
+        raise DataError(f"{path} holds no rows.")
+    return rows
+
+
+def absent(key: str, path: Path, what: str = "file") -> DataError:
+    """Return the error of a file or folder, named by `key`, that is not there."""
+    return DataError(
+        f"{key}={path}: there is no such {what}. Set {key} to where it is; a relative path counts "
+        f"from the working directory, {Path.cwd()}, and in the file of an experiment from its "
+        "folder."
+    )
+
+
+def _read_csv(path: Path, skip_bad: bool) -> Rows:
+    """Read all cells as text: what they are is decided by all of a column together."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    wrong: list[tuple[int, str]] = []
+
+    def handle(row: csv.InvalidRow) -> str:
+        reason = f"{row.actual_columns} cells where the header has {row.expected_columns}"
+        wrong.append((row.number - 1, reason))  # the header is row 1
+        return "skip"
+
+    try:
+        table = csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(use_threads=False),  # else rows have no numbers
+            parse_options=csv.ParseOptions(invalid_row_handler=handle, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(
+                default_column_type=pa.string(), null_values=_MISSING, strings_can_be_null=True
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path} is no CSV file: {error}.") from error
+    bad = [f"{path}, row {number}: {reason}" for number, reason in wrong]
+    if bad and not skip_bad:
+        raise _refused(bad)
+    left_out = {number for number, _ in wrong}
+    total = table.num_rows + len(left_out)
+    numbers = [number for number in range(1, total + 1) if number not in left_out]
+    return Rows(path, _columns(path, table), numbers, bad)
+
+
+def _read_parquet(path: Path, skip_bad: bool) -> Rows:  # noqa: ARG001 - it has no bad rows
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path} is no Parquet file: {error}.") from error
+    return Rows(path, _columns(path, table), list(range(1, table.num_rows + 1)), [])
+
+
+def _read_jsonl(path: Path, skip_bad: bool) -> Rows:
+    import pyarrow as pa
+
+    found: list[dict[str, Any]] = []
+    numbers, bad = [], []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate((line for line in file if line.strip()), start=1):
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("it is no object in braces")
+            except ValueError as error:
+                bad.append(f"{path}, row {number}: {error}")
+                continue
+            found.append(row)
+            numbers.append(number)
+    if bad and not skip_bad:
+        raise _refused(bad)
+    names = list(dict.fromkeys(name for row in found for name in row))
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in found]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            columns[name] = pa.array([_as_text(value) for value in values], pa.string())
+    return Rows(path, _columns(path, pa.table(columns)) if columns else {}, numbers, bad)
+
+
+def _as_text(value: object) -> str | None:
+    """Return a cell of a column of mixed types: they are told apart like those of a CSV file."""
+    return None if value is None else str(value)
+
+
+def _columns(path: Path, table: pa.Table) -> dict[str, pa.Array]:
+    """Return the columns of a table, each as one array of a type that a model can be given."""
+    import pyarrow as pa
+
+    columns: dict[str, pa.Array] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if name in columns:
+            raise DataError(f"{path} has two columns {name}. Rename one of them.")
+        array = column.combine_chunks()
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        if pa.types.is_decimal(array.type):
+            array = array.cast(pa.float64())
+        if pa.types.is_null(array.type) or pa.types.is_large_string(array.type):
+            array = array.cast(pa.string())
+        columns[name] = array
+    return columns
+
+
+def _refused(bad: list[str]) -> DataError:
+    more = f" ({len(bad):,} such rows)" if len(bad) > 1 else ""
+    return DataError(f"{bad[0]}{more}. Mend the file, or set data.bad_rows=skip.")
+
+
+_READERS: dict[str, Callable[[Path, bool], Rows]] = dict(
+    zip(TABLES, (_read_csv, _read_parquet, _read_jsonl), strict=True)
+)

@@ -1,0 +1,146 @@
+"""The door for a user's own code: `plugins=[mine.py]` registers what it decorates.
+
+::
+
+    from heliotrope import plugin
+
+    @plugin.model
+    def tiny(task, *, width: int = 32):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, task.num_outputs))
+
+    python -m federated experiment=quickstart plugins=[mine.py] model=tiny model.width=64
+
+Where plug-ins come from, and which are executed, is in `heliotrope.plugin_loading`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from heliotrope import registry
+from heliotrope.plugin_loading import executing
+from heliotrope.registry import Group
+
+__all__ = ["data", "metric", "model", "optimizer", "partition", "schedule", "strategy", "task"]
+
+_Built = TypeVar("_Built", bound=Callable[..., Any])
+
+
+def model(build: _Built) -> _Built:
+    """Register a function, or a class of `torch.nn.Module`, as a model family under its name.
+
+    Its keyword parameters, typed, are the keys `model.KEYWORD` of the configuration. A first
+    parameter called `task` gets the task (`task.input_shape`, `task.num_outputs`). The weights
+    begin as it makes them, drawn from the run's seed.
+
+    Raises `ConfigError` naming file, line and remedy if a parameter has no type, or the name is
+    taken.
+    """
+    return _registered("model", build)
+
+
+def data(build: _Built) -> _Built:
+    """Register a function, or a class of `torch.utils.data.Dataset`, as a dataset under its name.
+
+    Its keyword parameters, typed, are the keys `data.KEYWORD`. It returns a map-style dataset of
+    (input, target), or a tuple of two: for training and for testing; or what our own sources
+    return, `heliotrope.data.sources.unprepared.Unprepared`. See `heliotrope.data.sources.own`.
+
+    Raises `ConfigError` as `model` does.
+    """
+    return _registered("data", build)
+
+
+def task(build: _Built) -> _Built:
+    """Register a class of `heliotrope.tasks.Task`, or a function that gives one.
+
+    It is given `facts` (`heliotrope.tasks.DataFacts`): what it predicts, and what the model is
+    called with, are fields of `facts.example`. `task=NAME` chooses it, its typed keyword parameters
+    are `task.KEYWORD`. A parameter `label_smoothing` gets `loss.label_smoothing`.
+
+    Raises `ConfigError` as `model` does.
+    """
+    return _registered("task", build)
+
+
+def metric(build: _Built) -> _Built:
+    """Register a class with the methods of `heliotrope.metrics.Metric`, or what gives one.
+
+    `metrics=[NAME]` measures it beside those of the task. A parameter `task` gets the task; others
+    keep their defaults.
+
+    Raises `ConfigError` as `model` does.
+    """
+    return _registered("metric", build)
+
+
+def partition(build: _Built) -> _Built:
+    """Register a function that divides the training examples, as `federated/partition=NAME`.
+
+    It returns the client of each example, int64 [N], counted from 0. It is given, if it names them,
+    `traits` (`heliotrope.data.Traits`: `examples`, their number N; `labels`, `targets`, `keys`, [N]
+    each or None) and `generator`, NumPy's, seeded from the run.
+
+    Raises `ConfigError` as `model` does.
+    """
+    return _registered("partition", build)
+
+
+def strategy(build: _Built) -> _Built:
+    """Register a class of `flwr.serverapp.strategy.Strategy`, or what gives one.
+
+    `federated/strategy=NAME` chooses it. It is asked each round to train every client of a cohort
+    that is drawn already, and is sent each one's weights; with an attribute
+    `mean_is_enough = True`, replies may be means of several clients' weights, whose `num-examples`
+    are theirs together. What it keeps
+    between rounds is saved, see `federated.strategies.state`. If it names `facts`, it is given
+    `federated.strategies.ModelFacts`; the keys of a class are those of an `__init__` of its own.
+
+    Raises `ConfigError` as `model` does.
+    """
+    target: Callable[..., Any] = build
+    if isinstance(build, type) and "__init__" not in vars(build):
+        # Flower's own parameters are no keys: who is asked is decided outside of a strategy.
+        def target() -> Any:
+            return build()
+
+        target.__doc__ = build.__doc__
+    registry.register("strategy", build.__name__, target, _where(build), executing())
+    return build
+
+
+def optimizer(build: _Built) -> _Built:
+    """Register a class of `torch.optim.Optimizer`, or a function that gives one.
+
+    It is given `params`, and needs a key `lr: float`, which schedules change. Clients use it one by
+    one.
+
+    Raises `ConfigError` as `model` does, and if it has no `lr`.
+    """
+    return _registered("optimizer", build)
+
+
+def schedule(build: _Built) -> _Built:
+    """Register a function of `done`, in [0, 1), or `step`: what the learning rate is multiplied by.
+
+    `distributed.lr_schedule=NAME` and `federated.lr_schedule=NAME` choose it. `step` counts
+    optimizer steps or rounds after the warm-up. It has no keys.
+
+    Raises `ConfigError` as `model` does.
+    """
+    return _registered("schedule", build)
+
+
+def _registered(group: Group, build: _Built) -> _Built:
+    registry.register(group, build.__name__, build, _where(build), executing())
+    return build
+
+
+def _where(build: Callable[..., Any]) -> str:
+    code = getattr(build, "__code__", None) or getattr(build.__init__, "__code__", None)
+    source = executing()
+    file = code.co_filename if code else "a plug-in"
+    if source is not None and not file.startswith(source.folder):  # its __init__ is inherited
+        file = source.path
+    return f"{file}, line {code.co_firstlineno}" if code else file

@@ -1,0 +1,22 @@
+"""Plug-ins: finding, trusting and executing the code that `plugins=[...]` names."""
+
+from heliotrope.plugin_loading.execution import executing, install, loaded, raised
+from heliotrope.plugin_loading.loading import (
+    load,
+    load_installed,
+    named,
+    named_in,
+    recall,
+)
+
+__all__ = [
+    "executing",
+    "install",
+    "load",
+    "load_installed",
+    "loaded",
+    "named",
+    "named_in",
+    "raised",
+    "recall",
+]

@@ -1,0 +1,181 @@
+"""Everything the page's template is given. The template decides how it looks, this what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any
+
+from heliotrope import __version__
+from heliotrope.report.charts import COLOURS, MARKERS, studio
+from heliotrope.report.clients import clients
+from heliotrope.report.compare import NOT_SET, differences, labels, shared_name
+from heliotrope.report.panels import curves, matrices
+from heliotrope.report.predictions import predictions
+from heliotrope.report.record import RunRecord, number
+from heliotrope.report.summary import order_metrics, privacy_text, rows, target
+from heliotrope.report.units import (
+    UNKNOWN,
+    bytes_text,
+    count_text,
+    metric_label,
+    metric_text,
+    seconds_text,
+)
+
+__all__ = ["render"]
+
+_MOST_FAILURES = 100
+
+
+@dataclass(frozen=True)
+class Card:
+    """A run at a glance: (figure, what it is) pairs under its name."""
+
+    label: str
+    mode: str
+    status: str
+    finished: bool
+    figures: Sequence[tuple[str, str]]
+
+
+def render(runs: Sequence[RunRecord]) -> str:
+    """Return the page for one run or several: HTML that needs no other file."""
+    from jinja2 import Environment, StrictUndefined
+
+    named = labels(runs)
+    with studio() as drawing:
+        charts = {
+            "curve_rows": curves(runs, named, drawing),
+            "matrices": matrices(runs, named, drawing),
+            "clients": clients(runs, named, drawing),
+            "predictions": predictions(runs, named, drawing),
+        }
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    template = environment.from_string(_resource("report.html.j2"))
+    return template.render(
+        **charts,
+        style=_resource("report.css"),
+        title=_title(runs, named),
+        version=__version__,
+        labels=named,
+        shapes=[(i % COLOURS, MARKERS[i % len(MARKERS)]) for i in range(len(runs))],
+        cards=[_card(run, label) for run, label in zip(runs, named, strict=True)],
+        notes=[(label, n) for run, label in zip(runs, named, strict=True) for n in run.notes],
+        rows=rows(runs),
+        targets=_targets(runs, named),
+        privacy=_privacy(runs, named),
+        failures=_failures(runs, named)[:_MOST_FAILURES],
+        failure_count=sum(len(run.of_kind("failure")) for run in runs),
+        not_set=NOT_SET,
+        differences=differences(runs),
+        configs=[(label, run.config_text) for run, label in zip(runs, named, strict=True)],
+        provenance_lines=_provenance(runs),
+    )
+
+
+def _title(runs: Sequence[RunRecord], named: Sequence[str]) -> str:
+    if len(runs) == 1:
+        return named[0]
+    name = shared_name(runs)
+    return f"{name}: {len(runs)} runs compared" if name else f"{len(runs)} runs compared"
+
+
+def _resource(name: str) -> str:
+    folder = resources.files("heliotrope") / "report"
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def _card(run: RunRecord, label: str) -> Card:
+    figures = [
+        (metric_text(run.metrics[name]), metric_label(name))
+        for name in order_metrics(run.metrics)[:2]
+    ]
+    if (seconds := run.quantity("wall_seconds")) is not None:
+        figures.append((seconds_text(seconds), "wall time"))
+    if (exchanged := run.bytes_exchanged) is not None:
+        figures.append((bytes_text(exchanged), "exchanged"))
+    return Card(label, run.mode, run.status, run.status == "completed", figures)
+
+
+def _targets(runs: Sequence[RunRecord], named: Sequence[str]) -> list[list[str]]:
+    lines = []
+    for run, label in zip(runs, named, strict=True):
+        goal = target(run)
+        if goal is None:
+            continue
+        unit = "rounds" if run.mode == "federated" else "epochs"
+        period = UNKNOWN if goal.period is None else f"{goal.period:g} {unit}"
+        examples = UNKNOWN if goal.examples is None else count_text(goal.examples)
+        seconds = UNKNOWN if goal.seconds is None else seconds_text(goal.seconds)
+        lines.append([label, goal.goal, "yes" if goal.reached else "no", period, examples, seconds])
+    return lines
+
+
+def _privacy(runs: Sequence[RunRecord], named: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """Return (run, guarantee, conditions) of the runs that claim a guarantee."""
+    told = []
+    for run, label in zip(runs, named, strict=True):
+        said = run.detail("privacy")
+        if said is None:
+            continue
+        assumed = said.get("assumptions") or []
+        conditions = assumed if isinstance(assumed, list) else [assumed]
+        accountant = [f"accountant: {said['accountant']}"] if said.get("accountant") else []
+        told.append((label, privacy_text(run), accountant + _sentences(conditions)))
+    return told
+
+
+def _sentences(conditions: Sequence[object]) -> list[str]:
+    lines: list[str] = []
+    for condition in conditions:
+        if isinstance(condition, Mapping):
+            lines += [f"{key}: {value}" for key, value in condition.items()]
+        else:
+            lines.append(str(condition))
+    return lines
+
+
+def _failures(runs: Sequence[RunRecord], named: Sequence[str]) -> list[list[str]]:
+    lines = []
+    for run, label in zip(runs, named, strict=True):
+        for event in run.of_kind("failure"):
+            when = _keyed(event, ("round", "epoch"))
+            who = _keyed(event, ("client", "rank", "worker"))
+            lines.append([label, when, who, str(event.get("reason", UNKNOWN))])
+    return lines
+
+
+def _keyed(event: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return ", ".join(f"{key} {event[key]}" for key in keys if event.get(key) is not None) or UNKNOWN
+
+
+def _provenance(runs: Sequence[RunRecord]) -> list[list[str]]:
+    """Return what produced each run: directory, start, commit, machine, versions."""
+    found: list[dict[str, str]] = []
+    for run in runs:
+        facts = {"directory": str(run.directory), "started": _started(run)}
+        if (run.result or {}).get("git_commit"):
+            facts["git commit"] = str((run.result or {})["git_commit"])
+        for key in ("machine", "versions"):
+            said = (run.result or {}).get(key)
+            if isinstance(said, Mapping):
+                facts |= {str(name): str(value) for name, value in said.items()}
+            elif said is not None:
+                facts[key] = str(said)
+        found.append(facts)
+    keys = dict.fromkeys(key for facts in found for key in facts)
+    return [[key, *(facts.get(key, UNKNOWN) for facts in found)] for key in keys]
+
+
+def _started(run: RunRecord) -> str:
+    when = number(run.events[0].get("time")) if run.events else None
+    try:
+        return (
+            UNKNOWN if when is None else f"{datetime.fromtimestamp(when, UTC):%Y-%m-%d %H:%M} UTC"
+        )
+    except (ValueError, OverflowError, OSError):
+        return UNKNOWN

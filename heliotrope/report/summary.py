@@ -1,0 +1,215 @@
+"""The facts of runs side by side: one row a fact, one cell a run.
+
+The terminal and the page show the same rows, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from heliotrope.report.record import RunRecord, number
+from heliotrope.report.units import (
+    MINUS,
+    TIMES,
+    UNKNOWN,
+    bytes_text,
+    count_text,
+    metric_label,
+    metric_text,
+    rate_text,
+    seconds_text,
+)
+
+__all__ = ["Row", "Target", "order_metrics", "rows", "target"]
+
+NO_PRIVACY = "no privacy guarantee"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fact: its label, a text a run, how each compares with the first run, which are best."""
+
+    label: str
+    cells: Sequence[str]
+    against_first: Sequence[str]
+    best: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A metric to reach and when it was; None where it was not reached or not recorded."""
+
+    metric: str
+    value: float
+    lower: bool
+    reached: bool
+    period: float | None = None
+    examples: float | None = None
+    seconds: float | None = None
+
+    @property
+    def goal(self) -> str:
+        """`test accuracy ≥ 0.95`."""
+        sign = "≤" if self.lower else "≥"
+        return f"{metric_label(self.metric)} {sign} {self.value:g}"
+
+
+def rows(runs: Sequence[RunRecord]) -> list[Row]:
+    """Return every row some run can fill, in reading order."""
+    table = [_words("mode", [run.mode for run in runs])]
+    table.append(_words("status", [run.status for run in runs]))
+    table.append(_words("seed", [UNKNOWN if r.seed is None else str(r.seed) for r in runs]))
+    for name in order_metrics(name for run in runs for name in run.metrics):
+        values = [run.metrics.get(name) for run in runs]
+        way = next(filter(None, (run.direction(name) for run in runs)), None)
+        table.append(_figures(metric_label(name), values, metric_text, way, _change))
+    table.append(_words("trained for", [_periods(run) for run in runs]))
+    table += [_figures(*spec) for spec in _quantities(runs)]
+    table.append(_words("target", [_target_text(run) for run in runs]))
+    table.append(_words("privacy", [privacy_text(run) for run in runs]))
+    failures = [float(len(run.of_kind("failure"))) for run in runs]
+    if any(failures):
+        table.append(_figures("failures", failures, count_text))
+    return [row for row in table if set(row.cells) != {UNKNOWN}]
+
+
+def order_metrics(names: Iterable[str]) -> list[str]:
+    """Return names with test before validation before train, each split's in the order given."""
+    splits = {"test": 0, "validation": 1, "train": 2}
+    return sorted(dict.fromkeys(names), key=lambda name: splits.get(name.partition("/")[0], 3))
+
+
+def target(run: RunRecord) -> Target | None:
+    """Return the run's target: as its result says, else as its config and curve say."""
+    said = run.detail("target")
+    if said is not None:
+        value = number(said.get("value"))
+        if value is None or not said.get("metric"):
+            return None
+        period = said.get("rounds", said.get("epochs"))
+        return Target(
+            metric=str(said["metric"]),
+            value=value,
+            lower=run.direction(str(said["metric"])) == "min",
+            reached=bool(said.get("reached")),
+            period=number(period),
+            examples=number(said.get("examples_seen")),
+            seconds=number(said.get("seconds")),
+        )
+    wanted = run.config.get("target")
+    value = number(wanted.get("value")) if isinstance(wanted, dict) else None
+    if value is None or not isinstance(wanted, dict) or not wanted.get("metric"):
+        return None
+    return _reached(run, str(wanted["metric"]), value)
+
+
+def privacy_text(run: RunRecord) -> str:
+    """Return `ε = 3.1, δ = 1e-05, per client`, or plainly that nothing is guaranteed."""
+    said = run.detail("privacy")
+    if said is None:
+        return NO_PRIVACY if run.result is not None else f"{NO_PRIVACY} recorded"
+    epsilon, delta = number(said.get("epsilon")), number(said.get("delta"))
+    if epsilon is None or not math.isfinite(epsilon):
+        return f"{NO_PRIVACY} (ε is not finite)"
+    text = f"ε = {epsilon:.4g}"
+    text += f", δ = {delta:.3g}" if delta is not None else ""
+    return f"{text}, per {said['unit']}" if said.get("unit") else text
+
+
+def _reached(run: RunRecord, metric: str, value: float) -> Target:
+    lower = run.direction(metric) == "min"
+    for examples, score in run.curve(metric, "examples_seen"):
+        if score <= value if lower else score >= value:
+            return Target(metric, value, lower, True, examples=examples)
+    return Target(metric, value, lower, False)
+
+
+def _target_text(run: RunRecord) -> str:
+    goal = target(run)
+    if goal is None:
+        return "none set"
+    if not goal.reached:
+        return f"{goal.goal}: not reached"
+    unit = "rounds" if run.mode == "federated" else "epochs"
+    after = [f"{goal.period:g} {unit}"] if goal.period is not None else []
+    after += [seconds_text(goal.seconds)] if goal.seconds is not None else []
+    after = after or ([f"{count_text(goal.examples)} examples"] if goal.examples else [])
+    return f"{goal.goal}: reached" + (f" after {', '.join(after)}" if after else "")
+
+
+def _periods(run: RunRecord) -> str:
+    for key in ("rounds", "epochs"):
+        count = run.quantity(key)
+        if count is not None:
+            return f"{count:,.0f} {key if count != 1 else key[:-1]}"
+    return UNKNOWN
+
+
+_Spec = tuple[
+    str,
+    list[float | None],
+    Callable[[float], str],
+    str | None,
+    "Callable[[float, float], str] | None",
+]
+
+
+def _quantities(runs: Sequence[RunRecord]) -> list[_Spec]:
+    def of(key: str) -> list[float | None]:
+        return [run.quantity(key) for run in runs]
+
+    # A run cut short is not the cheapest one.
+    ended = all(run.status == "completed" for run in runs)
+    low, high = ("min", "max") if ended else (None, None)
+    exchanged = [run.bytes_exchanged for run in runs]
+    return [
+        ("steps", of("steps"), count_text, None, None),
+        ("examples seen", of("examples_seen"), count_text, None, _ratio),
+        ("wall time", of("wall_seconds"), seconds_text, low, _ratio),
+        ("training time", of("train_seconds"), seconds_text, low, _ratio),
+        ("startup time", of("startup_seconds"), seconds_text, None, None),
+        ("examples/s", of("examples_per_second"), rate_text, high, _ratio),
+        ("bytes exchanged", exchanged, bytes_text, low, _ratio),
+        ("bytes up", of("bytes_up"), bytes_text, None, None),
+        ("bytes down", of("bytes_down"), bytes_text, None, None),
+        ("peak memory", of("peak_rss_bytes"), bytes_text, None, _ratio),
+        ("parameters", of("parameters"), count_text, None, None),
+    ]
+
+
+def _words(label: str, cells: list[str]) -> Row:
+    return Row(label, cells, [""] * len(cells))
+
+
+def _figures(
+    label: str,
+    values: Sequence[float | None],
+    text: Callable[[float], str],
+    direction: str | None = None,
+    against: Callable[[float, float], str] | None = None,
+) -> Row:
+    cells = [UNKNOWN if value is None else text(value) for value in values]
+    first = values[0]
+    notes = [""] * len(cells)
+    if against is not None and first is not None:
+        notes[1:] = ["" if value is None else against(value, first) for value in values[1:]]
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    best: frozenset[int] = frozenset()
+    if direction and len(set(known)) > 1:
+        wanted = min(known) if direction == "min" else max(known)
+        best = frozenset(i for i, value in enumerate(values) if value == wanted)
+    return Row(label, cells, notes, best)
+
+
+def _change(value: float, first: float) -> str:
+    change = value - first
+    return f"{change:+.4f}".replace("-", MINUS) if math.isfinite(change) and change else ""
+
+
+def _ratio(value: float, first: float) -> str:
+    ratio = value / first if first > 0 and math.isfinite(first) else 0
+    if not ratio or not math.isfinite(ratio) or value == first:
+        return ""
+    return f"{TIMES}{ratio:,.0f}" if ratio >= 100 else f"{TIMES}{ratio:.{2 if ratio < 10 else 3}g}"

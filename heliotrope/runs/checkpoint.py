@@ -1,0 +1,325 @@
+"""Checkpoints: atomic, checksummed, without pickle, in one format for both modes.
+
+A checkpoint is a directory named by the progress it holds (`00000020`)::
+
+    model.safetensors   the weights, by parameter name
+    state.safetensors   other arrays: optimizer or strategy state
+    state.json          everything else, as JSON
+    manifest.json       schema, the SHA-256 and size of each file, and its own SHA-256
+
+Several processes may write one together, each its part of every tensor, cut along the first
+dimension: `model.0.safetensors`, `model.1.safetensors` and so on. Reading gives whole tensors.
+
+It is written under a temporary name, flushed to disk, and renamed, so that a directory with
+a final name is always whole. Loading verifies every hash: a flipped bit is refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from heliotrope.errors import CheckpointError, ConfigError
+from heliotrope.system.tensor_file import Digest, write_bytes, write_tensors
+
+__all__ = [
+    "Checkpoint",
+    "Shard",
+    "check_preparation",
+    "check_weights",
+    "latest",
+    "load",
+    "load_weights",
+    "path_of",
+    "save",
+    "save_shard",
+]
+
+_SCHEMA = 1
+_PART = "part.{}.json"  # what a process has written, once it is whole
+_REPLACED = ".replaced"  # a checkpoint that another of the same progress is about to replace
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training needs to go on: `progress` counts rounds, or optimizer steps."""
+
+    progress: int
+    model: Mapping[str, Tensor]
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of a checkpoint this process writes: one of `count`, on a shared file system.
+
+    Number 0 writes what is not cut, awaits the others and makes the checkpoint whole. `token`
+    tells their files from those of an earlier attempt. It awaits each for `patience` seconds.
+    """
+
+    number: int
+    count: int
+    token: str
+    patience: float = 1800.0  # seconds
+
+
+def path_of(root: Path, progress: int) -> Path:
+    """Return the directory of the checkpoint at `progress`."""
+    return root / f"{progress:08d}"
+
+
+def save(
+    root: Path,
+    checkpoint: Checkpoint,
+    keep_last: int = 3,
+    keep: Collection[int] = (),
+    part: Shard | None = None,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Path:
+    """Write `checkpoint` durably under `root` and return its path.
+
+    With `part`, number 0 of several, it holds this one's part of the tensors; the others write
+    theirs by `save_shard`, for which it waits as long as `go_on()`.
+
+    Of the others, only the newest stay, `keep_last` with this one, and those whose progress is
+    in `keep`. Interrupted at any point, it leaves the earlier checkpoints readable. Raises
+    `CheckpointError` if the files cannot be written.
+    """
+    try:
+        path = _save(root, checkpoint, part or Shard(0, 1, str(os.getpid())), go_on)
+        # Newer ones, which a resume found damaged, do not count: this one must never be dropped.
+        found = _directories(root)
+        for old in found[: max(0, found.index(path) + 1 - keep_last)]:
+            if int(old.name.removesuffix(_REPLACED)) not in keep:
+                shutil.rmtree(old, ignore_errors=True)
+        return path
+    except OSError as error:
+        # Half a checkpoint would keep the room that is missing; others still write their parts.
+        _sweep(root, but=part.token if part else None)
+        raise CheckpointError(
+            f"The checkpoint at {checkpoint.progress} could not be written under {root}: {error}. "
+            "The earlier ones are whole: make room there and continue with resume=true."
+        ) from error
+
+
+def save_shard(root: Path, checkpoint: Checkpoint, part: Shard) -> None:
+    """Write this process's part of the tensors; `CheckpointError` if that is not possible."""
+    try:
+        temporary = _temporary(root, checkpoint, part)
+        written = _written(temporary, checkpoint, part)
+        unfinished = temporary / f"{_PART.format(part.number)}.tmp"
+        write_bytes(unfinished, json.dumps(written).encode())
+        unfinished.rename(temporary / _PART.format(part.number))
+    except OSError as error:
+        raise CheckpointError(
+            f"Part {part.number} of the checkpoint at {checkpoint.progress} could not be written "
+            f"under {root}: {error}. The earlier ones are whole: make room there and continue with "
+            "resume=true."
+        ) from error
+
+
+def _save(root: Path, checkpoint: Checkpoint, part: Shard, go_on: Callable[[], bool]) -> Path:
+    final = path_of(root, checkpoint.progress)
+    _sweep(root, but=part.token if part.count > 1 else None)
+    temporary = _temporary(root, checkpoint, part)
+    state = json.dumps(dict(checkpoint.state), sort_keys=True).encode()
+    files = _written(temporary, checkpoint, part)
+    for number in range(1, part.count):
+        files |= _awaited(temporary / _PART.format(number), part.patience, go_on)
+    files["state.json"] = write_bytes(temporary / "state.json", state)
+    order = {"model": list(checkpoint.model), "arrays": list(checkpoint.arrays)}
+    manifest = {"schema": _SCHEMA, "progress": checkpoint.progress, "files": files, "order": order}
+    write_bytes(temporary / "manifest.json", _signed(manifest))
+    _sync_directory(temporary)
+    replaced = root / f"{final.name}{_REPLACED}"
+    if final.exists():  # the same progress, reached again after a resume
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    temporary.rename(final)
+    _sync_directory(root)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return final
+
+
+def _temporary(root: Path, checkpoint: Checkpoint, part: Shard) -> Path:
+    path = root / f".{checkpoint.progress:08d}.tmp{part.token}"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _written(directory: Path, checkpoint: Checkpoint, part: Shard) -> dict[str, Digest]:
+    """Write the tensors; return the digest of each file."""
+    number = f".{part.number}" if part.count > 1 else ""
+    tensors = {
+        f"model{number}.safetensors": checkpoint.model,
+        f"state{number}.safetensors": checkpoint.arrays,
+    }
+    return {name: write_tensors(directory / name, values) for name, values in tensors.items()}
+
+
+def _awaited(path: Path, patience: float, go_on: Callable[[], bool]) -> dict[str, Digest]:
+    """Return what another process has written of its part, once it has."""
+    deadline = time.monotonic() + patience
+    while not path.exists():
+        if not go_on() or time.monotonic() > deadline:
+            raise FileNotFoundError(f"{path.name} was never written, by another process")
+        time.sleep(0.01)
+    files: dict[str, Digest] = json.loads(path.read_bytes())
+    path.unlink()
+    return files
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify the checkpoint at `path`; `CheckpointError` names the file at fault."""
+    try:
+        signed = (path / "manifest.json").read_bytes()
+        manifest = json.loads(signed)
+        if manifest["schema"] != _SCHEMA:
+            raise CheckpointError(
+                f"{path}: checkpoint schema {manifest['schema']}; this version reads {_SCHEMA}."
+            )
+        del manifest["sha256"]
+        if _signed(manifest) != signed:
+            raise CheckpointError(f"{path / 'manifest.json'} fails its own checksum.")
+        payloads = {}
+        for name, expected in manifest["files"].items():
+            data = (path / name).read_bytes()
+            if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+                raise CheckpointError(
+                    f"{path / name} fails its checksum: {len(data)} bytes read, "
+                    f"{expected['bytes']} bytes with another SHA-256 were written."
+                )
+            payloads[name] = data
+        return Checkpoint(
+            progress=manifest["progress"],
+            model=_whole(payloads, "model", manifest["order"]["model"]),
+            arrays=_whole(payloads, "state", manifest["order"]["arrays"]),
+            state=json.loads(payloads["state.json"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
+
+
+def latest(root: Path, refused: Callable[[str], None]) -> Checkpoint | None:
+    """Return the newest good checkpoint under `root`, or None if there is none at all.
+
+    Every newer one that is damaged is passed over with a line to `refused`. If all are
+    damaged, `CheckpointError`: starting afresh must be the user's decision.
+    """
+    candidates = _directories(root)
+    for path in reversed(candidates):
+        try:
+            return load(path)
+        except CheckpointError as error:
+            refused(f"Checkpoint refused: {error} Falling back to the one before it.")
+    if candidates:
+        raise CheckpointError(
+            f"All {len(candidates)} checkpoints under {root} are damaged. "
+            "Start afresh in another hydra.run.dir."
+        )
+    return None
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Copy `weights` into `model`, casting to its dtypes; `ConfigError` if it is another model."""
+    check_weights(model.state_dict(), weights, source)
+    model.load_state_dict(dict(weights))
+
+
+def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: Path) -> None:
+    """Raise `ConfigError` unless the `weights` of a checkpoint are of the model that has `own`."""
+    wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    wrong += [name for name in weights if name not in own]
+    if wrong:
+        name = wrong[0]
+        here = list(own[name].shape) if name in own else "absent"
+        there = list(weights[name].shape) if name in weights else "absent"
+        raise ConfigError(
+            f"{source} is a checkpoint of another model: {name} is {there} there and {here} in "
+            f"the model of this configuration ({len(wrong)} arrays differ). Set model.* and "
+            "data as in the run that wrote it, or use another hydra.run.dir."
+        )
+
+
+def check_preparation(own: Mapping[str, Any], state: Mapping[str, Any], source: Path) -> None:
+    """Raise `ConfigError` if the `state` of a checkpoint says that data were prepared otherwise.
+
+    `own` is `heliotrope.data.Preparation.to_json` of the data that are there now. Weights that were
+    trained with other classes, words or scales would mean something else.
+    """
+    saved, here = state.get("preparation"), json.loads(json.dumps(own))
+    if saved in (None, here):  # version 0.1 saved none
+        return
+    difference = "another fit, or other columns"
+    for before, now in zip(saved["steps"], here["steps"], strict=False):
+        key = next((key for key in now if before.get(key) != now[key]), None)
+        if key is not None:
+            then = _short(before.get(key))
+            difference = f"the {key} of {now['kind']} were {then} and are now {_short(now[key])}"
+            break
+    raise ConfigError(
+        f"The data have changed since {source} was written: {difference}. Put the data back as "
+        "they were, or begin anew in another hydra.run.dir."
+    )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _signed(manifest: Mapping[str, Any]) -> bytes:
+    """Return the manifest as JSON that ends in its own SHA-256."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**manifest, "sha256": digest}, indent=1).encode()
+
+
+def _sweep(root: Path, but: str | None = None) -> None:
+    """Remove what a process that was killed while saving left behind; not what `but` marks."""
+    replaced = [path for path in root.glob(f"*{_REPLACED}") if path.with_suffix("").exists()]
+    for path in (*root.glob(".*.tmp*"), *replaced):
+        if path.suffix != f".tmp{but}":
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _whole(payloads: Mapping[str, bytes], kind: str, names: list[str]) -> dict[str, Tensor]:
+    """Read the tensors of all parts, in the order they were given, not that of their files."""
+    files = [name for name in payloads if name.startswith(f"{kind}.") and name != "state.json"]
+    files.sort(key=lambda name: int(name.split(".")[1]) if len(files) > 1 else 0)
+    parts = [load_tensors(payloads[name]) for name in files]
+    return {name: _joined([part[name] for part in parts if name in part]) for name in names}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _directories(root: Path) -> list[Path]:
+    """Return the whole checkpoints under `root`, oldest first."""
+    if not root.is_dir():
+        return []
+    found = {path.name: path for path in root.iterdir() if path.is_dir()}
+    for name in [name for name in found if name.endswith(_REPLACED)]:
+        found.setdefault(name.removesuffix(_REPLACED), found[name])  # the swap was interrupted
+    return [found[name] for name in sorted(filter(str.isdigit, found), key=int)]
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,132 @@
+"""result.json: what a finished run says of itself, in one schema for both modes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from heliotrope.config import Mode, Run, TargetConfig
+from heliotrope.metrics import Direction
+from heliotrope.metrics.chosen import lower_is_better
+from heliotrope.runs.clock import Clock
+from heliotrope.runs.directory import git_commit, versions
+from heliotrope.runs.events import Progress
+from heliotrope.system.resources import machine
+
+__all__ = ["Outcome", "Target", "result_of"]
+
+
+@dataclass
+class Target:
+    """Watches one metric and keeps the first moment at which it was good enough.
+
+    `directions` are those of the task's metrics.
+    """
+
+    cfg: TargetConfig
+    directions: Mapping[str, Direction]
+    hit: dict[str, Any] | None = None
+
+    def observe(
+        self, values: Mapping[str, float], unit: Mapping[str, int], counts: Progress, clock: Clock
+    ) -> bool:
+        """Take in an evaluation; True if the run should stop here."""
+        metric, wanted = self.cfg.metric, self.cfg.value
+        if metric is None or wanted is None:
+            return False
+        if self.hit is None and metric in values:
+            value = values[metric]
+            lower = lower_is_better(metric, self.directions)
+            if value <= wanted if lower else value >= wanted:
+                (name, number), *_ = unit.items()
+                self.hit = {
+                    f"{name}s": number,
+                    "examples_seen": counts.examples_seen,
+                    "seconds": round(clock.seconds, 3),
+                }
+        return self.stop
+
+    def saved(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"metric": self.cfg.metric, "value": self.cfg.value, "hit": self.hit}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `saved` gave, unless the target has been changed since."""
+        if (saved["metric"], saved["value"]) == (self.cfg.metric, self.cfg.value):
+            self.hit = saved["hit"]
+
+    @property
+    def stop(self) -> bool:
+        """Whether the target has been reached and the run is to end there."""
+        return self.hit is not None and self.cfg.stop
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return what result.json holds under `target`, or None without a target."""
+        if self.cfg.metric is None:
+            return None
+        return {
+            "metric": self.cfg.metric,
+            "value": self.cfg.value,
+            "reached": self.hit is not None,
+            **(self.hit or {}),
+        }
+
+
+@dataclass
+class Outcome:
+    """What a mode hands over when training is done. `unit` is {"rounds": n} or {"epochs": n}.
+
+    `directions` say of each metric of a split which way is better. `preparation` is what clients
+    told so that all prepare their data alike, and the bytes of it, which are among those of
+    `counts`.
+    """
+
+    metrics: Mapping[str, float]
+    unit: Mapping[str, int]
+    counts: Progress
+    clock: Clock
+    startup_seconds: float
+    parameters: int
+    peak_rss_bytes: int
+    target: dict[str, Any] | None
+    preparation: Mapping[str, Any] | None = None
+    packages: tuple[str, ...] = field(default_factory=tuple)
+    directions: Mapping[str, Direction] = field(default_factory=dict)
+
+
+def result_of(run: Run, mode: Mode, outcome: Outcome) -> dict[str, Any]:
+    """Return the content of result.json.
+
+    Seconds are wall-clock: `wall_seconds` over all attempts, `train_seconds` over the steps that
+    count (those that a failed attempt lost do not), `startup_seconds` from process start, or from
+    the end of the attempt before, to the first training step of the last attempt. Bytes are what
+    a real exchange between the participants carries (model arrays or gradients).
+    """
+    train = outcome.clock.train_seconds
+    result: dict[str, Any] = {
+        "schema": 1,
+        "mode": mode,
+        "experiment": run.name,
+        "seed": run.seed,
+        "status": "completed",
+        "metrics": dict(outcome.metrics),
+        "directions": dict(outcome.directions),
+        **outcome.unit,
+        **asdict(outcome.counts),
+        "wall_seconds": round(outcome.clock.seconds, 3),
+        "train_seconds": round(train, 3),
+        "startup_seconds": round(outcome.startup_seconds, 3),
+        "examples_per_second": round(outcome.counts.examples_seen / train, 1) if train else None,
+        "peak_rss_bytes": outcome.peak_rss_bytes,
+        "privacy": None,
+        "parameters": outcome.parameters,
+        "machine": machine(),
+        "versions": versions(*outcome.packages),
+        "git_commit": git_commit(),
+    }
+    if outcome.target is not None:
+        result["target"] = outcome.target
+    if outcome.preparation is not None:
+        result["preparation"] = dict(outcome.preparation)
+    return result

@@ -1,0 +1,1 @@
+"""The machine: processes, threads, memory, signals, files and locks."""

@@ -1,0 +1,1 @@
+"""The step loop, optimizers and penalties that both modes train with."""

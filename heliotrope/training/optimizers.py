@@ -1,0 +1,120 @@
+"""torch's optimizers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from heliotrope import plugin_loading, registry
+from heliotrope.config import OptimizerConfig
+from heliotrope.errors import ConfigError
+
+__all__ = ["adafactor", "adam", "adamw", "build_optimizer", "check_optimizer", "sgd"]
+
+Parameters = Iterable[nn.Parameter]
+
+
+def build_optimizer(cfg: OptimizerConfig, parameters: Parameters) -> Optimizer:
+    """Return the optimizer that `cfg` names, over `parameters`."""
+    built: Optimizer = registry.entry("optimizer", cfg.name).build(vars(cfg), params=parameters)
+    return built
+
+
+def check_optimizer(cfg: OptimizerConfig) -> None:
+    """Make an optimizer of a plug-in once, over a parameter of nothing.
+
+    Raises `ConfigError` naming its file if it fails, gives something else, or a key has no effect.
+    """
+    entry = registry.entry("optimizer", cfg.name)
+    if entry.built_in:
+        return
+    what = f"optimizer={cfg.name} ({entry.where})"
+    if cfg.weight_decay and "weight_decay" not in entry.signature.keys:
+        raise ConfigError(
+            f"optimizer.weight_decay={cfg.weight_decay:g} has no effect: {what} has no such "
+            "parameter. Leave it out, or add weight_decay: float."
+        )
+    try:
+        built: object = build_optimizer(cfg, [nn.Parameter(torch.zeros(1))])
+    except Exception as error:
+        raise ConfigError(f"{what} cannot be built: {plugin_loading.raised(error)}") from error
+    if not isinstance(built, Optimizer):
+        raise ConfigError(f"{what} gave a {type(built).__name__}. Return a torch.optim.Optimizer.")
+
+
+def sgd(
+    params: Parameters,
+    *,
+    lr: float = 0.1,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+) -> Optimizer:
+    """Stochastic gradient descent as in `torch.optim.SGD`.
+
+    Parameters
+    ----------
+    momentum
+        The share of the last step's direction that is kept.
+    nesterov
+        Whether the gradient is looked at ahead, as Nesterov's momentum does.
+    """
+    return torch.optim.SGD(
+        params, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+    )
+
+
+def adam(
+    params: Parameters,
+    *,
+    lr: float = 0.001,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> Optimizer:
+    """Adam as in `torch.optim.Adam` (Kingma and Ba 2015).
+
+    Parameters
+    ----------
+    betas
+        How much of the means of gradients and of their squares is kept at a step.
+    eps
+        Added to the divisor of a step.
+    """
+    return torch.optim.Adam(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def adamw(
+    params: Parameters,
+    *,
+    lr: float = 0.001,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> Optimizer:
+    """Adam with weight decay apart from the gradient, as in `torch.optim.AdamW`.
+
+    Parameters
+    ----------
+    betas
+        How much of the means of gradients and of their squares is kept at a step.
+    eps
+        Added to the divisor of a step.
+    """
+    return torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def adafactor(
+    params: Parameters, *, lr: float = 0.01, weight_decay: float = 0.0, beta2_decay: float = -0.8
+) -> Optimizer:
+    """Adam in less memory, as in `torch.optim.Adafactor` (Shazeer and Stern 2018).
+
+    Parameters
+    ----------
+    beta2_decay
+        The power of the step's number with which less of the squares' mean is kept.
+    """
+    return torch.optim.Adafactor(params, lr=lr, beta2_decay=beta2_decay, weight_decay=weight_decay)

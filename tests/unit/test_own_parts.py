@@ -1,0 +1,201 @@
+"""A user's own task, metric, partition, strategy, optimizer, schedule: what is refused, and how."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distributed.driver import build_components as build_distributed
+from federated.job import run_job
+from federated.simulation import build_components as build_federated
+from federated.strategies import ModelFacts, build_strategy, reduces
+from heliotrope import config, plugin_loading
+from heliotrope.config import Mode, Run
+from heliotrope.errors import ConfigError, HeliotropeError
+from tests.support import compose, type_command
+
+_HEAD = """
+import threading
+import numpy as np
+import torch
+from flwr.serverapp.strategy import FedAvg
+from functools import cached_property
+from heliotrope import plugin
+from heliotrope.metrics import Loss, MetricSet
+from heliotrope.tasks import Classification, Task
+"""
+_TASK = """
+@plugin.task
+class mine(Task):
+    targets = ("label",)
+    num_outputs = 9
+    metrics = cached_property(lambda self: MetricSet((Loss(self.losses),)))
+    def losses(self, outputs, batch):
+        return {losses}
+"""
+_METRIC = """
+@plugin.metric
+class mine:
+    size = 1
+    directions = {{"{number}": "max"}}
+    def cells(self, outputs, batch):
+        return [(0, {value})]
+    def compute(self, sums):
+        return {{"{number}": sums[..., 0]}}
+"""
+
+# What the plug-in says -> what is typed, and words of the refusal.
+_REFUSED = {
+    _TASK.format(losses="outputs.mean()"): (
+        "task=mine",
+        "losses of two examples are torch.float32 of shape []",
+    ),
+    _TASK.format(losses="outputs[:, 9]"): ("task=mine", "outputs [2, 9], it raises IndexError"),
+    _TASK.format(losses="0").replace("label", "rating"): ("task=mine", "has no rating, which mine"),
+    "@plugin.task\ndef mine(facts): return 3": (
+        "task=mine",
+        "gave a int. Return a heliotrope",
+    ),
+    "@plugin.task\ndef mine(facts): 1 / 0": ("task=mine", "cannot be built: ZeroDivisionError"),
+    "@plugin.task\ndef mine(facts):\n    return facts.example['no']": (
+        "task=mine",
+        f"mine.py, line {_HEAD.count(chr(10)) + 3}. Mend it.",
+    ),
+    _METRIC.format(value="outputs[:, 11]", number="m"): ("metrics=[mine]", "IndexError"),
+    _METRIC.format(value="outputs.abs().mean()", number="m"): (
+        "metrics=[mine]",
+        "adds a tensor without dimensions",
+    ),
+    _METRIC.format(value="float(outputs.abs().mean())", number="m"): (
+        "metrics=[mine]",
+        "for an example is another when a second one is beside it",
+    ),
+    _METRIC.format(value="outputs[:, 0] - outputs[:, 0].mean()", number="m"): (
+        "metrics=[mine]",
+        "for an example is another when a second one is beside it",
+    ),
+    _TASK.format(losses="outputs[:, 0] - outputs[:, 0].mean()"): (
+        "task=mine",
+        "its loss of an example is another when a second one is beside it",
+    ),
+    _METRIC.format(value="outputs[:, 0]", number="loss"): (
+        "metrics=[mine]",
+        "more than one metric computes loss",
+    ),
+    _TASK.format(losses="outputs.sum(dim=1)"): (
+        "task=mine metrics=[auroc]",
+        "metrics=[auroc] is of the logits of classes, and mine of data=digits has others",
+    ),
+    "@plugin.metric\ndef mine(task): return 3": ("metrics=[mine]", "AttributeError"),
+    "@plugin.partition\ndef mine(): return [1, 2]": (
+        "federated/partition=mine",
+        "gave int64 [2]. Return the client of each",
+    ),
+    "@plugin.partition\ndef mine(traits): return np.arange(traits.examples) - 1": (
+        "federated/partition=mine",
+        "to client -1. Number the clients from 0",
+    ),
+    "@plugin.partition\ndef mine(generator): return generator.nothing()": (
+        "federated/partition=mine",
+        "fails: AttributeError",
+    ),
+    "@plugin.strategy\ndef mine(): return FedAvg": (
+        "federated/strategy=mine",
+        "gave a abc.ABCMeta",
+    ),
+    "@plugin.strategy\ndef mine(*, a: int = 1): return FedAvg(b=a)": (
+        "federated/strategy=mine",
+        "cannot be built: TypeError",
+    ),
+    "@plugin.strategy\nclass mine(FedAvg):\n    def __init__(self): self.lock = threading.Lock()": (
+        "federated/strategy=mine",
+        "keeps lock, a lock, which a checkpoint cannot hold",
+    ),
+    "@plugin.optimizer\ndef mine(params, *, lr: float = 1.0): return 3": (
+        "optimizer=mine",
+        "gave a int. Return a torch.optim.Optimizer",
+    ),
+    "@plugin.optimizer\ndef mine(params, *, lr: float = 1.0): return torch.optim.SGD(params, lr)": (
+        "optimizer=mine optimizer.weight_decay=0.1",
+        "weight_decay=0.1 has no effect",
+    ),
+}
+_AT_ONCE = {
+    "@plugin.optimizer\ndef mine(params, *, rate: float = 1.0): ...": "has no parameter lr",
+    "@plugin.schedule\ndef mine(done, *, low: float = 0.0): ...": "parameter low, which nothing",
+    "@plugin.model\ndef mine(task, *, name: str = 'a'): ...": "has a parameter called name",
+    "@plugin.data\ndef digits(): ...": "there is a data=digits already",
+    "@plugin.strategy\nclass fedavg(FedAvg): ...": "there is a strategy=fedavg already",
+    "@plugin.data\ndef mine(rows): ...": "parameter rows of data=mine has no type",
+}
+
+
+Load = Callable[[str], str]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Return what loads a plug-in with this text, and returns what is typed for it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    def loaded(text: str) -> str:
+        (tmp_path / "mine.py").write_text(_HEAD + text)
+        plugin_loading.load([str(tmp_path / "mine.py")])
+        config.register()
+        return f"plugins=[{tmp_path / 'mine.py'}]"
+
+    return loaded
+
+
+@pytest.mark.parametrize("text", _REFUSED)
+def test_what_does_not_fit_is_refused_before_any_work(text: str, load: Load) -> None:
+    typed, words = _REFUSED[text]
+    mode: Mode = "federated" if "federated" in typed else "distributed"
+    run = compose(mode, load(text), *typed.split())
+    build: Callable[[Run], object] = build_federated if "federated" in typed else build_distributed
+    with pytest.raises(HeliotropeError, match=re.escape(words)) as refused:
+        build(run)
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize("text", _AT_ONCE)
+def test_what_cannot_be_registered_is_named_with_its_line(text: str, load: Load) -> None:
+    with pytest.raises(HeliotropeError, match=_AT_ONCE[text]) as refused:
+        load(text)
+    assert "mine.py, line " in str(refused.value)
+
+
+def test_a_strategy_says_whether_a_mean_is_enough(load: Load) -> None:
+    plugins = load(
+        "@plugin.strategy\nclass each(FedAvg): ...\n"
+        "@plugin.strategy\nclass means(FedAvg): mean_is_enough = True\n"
+    )
+    for name, enough in (("each", False), ("means", True)):
+        run = compose("federated", plugins, f"federated/strategy={name}")
+        strategy = build_strategy(run, ModelFacts(frozenset(), frozenset(), 10))
+        assert reduces(run.federated, strategy) is enough
+        assert strategy.fraction_train == 1.0  # type: ignore[attr-defined]
+        assert strategy.min_available_nodes == 1  # type: ignore[attr-defined]
+    run = compose("federated", plugins, "federated/strategy=each", "federated.reduce=worker")
+    with pytest.raises(ConfigError, match=r"strategy=each needs every.*or mean_is_enough = True"):
+        reduces(run.federated, build_strategy(run, ModelFacts(frozenset(), frozenset(), 10)))
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_strategy_of_means_gives_the_same_reduced_or_not(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins = load("@plugin.strategy\nclass means(FedAvg): mean_is_enough = True\n")
+    losses = []
+    for reduce in ("worker", "none"):
+        words = ("experiment=quickstart", plugins, "federated/strategy=means", "federated.rounds=2")
+        more = (f"federated.reduce={reduce}", "federated.local_epochs=1")
+        where = f"hydra.run.dir={tmp_path}/{reduce}"
+        assert type_command(monkeypatch, "federated", *words, *more, where, job=run_job) == 0
+        result = json.loads((tmp_path / reduce / "result.json").read_text())
+        losses.append(result["metrics"]["test/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

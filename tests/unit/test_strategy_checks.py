@@ -1,0 +1,78 @@
+"""A robust rule that would promise nothing is refused before any work, with exit code 2."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from federated.strategies import ModelFacts, build_strategy, reduces
+from heliotrope.errors import ConfigError
+from tests.support import compose
+
+_FACTS = ModelFacts.of(nn.Linear(2, 2), 100)
+_K = "federated.clients_per_round"
+_F = "federated.strategy.num_malicious_nodes"
+
+
+def _build(name: str, *settings: str) -> object:
+    more = ("federated.partition.clients=100", *settings)
+    return build_strategy(compose("federated", f"federated/strategy={name}", *more), _FACTS)
+
+
+@pytest.mark.parametrize("flower", ["", "flower_"])
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        (
+            "fedtrimmedavg",
+            ("federated.strategy.beta=0.09", f"{_K}=11"),
+            ("beta=0.09", "12 clients"),
+        ),
+        ("fedtrimmedavg", ("federated.strategy.beta=0",), ("beta=0", "strategy=fedavg")),
+        ("fedtrimmedavg", ("federated.strategy.beta=0.5",), ("beta=0.5", "(0, 0.5)")),
+        (
+            "fedtrimmedavg",
+            ("federated.strategy.beta=0.1", f"{_K}=10", "federated.quorum=0.9"),
+            ("quorum=0.9 of 10", "with 9", "Raise federated.quorum"),
+        ),
+        ("krum", (f"{_F}=2", f"{_K}=6"), (f"{_F}=2", "at least 7", f"{_K}=6")),
+        ("krum", (f"{_F}=2", f"{_K}=7", "federated.quorum=0.8"), ("quorum=0.8 of 7", "with 6")),
+        ("bulyan", (f"{_F}=2", f"{_K}=10"), ("at least 11", f"{_K}=10")),
+        (
+            "multikrum",
+            ("federated.strategy.num_nodes_to_select=11",),
+            ("between 1 and", f"{_K}=10"),
+        ),
+    ],
+)
+def test_too_few_clients_for_a_robust_rule_are_refused(
+    name: str, settings: tuple[str, ...], words: tuple[str, ...], flower: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _build(flower + name, *settings)
+    assert caught.value.exit_code == 2
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("fedtrimmedavg", ("federated.strategy.beta=0.1", f"{_K}=10")),
+        ("fedtrimmedavg", ("federated.strategy.beta=0.29", f"{_K}=100")),
+        ("krum", (f"{_F}=2", f"{_K}=9", "federated.quorum=0.7")),
+        ("bulyan", (f"{_F}=2", f"{_K}=11")),
+    ],
+)
+def test_just_enough_clients_are_enough(name: str, settings: tuple[str, ...]) -> None:
+    _build(name, *settings)
+
+
+@pytest.mark.parametrize("name", ["krum", "qfedavg", "flower_fedmedian"])
+def test_a_sum_is_not_enough_for_a_strategy_that_looks_at_each_client(name: str) -> None:
+    run = compose("federated", f"federated/strategy={name}")
+    cfg, strategy = run.federated, build_strategy(run, _FACTS)
+    assert not reduces(cfg, strategy)
+    cfg.reduce = "worker"
+    with pytest.raises(ConfigError, match=f"federated/strategy={name} needs every client"):
+        reduces(cfg, strategy)

@@ -1,0 +1,133 @@
+"""Transforms of clients' updates, before these are added up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from federated.aggregation import ClipNorm, Reduction, TransformChain, mean_of, transforms_of
+from federated.updates import Stack
+from heliotrope.config import FederatedConfig
+from tests.support import fresh_seed
+
+
+class _Odd(nn.Module):
+    """Weights in several types, one under two names, one that is not trained, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.tied = nn.Linear(3, 3, bias=False)
+        self.tied.weight = self.first.weight
+        self.precise = nn.Parameter(torch.randn(2, dtype=torch.float64))
+        self.frozen = nn.Parameter(torch.randn(2), requires_grad=False)
+        self.register_buffer("mean", torch.randn(4))
+        self.register_buffer("count", torch.tensor(3))
+
+
+def _stack(arrays: Mapping[str, Tensor]) -> Stack:
+    count = len(next(iter(arrays.values())))
+    ones = (1,) * count
+    return Stack(tuple(range(count)), arrays, ones, (0.5,) * count, ones, ones, ones)
+
+
+def _trained(weights: Mapping[str, Tensor], lengths: list[float]) -> Stack:
+    """A stack whose clients went as far as `lengths` in all parameters together."""
+    parameters = ["first.weight", "first.bias", "precise"]
+    steps = {n: torch.randn(len(lengths), *weights[n].shape).double() for n in parameters}
+    squares = torch.stack([step.flatten(1).square().sum(1) for step in steps.values()])
+    factors = torch.tensor(lengths) / squares.sum(0).sqrt()
+    arrays = {}
+    for name, start in weights.items():
+        of = "first.weight" if name == "tied.weight" else name
+        step = torch.full((len(lengths), *start.shape), 7.0)
+        if of in steps:
+            step = steps[of] * factors.view(-1, *[1] * start.dim())
+        arrays[name] = (start + step).to(start.dtype)
+    return _stack(arrays)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_clipping_scales_long_updates_over_all_parameters_and_nothing_else(
+    *, rounded: bool
+) -> None:
+    torch.manual_seed(fresh_seed())
+    model = _Odd()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    lengths = [0.5, 2.0, 8.0, 0.0]
+    stack = _trained(weights, lengths)
+    before = {name: value.clone() for name, value in stack.arrays.items()}
+    found = TransformChain([ClipNorm(2.0)], model)(stack, weights, rounded=rounded)
+    assert found.clients == stack.clients
+    for name, value in found.arrays.items():
+        start = weights[name].double()
+        if name in ("frozen", "mean", "count"):
+            assert torch.equal(value, before[name]), name
+            continue
+        assert value.dtype == (weights[name].dtype if rounded else torch.float64)
+        for row, length in enumerate(lengths):
+            step = (before[name][row].double() - start) * min(1.0, 2.0 / max(length, 1e-9))
+            torch.testing.assert_close(value[row].double(), start + step, rtol=1e-5, atol=1e-6)
+        assert torch.equal(stack.arrays[name], before[name]), "what was given has changed"
+
+
+def test_a_clipped_update_is_not_longer_than_was_asked_for() -> None:
+    torch.manual_seed(fresh_seed())
+    model = nn.Linear(40, 30)
+    weights = dict(model.state_dict())
+    arrays = {name: torch.randn(5, *value.shape) * 9.0 for name, value in weights.items()}
+    found = TransformChain([ClipNorm(0.01)], model)(_stack(arrays), weights, rounded=False)
+    reduction = Reduction(weights, 5)
+    assert reduction.add(found) == []
+    part = reduction.partial()
+    assert part is not None
+    mean = mean_of([part], weights).differences
+    assert float(torch.cat([value.flatten() for value in mean.values()]).norm()) <= 0.01 + 1e-12
+    steps = [found.arrays[name] - weights[name].double() for name in weights]
+    norms = torch.cat([step.flatten(1) for step in steps], dim=1).norm(dim=1)
+    torch.testing.assert_close(norms, torch.full_like(norms, 0.01), rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_update_that_is_not_finite_is_left_out_as_ever(bad: float) -> None:
+    model = nn.Linear(2, 1)
+    weights = dict(model.state_dict())
+    arrays = {name: value.expand(3, *value.shape).clone() + 1 for name, value in weights.items()}
+    arrays["bias"][1] = bad
+    found = TransformChain([ClipNorm(0.5)], model)(_stack(arrays), weights, rounded=False)
+    reduction = Reduction(weights, 3)
+    (failure,) = reduction.add(found)
+    assert failure.client == 1
+    part = reduction.partial()
+    assert part is not None
+    assert part.clients == (0, 2)
+
+
+def test_an_update_of_another_shape_is_left_to_be_rejected() -> None:
+    model = nn.Linear(2, 1)
+    weights = dict(model.state_dict())
+    stack = _stack({"weight": torch.ones(2, 1, 3), "bias": torch.ones(2, 1)})
+    found = TransformChain([ClipNorm(0.5)], model)(stack, weights, rounded=True)
+    assert [f.client for f in Reduction(weights, 2).add(found)] == [0, 1]
+
+
+def test_transforms_are_applied_in_their_order() -> None:
+    class Doubled:
+        def apply(self, updates: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            return {name: 2.0 * update for name, update in updates.items()}
+
+    model = nn.Linear(1, 1, bias=False)
+    weights = {"weight": torch.zeros(1, 1)}
+    stack = _stack({"weight": torch.full((1, 1, 1), 3.0)})
+    for chain, expected in (([ClipNorm(2.0), Doubled()], 4.0), ([Doubled(), ClipNorm(2.0)], 2.0)):
+        found = TransformChain(chain, model)(stack, weights, rounded=True)
+        assert found.arrays["weight"].item() == expected
+
+
+def test_without_transforms_a_stack_stays_as_it_is() -> None:
+    assert transforms_of(FederatedConfig()) == ()
+    stack = _stack({"weight": torch.ones(1, 2)})
+    assert TransformChain((), nn.Linear(2, 1))(stack, {}, rounded=True) is stack
