@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from heliotrope.data.columns import Column, Raw, Texts, Values
 from heliotrope.data.preparation import Labels, Pixels, Step, Words
+from heliotrope.data.sources.pictures import PICTURES, read_image
 from heliotrope.data.sources.streams import next_characters
 from heliotrope.data.sources.table_files import absent
 from heliotrope.data.sources.unprepared import Unprepared, held_out
 from heliotrope.errors import DataError
 
-__all__ = ["PICTURES", "images", "read_files", "read_image", "read_text", "texts"]
+__all__ = ["files_in", "images", "read_files", "read_text", "texts"]
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-_MODES = {1: "L", 3: "RGB"}
+_CHANNELS = (1, 3)
 _Read = TypeVar("_Read")
 
 
@@ -69,7 +69,7 @@ def images(
     DataError
         If there are no classes or no pictures, or one cannot be read; names the file.
     """
-    if channels not in _MODES:
+    if channels not in _CHANNELS:
         raise DataError(f"data.channels={channels} is not one of 1 (grey), 3 (colour).")
     shape = (channels, size, size)
 
@@ -120,7 +120,7 @@ def texts(
     """
     folder = _folder("data.path", path)
     skip_bad = bad_rows == "skip"
-    if any(inside.is_dir() for inside in folder.iterdir()):
+    if _classes_in(folder):
         step = Words(vocabulary, max_words)
         files = _Files(path, test, test_fraction, skip_bad)
         return _by_class(files, (".txt",), read_text, lambda texts: {"text": Texts(texts)}, step)
@@ -129,7 +129,7 @@ def texts(
             f"data.test={test} has no place here: of files without classes, the share "
             "data.test_fraction at the end of each is the test split. Remove data.test."
         )
-    read, bad = read_files(sorted(folder.glob("*.txt")), read_text, skip_bad=skip_bad)
+    read, bad = read_files(files_in(folder, (".txt",)), read_text, skip_bad=skip_bad)
     if not read:
         raise DataError(f"data.path={path} holds no .txt files, and no folders of them.")
     named = {file.stem: text for file, text in read}
@@ -137,24 +137,6 @@ def texts(
     said = f"{folder}: {len(named):,} files, {sum(map(len, named.values())):,} characters"
     notes = (said, *_left_out(bad))
     return Unprepared(found.train, found.test, found.steps, found.task, notes)
-
-
-def read_image(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return a picture of any size, scaled to fit `shape` (channels, height, width), on black.
-
-    Raises `ValueError` if it is broken.
-    """
-    from PIL import Image, ImageOps
-
-    channels, height, width = shape
-    try:
-        with Image.open(path) as picture:
-            ground = picture.convert("RGBA" if "A" in picture.getbands() else _MODES[channels])
-            fitted = ImageOps.pad(ground, (width, height), color=0)
-            pixels = np.asarray(fitted.convert(_MODES[channels]))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"it is no picture that can be read ({error})") from error
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 
 def read_text(path: Path) -> str:
@@ -174,17 +156,12 @@ def _by_class(
 ) -> Unprepared:
     """Return the files of both splits, each class a folder; classes are those of training."""
     folder = _folder("data.path", files.path)
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    classes = _classes_in(folder)
     if not classes:
         raise DataError(f"data.path={files.path} has no folders: one of each class is expected.")
 
     def split(folder: Path) -> tuple[Raw, list[str]]:
-        paths = [
-            path
-            for name in classes
-            for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in endings
-        ]
+        paths = [path for name in classes for path in files_in(folder / name, endings)]
         items, bad = read_files(paths, read, skip_bad=files.skip_bad)
         if not items:
             raise DataError(
@@ -225,7 +202,7 @@ def _folder(key: str, path: str) -> Path:
 
 def _test_folder(path: str, classes: list[str]) -> Path:
     folder = _folder("data.test", path)
-    others = {found.name for found in folder.iterdir() if found.is_dir()} - set(classes)
+    others = set(_classes_in(folder)) - set(classes)
     if others:
         raise DataError(
             f"data.test={path} has the class {min(others)}, which does not occur in data.path. "
@@ -236,6 +213,25 @@ def _test_folder(path: str, classes: list[str]) -> Path:
 
 def _left_out(bad: list[str]) -> list[str]:
     return [f"  {len(bad):,} bad files left out; the first: {bad[0]}"] if bad else []
+
+
+def files_in(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Return the files in a folder and its folders that have one of these endings, sorted.
+
+    Hidden ones are left out, and those of hidden folders: notebooks keep copies of files in
+    .ipynb_checkpoints, and macOS puts a ._NAME beside each file of a foreign disk.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    return [path for path in found if not any(map(_hidden, path.relative_to(folder).parts))]
+
+
+def _classes_in(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without hidden ones."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not _hidden(p.name))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 def read_files(

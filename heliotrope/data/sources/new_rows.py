@@ -11,7 +11,8 @@ import numpy as np
 from heliotrope.data.columns import Raw, Texts, Values
 from heliotrope.data.preparation import Kind, Preparation
 from heliotrope.data.sources.cells import convert
-from heliotrope.data.sources.folders import PICTURES, read_files, read_image, read_text
+from heliotrope.data.sources.folders import files_in, read_files, read_text
+from heliotrope.data.sources.pictures import PICTURES, read_image
 from heliotrope.data.sources.table_files import TABLES, read_rows
 from heliotrope.errors import DataError
 
@@ -96,8 +97,8 @@ def _files(path: Path, endings: tuple[str, ...]) -> list[Path]:
     """Return a file, or those of a folder that have one of these endings."""
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder.")
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [file for file in found if file.suffix.lower() in endings]
+    given = [path] if path.suffix.lower() in endings else []
+    files = files_in(path, endings) if path.is_dir() else given
     if not files:
         raise DataError(f"{path} holds none of the files {', '.join('*' + e for e in endings)}.")
     return files
