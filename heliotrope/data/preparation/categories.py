@@ -14,7 +14,7 @@ from heliotrope.data.columns import Raw, Strings
 from heliotrope.data.fields import Dense, Field
 from heliotrope.data.info import UNSEEN, Info
 from heliotrope.data.preparation.base import Fitted, Kind, Step
-from heliotrope.data.preparation.counts import Counts, bucket, counted, in_order, strings
+from heliotrope.data.preparation.counts import Counts, bucket, counted, in_order, places, strings
 
 __all__ = ["Categories", "FittedCategories"]
 
@@ -81,8 +81,8 @@ class FittedCategories(Fitted):
         """Return the number of each of `words` in the column at `place`."""
         if not self.words:
             return [_SPECIAL + bucket(word, _BUCKETS) for word in words]
-        known = {word: _SPECIAL + number for number, word in enumerate(self.words[place])}
-        return [known.get(word, UNSEEN) for word in words]
+        found = places(words, self.words[place])
+        return [UNSEEN if number < 0 else _SPECIAL + number for number in found]
 
 
 def word_counts(column: Strings) -> Counter[str]:

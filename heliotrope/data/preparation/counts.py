@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from heliotrope.data.columns import Raw, Strings
 from heliotrope.errors import DataError
 
-__all__ = ["Counts", "bucket", "counted", "in_order", "strings"]
+__all__ = ["Counts", "bucket", "counted", "in_order", "places", "strings"]
+
+_WHOLE = re.compile(r"([+-]?\d{1,18})(\.0*)?")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,26 @@ def in_order(words: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(listed, key=lambda word: (int(word), word)))
     except ValueError:
         return tuple(sorted(listed))
+
+
+def places(words: Iterable[str], known: Sequence[str]) -> list[int]:
+    """Return the place of each of `words` among the known ones, -1 if it is not there.
+
+    Another kind of file, or a column that has got a missing cell, writes true as True and 1 as
+    1.0: a word that is not there stands for the first known one of the same value.
+    """
+    exact = {word: place for place, word in enumerate(known)}
+    alike: dict[str, int] = {}
+    for word, place in exact.items():
+        alike.setdefault(_value(word), place)
+    return [exact.get(word, alike.get(_value(word), -1)) for word in words]
+
+
+def _value(word: str) -> str:
+    """Return a word as it is, but whole numbers and truth values in one way of writing."""
+    if number := _WHOLE.fullmatch(word):
+        return str(int(number[1]))
+    return word.lower() if word.lower() in ("true", "false") else word
 
 
 def strings(raw: Raw, name: str) -> Strings:

@@ -13,6 +13,7 @@ from heliotrope.data.columns import Raw, Strings, Values
 from heliotrope.data.fields import Dense, Field
 from heliotrope.data.info import Info
 from heliotrope.data.preparation.base import Fitted, Kind, Step
+from heliotrope.data.preparation.counts import places
 from heliotrope.data.preparation.numbers import numbers
 from heliotrope.data.preparation.sums import ColumnSums
 from heliotrope.errors import DataError, closest
@@ -60,9 +61,8 @@ class FittedLabels(Fitted):
     def fields(self, raw: Raw) -> Mapping[str, Field]:
         found = raw.columns[self.column]
         if isinstance(found, Strings):
-            place = {name: index for index, name in enumerate(self.names)}
-            table = [place.get(word, -1) for word in found.words]
-            labels = np.array([*table, -1], dtype=np.int64)[found.codes]
+            table = [*places(found.words, self.names), -1]
+            labels = np.array(table, dtype=np.int64)[found.codes]
         else:
             assert isinstance(found, Values)
             with np.errstate(invalid="ignore"):  # a missing one

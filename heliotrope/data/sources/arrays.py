@@ -30,7 +30,8 @@ def arrays(
 ) -> Unprepared:
     """Rows of your own arrays in an .npz file: images or numbers, and what is to be predicted.
 
-    A target of fractions means regression, any other classification.
+    A target of fractions means regression, any other classification; `task=regression` and
+    `task=classification` say otherwise.
 
     Parameters
     ----------

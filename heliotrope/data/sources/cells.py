@@ -128,17 +128,16 @@ def as_numbers(array: pa.Array) -> tuple[NDArray[np.float64], list[int]]:
 
 
 def as_words(array: pa.Array) -> Strings:
-    """Return cells as words of a small set; whole numbers without a fraction."""
+    """Return cells as words of a small set, of which NaN is none; whole numbers as 1, not 1.0."""
     import pyarrow as pa
     from pyarrow import compute
 
     if pa.types.is_string(array.type):
         array = compute.utf8_trim_whitespace(array)
-    elif (
-        pa.types.is_floating(array.type)
-        and compute.all(compute.equal(array, compute.floor(array))).as_py()
-    ):
-        array = array.cast(pa.int64(), safe=False)
+    elif pa.types.is_floating(array.type):
+        array = compute.if_else(compute.is_nan(array), pa.scalar(None, array.type), array)
+        if compute.all(compute.equal(array, compute.floor(array))).as_py():
+            array = array.cast(pa.int64(), safe=False)
     encoded = array.cast(pa.string()).dictionary_encode()
     words = encoded.dictionary.to_pylist()
     order = sorted(range(len(words)), key=words.__getitem__)

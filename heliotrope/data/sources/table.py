@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = ["table"]
 
 _MOST_WORDS = 1000  # different values of a column of categories
 _FEW_ROWS = 20  # of which any number of different values may be
+_INDEX = re.compile(r"|__index_level_\d+__")  # what pandas and R call the numbers of rows
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def table(
     """Rows of your own CSV, Parquet or JSONL file, of which a column is to be predicted.
 
     A column whose values all are numbers is numeric, any other categorical, unless `text` or
-    `categories` names it. A target of fractions means regression, any other classification.
+    `categories` names it. A target of fractions means regression, any other classification;
+    `task=regression` and `task=classification` say otherwise.
     Without a file of test rows, some of each client and target are held out.
 
     Parameters
@@ -124,7 +127,7 @@ def _infer(rows: Rows, roles: _Roles) -> tuple[dict[str, Kind], list[str]]:
         for name in names:
             require(rows, key, name)
     kinds: dict[str, Kind] = {}
-    empty = []
+    left = []
     for name, array in rows.columns.items():
         if name in roles.ignore or name == roles.client:
             continue
@@ -132,8 +135,8 @@ def _infer(rows: Rows, roles: _Roles) -> tuple[dict[str, Kind], list[str]]:
             kinds[name] = "word" if _is_class(array) else "number"
         elif name == roles.text:
             kinds[name] = "text"
-        elif not present(array).any():
-            empty.append(name)
+        elif not present(array).any() or _INDEX.fullmatch(name):
+            left.append(name)
         elif name not in roles.categories and _is_number(array):
             kinds[name] = "number"
         else:
@@ -141,7 +144,7 @@ def _infer(rows: Rows, roles: _Roles) -> tuple[dict[str, Kind], list[str]]:
             _refuse_many_words(rows, name)
     if set(kinds) == {roles.target}:
         raise DataError(f"{rows.path}: beside data.target={roles.target} no column is left.")
-    return kinds, _said(rows, kinds, roles, empty)
+    return kinds, _said(rows, kinds, roles, left)
 
 
 def _is_number(array: pa.Array) -> bool:
@@ -176,7 +179,7 @@ def _refuse_many_words(rows: Rows, name: str) -> None:
         )
 
 
-def _said(rows: Rows, kinds: Mapping[str, Kind], roles: _Roles, empty: list[str]) -> list[str]:
+def _said(rows: Rows, kinds: Mapping[str, Kind], roles: _Roles, left: list[str]) -> list[str]:
     """Return lines that tell what was inferred."""
     inputs = {name: kind for name, kind in kinds.items() if name != roles.target}
     lines = [f"{rows.path}: {len(rows.numbers):,} rows"]
@@ -193,8 +196,9 @@ def _said(rows: Rows, kinds: Mapping[str, Kind], roles: _Roles, empty: list[str]
         lines.append(
             f"  clients: {roles.client} ({len(as_words(rows.columns[roles.client]).words)})"
         )
-    if empty:
-        lines.append(f"  empty, left out: {', '.join(empty)}")
+    if left:
+        named = [name or "''" for name in left]
+        lines.append(f"  empty or without a name, left out: {', '.join(named)}")
     return lines
 
 

@@ -18,6 +18,7 @@ __all__ = ["TABLES", "Rows", "absent", "read_rows"]
 TABLES = (".csv", ".parquet", ".jsonl")
 """What the names of tables end with."""
 
+_BLOCK = 1 << 26  # bytes of a CSV file that are read at once: no row may be longer
 _MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"]
 
 
@@ -100,11 +101,9 @@ def _read_csv(path: Path, skip_bad: bool) -> Rows:
     try:
         table = csv.read_csv(
             path,
-            read_options=csv.ReadOptions(use_threads=False),  # else rows have no numbers
+            read_options=csv.ReadOptions(use_threads=False, block_size=_BLOCK),  # rows in order
             parse_options=csv.ParseOptions(invalid_row_handler=handle, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(
-                default_column_type=pa.string(), null_values=_MISSING, strings_can_be_null=True
-            ),
+            convert_options=csv.ConvertOptions(default_column_type=pa.string()),
         )
     except pa.ArrowInvalid as error:
         raise DataError(f"{path} is no CSV file: {error}.") from error
@@ -114,7 +113,20 @@ def _read_csv(path: Path, skip_bad: bool) -> Rows:
     left_out = {number for number, _ in wrong}
     total = table.num_rows + len(left_out)
     numbers = [number for number in range(1, total + 1) if number not in left_out]
-    return Rows(path, _columns(path, table), numbers, bad)
+    return Rows(path, _columns(path, _trimmed(table)), numbers, bad)
+
+
+def _trimmed(table: pa.Table) -> pa.Table:
+    """Return cells and names without the spaces around them, missing cells as null."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    columns = []
+    for column in table.columns:
+        cells = compute.utf8_trim_whitespace(column)
+        missing = compute.is_in(cells, value_set=pa.array(_MISSING))
+        columns.append(compute.if_else(missing, pa.scalar(None, pa.string()), cells))
+    return pa.table(columns, names=[name.strip() for name in table.column_names])
 
 
 def _read_parquet(path: Path, skip_bad: bool) -> Rows:  # noqa: ARG001 - it has no bad rows
@@ -133,7 +145,7 @@ def _read_jsonl(path: Path, skip_bad: bool) -> Rows:
 
     found: list[dict[str, Any]] = []
     numbers, bad = [], []
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:  # Windows begins with a mark
         for number, line in enumerate((line for line in file if line.strip()), start=1):
             try:
                 row = json.loads(line)

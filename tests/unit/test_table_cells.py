@@ -1,0 +1,146 @@
+"""A cell means the same however a file writes it: with spaces, as 1.0, as True, as pandas does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+
+from heliotrope.data import Batch
+from heliotrope.data.posing import posing
+from heliotrope.data.preparation import Preparation, Statistics
+from heliotrope.data.sources.arrays import arrays
+from heliotrope.data.sources.new_rows import read_new_rows
+from heliotrope.data.sources.table import table
+from heliotrope.data.sources.table_files import read_rows
+from heliotrope.data.sources.unprepared import Unprepared
+from heliotrope.errors import DataError
+
+
+def csv_of(path: Path, lines: Sequence[str], encoding: str = "utf-8") -> str:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding=encoding)
+    return str(path)
+
+
+def preparation_of(found: Unprepared) -> Preparation:
+    statistics = Statistics.of(found.steps, found.train, "training")
+    return Preparation.of(found.steps, statistics, "training", found.task)
+
+
+def whole(preparation: Preparation, found: Any) -> Batch:
+    return preparation.apply(found).take(torch.arange(len(found)))
+
+
+def test_spaces_around_cells_and_names_mean_nothing(tmp_path: Path) -> None:
+    """As in UCI's files, where a missing cell is ' ?'."""
+    rows = [("?" if n % 4 == 0 else 20 + n, "?" if n % 5 == 0 else "ab"[n % 2]) for n in range(20)]
+    plain = ["age,work,rich", *(f"{a},{w},{n % 2}" for n, (a, w) in enumerate(rows))]
+    spaced = [" age , work, rich ", *(f" {a},{w} , {n % 2}" for n, (a, w) in enumerate(rows))]
+    found, other = (
+        table(path=csv_of(tmp_path / f"{name}.csv", lines), target="rich")
+        for name, lines in (("plain", plain), ("spaced", spaced))
+    )
+    preparations = [preparation_of(each) for each in (found, other)]
+    assert preparations[0] == preparations[1]
+    assert preparations[0].info().categories == {"work": 4}  # two words, the unseen, the missing
+    batches = [whole(preparations[0], each.train).values() for each in (found, other)]
+    for ours, theirs in zip(*batches, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+_CSV = ("kind,ill,x,y", "1.0,True,1,a", "2.0,False,2,b", ",,3,a", "7,maybe,4,b")
+_JSON = (
+    '{"kind": 1.0, "ill": true, "x": 1}',
+    '{"kind": 2, "ill": false, "x": 1}',
+    '{"kind": null, "ill": null, "x": 1}',
+    '{"kind": 7, "ill": "maybe", "x": 1}',
+)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_word_is_the_same_in_a_file_of_another_kind(ending: str, tmp_path: Path) -> None:
+    """In pandas' CSV truth values are True, and whole numbers 1.0 where a cell is missing."""
+    trained = {"kind": pa.array([1, 2] * 9), "ill": pa.array([True, False] * 9)}
+    trained |= {"x": pa.array(range(18)), "y": pa.array(["a", "b"] * 9)}
+    pyarrow.parquet.write_table(pa.table(trained), tmp_path / "train.parquet")
+    path = str(tmp_path / "train.parquet")
+    preparation = preparation_of(table(path=path, target="y", categories=["kind"]))
+    new = tmp_path / f"new.{ending}"
+    if ending == "parquet":
+        kinds = pa.array([1.0, 2.0, float("nan"), 7.0])
+        ill = pa.array(["TRUE", "false", None, "maybe"])
+        pyarrow.parquet.write_table(pa.table({"kind": kinds, "ill": ill, "x": range(4)}), new)
+    else:
+        csv_of(new, _CSV if ending == "csv" else _JSON)
+    found = whole(preparation, read_new_rows(new, preparation).raw)["category"]
+    # 0 is what training has not seen, 1 a missing word; false is before true.
+    assert found.tolist() == [[2, 3], [3, 2], [1, 1], [0, 0]]
+
+
+def test_classes_are_found_however_the_test_file_writes_them(tmp_path: Path) -> None:
+    train = csv_of(tmp_path / "train.csv", ["x,y", *(f"{n},{n % 2}" for n in range(20))])
+    test = csv_of(tmp_path / "test.csv", ["x,y", "1,1.0", "2,0.0"])
+    found = table(path=train, test=test, target="y")
+    assert whole(preparation_of(found), found.test)["label"].tolist() == [1, 0]
+
+
+def test_the_numbers_of_rows_that_pandas_writes_are_no_input(tmp_path: Path) -> None:
+    frame = {"x": pa.array([1.0, 2.0] * 9), "y": pa.array(["a", "b"] * 9)}
+    frame["__index_level_0__"] = pa.array(range(18))
+    pyarrow.parquet.write_table(pa.table(frame), tmp_path / "rows.parquet")
+    csv_of(tmp_path / "rows.csv", [",x,y", *(f"{n},{n % 7},{n % 2}" for n in range(20))])
+    for ending, name in (("csv", "''"), ("parquet", "__index_level_0__")):
+        found = table(path=str(tmp_path / f"rows.{ending}"), target="y")
+        assert preparation_of(found).info().numeric == ("x",)
+        assert found.notes[-1] == f"  empty or without a name, left out: {name}"
+
+
+def test_long_texts_and_marks_at_the_beginning_are_read(tmp_path: Path) -> None:
+    long = "word " * 300_000  # longer than what pyarrow reads at once by itself
+    path = csv_of(tmp_path / "long.csv", ["text,y", "hi,a", f'"{long}",b'])
+    assert read_rows(Path(path), key="data.path", skip_bad=False).numbers == [1, 2]
+    path = csv_of(tmp_path / "windows.jsonl", ['{"x": 1}', '{"x": 2}'], encoding="utf-8-sig")
+    assert list(read_rows(Path(path), key="data.path", skip_bad=False).columns) == ["x"]
+
+
+@pytest.mark.parametrize("kind", ["table", "arrays"])
+def test_whole_numbers_with_a_point_can_be_classes(kind: str, tmp_path: Path) -> None:
+    values = [float((n % 3) * 5) for n in range(30)]
+    if kind == "table":
+        lines = ["x,y", *(f"{n},{value}" for n, value in enumerate(values))]
+        found = table(path=csv_of(tmp_path / "rows.csv", lines), target="y")
+    else:
+        np.savez(tmp_path / "rows.npz", x=np.arange(30.0)[:, None], y=np.array(values))
+        found = arrays(path=str(tmp_path / "rows.npz"))
+    assert found.task == "regression"
+    posed = posing(found, "classification", kind)
+    preparation = preparation_of(posed)
+    assert (posed.task, preparation.info().class_names) == ("classification", ("0", "5", "10"))
+    values_of = found.test.columns[found.steps[-1].column].values  # type: ignore[attr-defined]
+    assert (whole(preparation, posed.test)["label"] * 5).tolist() == values_of.tolist()
+
+
+def test_fractions_cannot_be_classes(tmp_path: Path) -> None:
+    lines = ["x,y", *(f"{n},{n / 2}" for n in range(20))]
+    found = table(path=csv_of(tmp_path / "rows.csv", lines), target="y")
+    with pytest.raises(DataError, match=r"task=classification.*data=table.*y.*such as 0\.5"):
+        posing(found, "classification", "table")
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(20, 11), (2200, 1001)])
+def test_too_many_classes_are_refused_unless_they_are_meant(
+    rows: int, classes: int, tmp_path: Path
+) -> None:
+    """Such as prices, which are whole numbers in a file."""
+    lines = ["x,y", *(f"{n},{n % classes * 1000}" for n in range(rows))]
+    found = table(path=csv_of(tmp_path / "rows.csv", lines), target="y")
+    with pytest.raises(DataError, match=rf"has {classes:,} classes in its column y, in {rows:,} r"):
+        posing(found, None, "table")
+    assert posing(found, "classification", "table") is found
+    assert posing(found, "regression", "table").task == "regression"
