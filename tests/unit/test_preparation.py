@@ -33,6 +33,7 @@ from heliotrope.data.preparation import (
     Words,
     from_json,
 )
+from heliotrope.data.preparation.text import words_of
 from heliotrope.errors import DataError
 
 STEPS: tuple[Step, ...] = (
@@ -140,6 +141,43 @@ def test_numbers_are_scaled_and_what_is_missing_is_told(rng: np.random.Generator
     assert numeric[:, 0][~present].abs().max() == 0  # the mean
     assert numeric[:, 1].abs().max() == 0  # a constant column does not become infinite
     np.testing.assert_array_equal(numeric[:, 2].numpy() == 1, ~present)
+
+
+def test_a_column_in_which_training_has_one_number_or_none_tells_nothing_of_new_rows() -> None:
+    """A weight that has learned nothing must not multiply raw numbers, such as a million."""
+    columns = {"one": [5.0] * 4, "none": [np.nan] * 4, "age": [1.0, 2.0, 3.0, 4.0]}
+    raw = Raw({name: Values(np.array(values)) for name, values in columns.items()})
+    steps = (Numbers(tuple(columns)),)
+    preparation = Preparation.of(steps, Statistics.of(steps, raw, "training"), "training", "t")
+    new = Raw({name: Values(np.array([1e6])) for name in columns})
+    assert batch(preparation, new)["numeric"][0, :2].tolist() == [0, 0]
+
+
+def test_a_client_without_two_numbers_is_scaled_by_all(rng: np.random.Generator) -> None:
+    """Its own deviation is 0, and its test rows would come in raw numbers."""
+    pay = np.array([40_000.0, 60_000.0, 80_000.0, 50_000.0, np.nan])
+    keys = np.array([0, 0, 0, 1, 2])
+    pixels = rng.integers(0, 256, (5, 1, 4, 4), dtype=np.uint8)
+    pixels[3] = 90
+    raw = Raw({"pay": Values(pay), "image": Values(pixels)}, keys)
+    steps = (Numbers(("pay",)), Pixels((1, 4, 4)))
+    preparation = Preparation.of(steps, Statistics.of(steps, raw, "per_client"), "per_client", "t")
+    new = Raw({"pay": Values(np.array([62_000.0] * 2)), "image": Values(pixels[:2])}, keys[3:])
+    found = batch(preparation, new, training=raw)
+    mean, deviation = np.nanmean(pay), np.nanstd(pay)
+    wanted = [(62_000 - 50_000) / deviation, (62_000 - mean) / deviation]
+    np.testing.assert_allclose(found["numeric"][:, 0], wanted, rtol=1e-6)
+    scaled = (pixels[0] - 90.0) / pixels.std()
+    np.testing.assert_allclose(found["image"][0], scaled, rtol=1e-4, atol=1e-5)
+
+
+def test_words_of_any_script_stay_whole() -> None:
+    """However their accents are written: Python's `\\w` takes a combining mark for an end."""
+    assert words_of("हिन्दी भाषा।") == ["हिन्दी", "भाषा", "।"]
+    assert words_of("Cafe\u0301, CAFÉ") == ["café", ",", "café"]
+    assert words_of("İstanbul") == ["i̇stanbul"]  # its small letter is two characters
+    assert words_of("می‌خواهم") == ["می‌خواهم"]
+    assert words_of("don't £5 ❤️") == ["don", "'", "t", "£", "5", "❤️"]
 
 
 def test_categories_and_words_of_new_rows_that_training_has_not_seen_share_a_number() -> None:

@@ -53,19 +53,21 @@ class Numbers(Step):
         lacking = zip(self.columns, statistic.missing(), strict=True)
         return FittedNumbers(
             self.columns,
-            *_scale(statistic),
+            statistic.means(),
+            statistic.deviations(),
             tuple(column for column, missing in lacking if missing),
         )
 
     def by_group(self, statistic: ColumnSums) -> OwnNumbers:
-        return OwnNumbers(self.columns, *_scale(statistic))
+        return OwnNumbers(self.columns, statistic.means(), statistic.deviations())
 
 
 @dataclass(frozen=True)
 class FittedNumbers(Fitted):
     """``(number - mean) / deviation``, and for each indicator 1 where its column has no number.
 
-    A constant column has the deviation 1. A missing number becomes 0, the mean after scaling.
+    A missing number becomes 0, the mean after scaling. So does every number of a column whose
+    deviation is 0, which has no two in training: no weight has learned what others mean.
     """
 
     columns: tuple[str, ...]
@@ -92,8 +94,9 @@ class FittedNumbers(Fitted):
 class OwnNumbers(Fitted):
     """``(number - mean) / deviation`` by the mean and deviation of each group of training rows.
 
-    `means` and `deviations` are those of all training rows, for rows of no group of theirs. Each
-    column has an indicator.
+    `means` and `deviations` are those of all training rows, for rows of no group of theirs. A
+    group that has no number in a column takes that mean, and one that has no two that deviation.
+    Each column has an indicator.
     """
 
     columns: tuple[str, ...]
@@ -119,8 +122,17 @@ class OwnNumbers(Fitted):
         for group, rows in known.of(groups):
             first, end = np.searchsorted(ordered, [group, group + 1])
             own = order[first:end]
-            scaled[own] = _scaled(values[own], *_scale(ColumnSums.of(told[rows])))
+            scaled[own] = _scaled(values[own], *self._scale_of(ColumnSums.of(told[rows])))
         return {"numeric": _with_indicators(scaled, np.isnan(values))}
+
+    def _scale_of(self, own: ColumnSums) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the means and deviations by which a group's numbers are scaled."""
+        means = zip(own.counts, own.means(), self.means, strict=True)
+        deviations = zip(own.deviations(), self.deviations, strict=True)
+        return (
+            tuple(mean if count else of_all for count, mean, of_all in means),
+            tuple(deviation or of_all for deviation, of_all in deviations),
+        )
 
     def describe(self, info: Info) -> Info:
         return replace(info, numeric=_names(self.columns, self.columns))
@@ -147,16 +159,15 @@ def numbers(raw: Raw, columns: tuple[str, ...]) -> NDArray[np.float32]:
     return values
 
 
-def _scale(sums: ColumnSums) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return means and deviations, 1 of a constant column."""
-    return sums.means(), tuple(deviation or 1.0 for deviation in sums.deviations())
-
-
 def _scaled(
     values: NDArray[np.float32], means: tuple[float, ...], deviations: tuple[float, ...]
 ) -> NDArray[np.float32]:
-    """Return scaled columns, computed in float64: float32 [N, K], 0 where a number is missing."""
-    scaled = (values.astype(np.float64) - np.array(means)) / np.array(deviations)
+    """Return scaled columns, computed in float64: float32 [N, K].
+
+    0 where a number is missing, or where the deviation is 0.
+    """
+    widths = np.array([deviation or np.inf for deviation in deviations])
+    scaled = (values.astype(np.float64) - np.array(means)) / widths
     return np.where(np.isnan(scaled), 0, scaled).astype(np.float32)
 
 

@@ -119,7 +119,7 @@ class OwnPixels(Fitted):
         shifts = (-self.mean * scales).astype(np.float32)
         for group, rows in known.of(groups):
             sums = PixelSums.of(told[rows])
-            scales[group] = 1 / (sums.deviation() or 1.0)
+            scales[group] = 1 / (sums.deviation() or self.deviation)  # of one grey, that of all
             shifts[group] = -sums.mean() * scales[group]
         return {self.column: _Grouped(*map(torch.tensor, (images, groups, scales, shifts)))}
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,13 +26,29 @@ from heliotrope.errors import DataError
 __all__ = ["Characters", "FittedCharacters", "FittedWords", "Words", "words_of"]
 
 _WORD = re.compile(r"\w+|[^\w\s]")
+_JOINERS = "\u200c\u200d"  # inside words of Persian and of Indic scripts
+_OF_MARKS = (range(0x300, 0x20000), range(0xE0100, 0xE01F0))  # code points; none lie elsewhere
 _SPECIAL = ("", "<unknown>")  # PADDING and UNKNOWN
 _ALPHABET = tuple(sorted(string.printable))  # of characters that are not fitted
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text in lower case, and each sign of punctuation as one."""
-    return _WORD.findall(text.lower())
+    """Return the words of a text in lower case, and each sign of punctuation as one.
+
+    Letters are composed (Unicode's NFC), and combining marks belong to the letter before them: so
+    a word is the same however its accents are written, and those of Indic scripts stay whole.
+    """
+    if text.isascii():
+        return _WORD.findall(text.lower())
+    return _word_with_marks().findall(unicodedata.normalize("NFC", text.lower()))
+
+
+@cache
+def _word_with_marks() -> re.Pattern[str]:
+    """Return what matches words of any script: for Python alone, a mark ends a word."""
+    points = (chr(point) for points in _OF_MARKS for point in points)
+    marks = "".join(c for c in points if unicodedata.category(c).startswith("M")) + _JOINERS
+    return re.compile(rf"\w[\w{marks}]*|[^\w\s][{marks}]*")
 
 
 @dataclass(frozen=True)
