@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from heliotrope.errors import ConfigError
 from heliotrope.models.layers.seeded import seeded_layers
+from heliotrope.training.buffers import unchanged_buffers
 
 __all__ = ["recompute"]
 
@@ -87,17 +88,12 @@ def _passes(
     @contextmanager
     def second() -> Iterator[None]:
         present = [layer.calls for layer in layers]
-        owners = [(module, name) for module in block.modules() for name in module._buffers]  # noqa: SLF001
-        buffers = [module._buffers[name] for module, name in owners]  # noqa: SLF001
         for layer, count in zip(layers, calls, strict=True):
             layer.calls = count
-        for (module, name), buffer in zip(owners, buffers, strict=True):
-            module._buffers[name] = None if buffer is None else buffer.clone()  # noqa: SLF001
         try:
-            yield
+            with unchanged_buffers(block):
+                yield
         finally:
-            for (module, name), buffer in zip(owners, buffers, strict=True):
-                module._buffers[name] = buffer  # noqa: SLF001
             for layer, count in zip(layers, present, strict=True):
                 layer.calls = count
 

@@ -99,7 +99,8 @@ def continued(
         with torch.inference_mode():
             logits = task.call(model, batch)[0, -1].double()[_SPECIAL:]
         if temperature:
-            sums = (logits / temperature).softmax(dim=0).cumsum(dim=0)
+            below = logits - logits.max()  # of a tiny temperature, logits overflow
+            sums = (below / temperature).softmax(dim=0).cumsum(dim=0)
             place = min(int((sums <= draw * sums[-1]).sum()), len(logits) - 1)
         else:
             place = int(logits.argmax())

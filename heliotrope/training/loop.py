@@ -16,6 +16,7 @@ from heliotrope.data import Batch
 from heliotrope.models.layers.seeded import reseed
 from heliotrope.system.stopwatch import Stopwatch
 from heliotrope.tasks import Task
+from heliotrope.training.buffers import unchanged_buffers
 from heliotrope.training.joint import (
     FirstPass,
     Gather,
@@ -276,9 +277,15 @@ def _backward(
 
 
 def _outputs(model: nn.Module, task: Task, batch: TrainingBatch, recipe: Recipe) -> Tensor:
-    """Return the model's outputs for one pass, in full precision."""
+    """Return the model's outputs for one pass, in full precision.
+
+    Without examples, as where a batch has fewer than there are ranks, no buffer changes: torch
+    counts a batch of BatchNorm's, and a running mean of a user's module becomes NaN for ever.
+    """
     reseed(model, batch.seed, batch.first)
-    with recipe.around_forward(batch):
+    kept: AbstractContextManager[None]
+    kept = nullcontext() if len(batch) else unchanged_buffers(model)
+    with recipe.around_forward(batch), kept:
         outputs = task.call(model, batch.fields)
     return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 

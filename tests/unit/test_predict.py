@@ -230,6 +230,9 @@ def test_draws_follow_the_distribution_and_never_are_padding() -> None:
     assert cold == [2] * 6
     halved = list(continued(model, Called, start, np.array([0.65, 0.67]), 0.5, 4))  # type: ignore[arg-type]
     assert halved == [2, 3]  # 25 : 4 : 9
+    model.logits.data[2:] = torch.tensor([1.0, 20.0, 5.0])
+    tiny = list(continued(model, Called, start, draws, 1e-307, 4))  # type: ignore[arg-type]
+    assert tiny == [3] * 6  # though logits / temperature is infinite
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,35 @@ def test_averaged_over_ranks_the_gradient_is_that_of_the_global_batch(
     torch.testing.assert_close(torch.stack(ranks).mean(dim=0), whole, rtol=1e-4, atol=1e-6)
 
 
+class _Centred(nn.BatchNorm1d):
+    """Beside torch's statistics, a running mean as a user may write it."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "mean"):
+            self.register_buffer("mean", torch.zeros(6))
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * inputs.detach().mean(0)
+        outputs: torch.Tensor = super().forward(inputs - self.mean)
+        return outputs
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 3])
+def test_a_pass_over_no_examples_leaves_buffers_as_they_are(accumulation_steps: int) -> None:
+    """As of a rank that has nothing of the last batch: the mean of nothing is NaN."""
+    model = nn.Sequential(_Centred(6), nn.Linear(6, 4))
+    model(torch.zeros(2, 6))
+    split = everything(random_split(8, TASK, torch.Generator().manual_seed(fresh_seed())))
+    some, nothing = (training_batch(split["image"][:n], split["label"][:n], 8) for n in (8, 0))
+    after = []
+    for batches in ([some], [nothing, some, nothing]):
+        trained = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+        train_batches(trained, optimizer, TASK, batches, None, Recipe(accumulation_steps))
+        after.append(trained.state_dict())
+    assert_same_tensors(*after)
+    assert int(after[0]["0.num_batches_tracked"]) == 1 + accumulation_steps
+
+
 @pytest.mark.parametrize("accumulation_steps", [2, 3, 7])
 def test_micro_batches_give_the_gradient_of_their_batch(accumulation_steps: int) -> None:
     """Also with dropout, in ragged batches, and where some micro-batches are empty."""
