@@ -193,7 +193,10 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"ignore": ["note", "age", "smokes", "site", "ward"]},
         ["beside data.target=sick no column is left"],
     ),
-    "words in a text column": ({"text": "ward", "ignore": ["note"]}, ["row 1, column ward"]),
+    "words in a text column": (
+        {"text": "ward", "ignore": ["note"]},
+        ["column ward: it holds int64, not texts"],
+    ),
 }
 
 

@@ -144,3 +144,39 @@ def test_too_many_classes_are_refused_unless_they_are_meant(
         posing(found, None, "table")
     assert posing(found, "classification", "table") is found
     assert posing(found, "regression", "table").task == "regression"
+
+
+@pytest.mark.parametrize(
+    "cells", [[[1.0, 2.0]], [{"a": 1}], [b"\xff"]], ids=["lists", "objects", "bytes"]
+)
+def test_columns_of_lists_and_the_like_are_refused_by_name(
+    cells: list[Any], tmp_path: Path
+) -> None:
+    columns = {"x": range(20), "odd": cells * 20, "y": ["a", "b"] * 10}
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    path = str(tmp_path / "rows.parquet")
+    refused = r"rows\.parquet, column odd: it holds .*leave it out with data\.ignore=\[odd\]"
+    for keys in ({}, {"client": "odd"}, {"target": "odd", "ignore": ["y"]}):
+        with pytest.raises(DataError, match=refused):
+            table(**{"path": path, "target": "y", **keys})
+    found = table(path=path, target="y", ignore=["odd"])
+    preparation = preparation_of(found)
+    with pytest.raises(DataError, match=r"column x: it holds int64, not texts"):
+        table(path=path, target="y", ignore=["odd"], text="x")
+    changed = pa.table({"x": cells, "y": ["a"]})
+    pyarrow.parquet.write_table(changed, tmp_path / "new.parquet")
+    with pytest.raises(DataError, match=r"new\.parquet, column x: it holds"):
+        read_new_rows(tmp_path / "new.parquet", preparation)
+
+
+def test_what_arrow_has_no_type_for_is_read_like_text(tmp_path: Path) -> None:
+    """Numbers beyond 64 bits, half a surrogate pair, views of texts; and endings in capitals."""
+    lines = [f'{{"x": {10**30 + n}, "w": "\\ud800", "y": "{"ab"[n % 2]}"}}' for n in range(20)]
+    found = table(path=csv_of(tmp_path / "rows.jsonl", lines), target="y")
+    info = preparation_of(found).info()
+    assert (info.numeric, info.categories) == (("x",), {"w": 3})
+    view = pa.array(["p", "q"] * 10, pa.string_view())
+    columns = pa.table({"w": view, "y": ["a", "b"] * 10})
+    pyarrow.parquet.write_table(columns, tmp_path / "rows.PARQUET")
+    found = table(path=str(tmp_path / "rows.PARQUET"), target="y")
+    assert preparation_of(found).info().categories == {"w": 4}

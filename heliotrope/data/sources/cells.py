@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from heliotrope.errors import DataError, closest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["as_numbers", "as_words", "convert", "present", "require"]
+__all__ = ["as_numbers", "as_words", "convert", "present", "refuse_types", "require"]
 
 
 def require(rows: Rows, key: str, name: str) -> str:
@@ -27,6 +27,25 @@ def require(rows: Rows, key: str, name: str) -> str:
             f"{closest(name, rows.columns)}"
         )
     return name
+
+
+def refuse_types(rows: Rows, names: Iterable[str], *, texts: Collection[str] = ()) -> None:
+    """Raise `DataError` if one of these columns holds lists, bytes or the like.
+
+    Those among `texts` must hold texts.
+    """
+    import pyarrow as pa
+
+    is_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    for name in names:
+        kind = rows.columns[name].type
+        if name in texts and not pa.types.is_string(kind):
+            raise DataError(f"{rows.path}, column {name}: it holds {kind}, not texts. Convert it.")
+        if pa.types.is_nested(kind) or any(is_kind(kind) for is_kind in is_bytes):
+            raise DataError(
+                f"{rows.path}, column {name}: it holds {kind}, of which no number, word or text "
+                f"can be made. Convert it, or leave it out with data.ignore=[{name}]."
+            )
 
 
 def convert(
@@ -68,6 +87,8 @@ def convert(
                 f"{', '.join(rows.columns)}.{closest(name, rows.columns)} Add it."
             )
     needed = (*required, *(() if key is None else (key,)))
+    texts = [name for name, kind in kinds.items() if kind == "text"]
+    refuse_types(rows, [*kinds, *needed], texts=texts)
     bad, choosable = _bad_rows(rows, kinds, needed, categories=categories)
     lines = [f"{rows.path}, row {rows.numbers[row]}, {bad[row]}" for row in sorted(bad)]
     if bad and not skip_bad:
@@ -188,8 +209,4 @@ def _number(text: str | None) -> float:
 
 
 def _has_letters(array: pa.Array) -> NDArray[np.bool_]:
-    import pyarrow as pa
-
-    if not pa.types.is_string(array.type):
-        return np.zeros(len(array), dtype=np.bool_)
     return np.array([text is not None and bool(text.strip()) for text in array.to_pylist()])

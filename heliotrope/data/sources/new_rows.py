@@ -61,7 +61,7 @@ def read_new_rows(path: Path, preparation: Preparation, *, skip_bad: bool = Fals
         if not step.of_targets:
             inputs.update(step.reads())
     kinds = set(inputs.values())
-    if path.suffix in TABLES and not kinds & {"image", "stream", "array"}:
+    if path.suffix.lower() in TABLES and not kinds & {"image", "stream", "array"}:
         return _from_table(path, inputs, skip_bad)
     if kinds == {"image"}:
         (column,) = inputs

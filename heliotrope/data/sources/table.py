@@ -13,7 +13,14 @@ import numpy as np
 from heliotrope.data.columns import Raw, Strings, Values
 from heliotrope.data.preparation import Categories, Kind, Labels, Numbers, Step, Target, Words
 from heliotrope.data.preparation.counts import in_order
-from heliotrope.data.sources.cells import as_numbers, as_words, convert, present, require
+from heliotrope.data.sources.cells import (
+    as_numbers,
+    as_words,
+    convert,
+    present,
+    refuse_types,
+    require,
+)
 from heliotrope.data.sources.table_files import Rows, read_rows
 from heliotrope.data.sources.unprepared import Unprepared, held_out
 from heliotrope.errors import DataError
@@ -126,6 +133,7 @@ def _infer(rows: Rows, roles: _Roles) -> tuple[dict[str, Kind], list[str]]:
     ):
         for name in names:
             require(rows, key, name)
+    refuse_types(rows, [name for name in rows.columns if name not in roles.ignore])
     kinds: dict[str, Kind] = {}
     left = []
     for name, array in rows.columns.items():

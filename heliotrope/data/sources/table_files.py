@@ -61,7 +61,8 @@ def read_rows(path: Path, *, key: str, skip_bad: bool) -> Rows:
         If the file is not there, cannot be read, holds no rows, has two columns of one name, or a
         row is bad and `skip_bad` is false; names key, file, row and column.
     """
-    if path.suffix not in TABLES:
+    suffix = path.suffix.lower()
+    if suffix not in TABLES:
         raise DataError(
             f"{path} is none of the tables that can be read: {', '.join(TABLES)}. Convert it, or "
             "give it the ending of what it is."
@@ -69,7 +70,7 @@ def read_rows(path: Path, *, key: str, skip_bad: bool) -> Rows:
     if not path.exists():
         raise absent(key, path)
     try:
-        rows = _READERS[path.suffix](path, skip_bad)
+        rows = _READERS[suffix](path, skip_bad)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not rows.numbers:
@@ -164,14 +165,17 @@ def _read_jsonl(path: Path, skip_bad: bool) -> Rows:
         values = [row.get(name) for row in found]
         try:
             columns[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
             columns[name] = pa.array([_as_text(value) for value in values], pa.string())
     return Rows(path, _columns(path, pa.table(columns)) if columns else {}, numbers, bad)
 
 
 def _as_text(value: object) -> str | None:
-    """Return a cell of a column of mixed types: they are told apart like those of a CSV file."""
-    return None if value is None else str(value)
+    """Return a cell that Arrow has no type for: they are told apart like those of a CSV file.
+
+    Such are those of a column of mixed types, large numbers, and texts that are no Unicode.
+    """
+    return None if value is None else str(value).encode("utf-8", "replace").decode()
 
 
 def _columns(path: Path, table: pa.Table) -> dict[str, pa.Array]:
@@ -187,7 +191,7 @@ def _columns(path: Path, table: pa.Table) -> dict[str, pa.Array]:
             array = array.dictionary_decode()
         if pa.types.is_decimal(array.type):
             array = array.cast(pa.float64())
-        if pa.types.is_null(array.type) or pa.types.is_large_string(array.type):
+        if array.type in (pa.null(), pa.large_string(), pa.string_view()):
             array = array.cast(pa.string())
         columns[name] = array
     return columns
