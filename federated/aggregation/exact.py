@@ -11,7 +11,7 @@ Shape legend: K clients, S slices, D weights of one tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +65,7 @@ class Units:
 
 
 def add_slices(
-    sums: Tensor, values: Sequence[Tensor], weights: Sequence[int], units: Units
+    sums: Tensor, values: Tensor | Sequence[Tensor], weights: Sequence[int], units: Units
 ) -> None:
     """Add the clients' slices, each times its client's weight, to `sums` in place.
 
@@ -74,7 +74,7 @@ def add_slices(
     sums
         float64 [S, D].
     values
-        Of each client, floating point [D], within the limit of `units`.
+        Floating point [K, D], or of each client [D], within the limit of `units`.
     weights
         [K] whole numbers.
     """
@@ -83,12 +83,18 @@ def add_slices(
     memory = torch.empty(2, clients, width, dtype=torch.float64, device=sums.device)
     column = torch.tensor(weights, dtype=torch.float64, device=sums.device)
     # Blocks by `split`: making each view by itself would take as long as the arithmetic.
-    blocks = zip(*(torch.split(row, width) for row in (*sums, *values)), strict=True)
-    for block in blocks:
-        targets, parts = block[: len(sums)], block[len(sums) :]
-        rest, cut = memory if len(parts[0]) == width else memory[:, :, : len(parts[0])]
-        for row, part in zip(rest, parts, strict=True):
-            row.copy_(part)
+    parts: Iterable[Tensor | tuple[Tensor, ...]]
+    if isinstance(values, Tensor):
+        parts = torch.split(values, width, dim=1)
+    else:
+        parts = zip(*(torch.split(row, width) for row in values), strict=True)
+    for part, *targets in zip(parts, *(torch.split(row, width) for row in sums), strict=True):
+        rest, cut = memory[:, :, : len(targets[0])]
+        if isinstance(part, Tensor):
+            rest.copy_(part)
+        else:
+            for row, own in zip(rest, part, strict=True):
+                row.copy_(own)
         for target, slice_ in zip(targets, _slices(rest, cut, units), strict=True):
             if clients == 1:  # several times faster than the product of a matrix with one row
                 target.add_(slice_[0], alpha=weights[0])

@@ -141,9 +141,12 @@ class Reduction:
         if name not in self._sums:
             shape = (len(units.units), flat.shape[1])
             self._sums[name] = torch.zeros(shape, dtype=torch.float64, device=flat.device)
+        if len(flat) > 1 or flat.nbytes > _LARGE:
+            add_slices(self._sums[name], flat, weights, units)
+            return
         waiting = self._waiting.setdefault(name, [])
-        waiting += zip(flat, weights, strict=True)
-        if len(flat) > 1 or len(waiting) == _TOGETHER or flat.nbytes > _LARGE:
+        waiting.append((flat[0], weights[0]))
+        if len(waiting) == _TOGETHER:
             self._add_waiting(name)
 
     def _add_waiting(self, name: str) -> None:

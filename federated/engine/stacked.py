@@ -134,14 +134,15 @@ class FastTrainer:
         row_weights = self._clients.row_weights(plan).to(sums)
         with torch.inference_mode():
             optimizer = self._optimizer(instruction, start, stack, plan.clients)
-            for number in range(plan.steps[0]):
+            steps = [plan.rows(number) for number in range(plan.steps[0])]
+            batches = train.batches(positions[rows] for rows in steps)
+            for number, (rows, batch) in enumerate(zip(steps, batches, strict=True)):
                 limit.check()
-                rows = plan.rows(number)
                 active = rows.stop - rows.start
                 given = (
                     [w[:active] for w in stack],
                     {name: key[rows] for name, key in keys.items()},
-                    train.take(positions[rows]),
+                    batch,
                     row_means[rows],
                 )
                 means, gradients = self._step_of(given)(*given)
