@@ -131,20 +131,30 @@ class StateStore:
 
     Parameters
     ----------
-    built
-        The state that each client begins with.
+    personal
+        The weights that each client begins with.
+    beside
+        What it keeps beside weights, as that begins: by name, [*shape].
     """
 
-    def __init__(self, built: PersonalWeights) -> None:
-        self._built = {name: value.clone() for name, value in built.built.items()}
+    def __init__(self, personal: PersonalWeights, beside: _Weights | None = None) -> None:
+        self._personal = tuple(personal.built)
+        built = {**personal.built, **(beside or {})}
+        self._built = {name: value.detach().cpu().clone() for name, value in built.items()}
         size = sum(value.nbytes for value in self._built.values())
         self._rows = max(1, min(_PAGE_CLIENTS, _PAGE_BYTES // max(1, size)))
         self._pages: dict[int, dict[str, Tensor]] = {}
 
     def take(self, clients: Sequence[int]) -> ClientStates:
         """Return the state of each of `clients`."""
+        return self._taken(clients, tuple(self._built))
+
+    def personal_of(self, clients: Sequence[int]) -> ClientStates | None:
+        """Return the personal weights of each of `clients`; None if the model has none."""
+        return self._taken(clients, self._personal) if self._personal else None
+
+    def _taken(self, clients: Sequence[int], names: Sequence[str]) -> ClientStates:
         found = [self._of(client) for client in clients]
-        names = self._built
         return ClientStates(
             tuple(clients), {name: torch.stack([state[name] for state in found]) for name in names}
         )
@@ -188,7 +198,7 @@ class StateStore:
             if built is None or value.shape != (self._rows, *built.shape):
                 raise CheckpointError(
                     f"the checkpoint holds client state {name} of shape {list(value.shape)}, which "
-                    "the model of this configuration has not. Set model.* as in the run that "
-                    "wrote it, or use another hydra.run.dir."
+                    "this configuration has not. Set model.* and federated.strategy.* as in the "
+                    "run that wrote it, or use another hydra.run.dir."
                 )
             self._pages.setdefault(int(number), {})[name] = value

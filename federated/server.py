@@ -160,7 +160,8 @@ class Server:
         self._accept(server_round, arrays)
         self.state.clock.train_seconds += time.monotonic() - started
         self._account(len(cohort))
-        self._emit("train", {"train/loss": self._train_loss()}, clients=len(cohort))
+        told = {f"train/{name}": value for name, value in self._grid.numbers.items()}
+        self._emit("train", {"train/loss": self._train_loss(), **told}, clients=len(cohort))
         self.state.evaluated = False
         self._note_round()
 
@@ -219,9 +220,9 @@ class Server:
         counts = self.state.counts
         counts.steps += sum(update.steps for update in self._grid.updates)
         counts.examples_seen += sum(update.seen for update in self._grid.updates)
-        counts.bytes_down += cohort * self._model_bytes
+        counts.bytes_down += cohort * self._grid.bytes_each
         succeeded = sum(len(update.clients) for update in self._grid.updates)
-        counts.bytes_up += succeeded * self._model_bytes
+        counts.bytes_up += succeeded * self._grid.bytes_each
 
     def _train_loss(self) -> float:
         weight = sum(update.weight_seen for update in self._grid.updates)
@@ -258,7 +259,7 @@ class Server:
 
         Where clients keep a part of the weights, each evaluates its own examples of the splits.
         """
-        states = self._grid.states_of(range(len(self._population)))
+        states = self._grid.personal_of(range(len(self._population)))
         if states is None:
             self.final = self._grid.pool.evaluate_centrally(arrays)
         else:

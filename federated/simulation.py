@@ -77,9 +77,13 @@ def build_components(run: Run) -> Components:
     clients = assemble(run, task, prepared_for(parts, dataset), parts, central, owners)
     if run.federated.holdout_fraction:
         clients_to_evaluate(run.federated, len(clients.population.evaluating()))
-    strategy = build_strategy(
-        run, ModelFacts.of(clients.model, clients.total_weight, clients.global_weights)
+    facts = ModelFacts.of(
+        clients.model,
+        clients.total_weight,
+        len(clients.population.training()),
+        clients.global_weights,
     )
+    strategy = build_strategy(run, facts)
     check_savable(strategy)
     assert dataset.fitting is not None
     return Components(
@@ -102,7 +106,7 @@ def simulate(run: Run, directory: Path, parts: Components, cluster: Cluster | No
     ):
         with _pool(run, clients, cluster, run_dir.log, tracker) as pool:
             takes_mean = isinstance(parts.strategy, MeanStrategy)
-            states = StateStore(clients.personal) if clients.personal else None
+            states = _states(clients, parts.strategy)
             grid = CohortGrid(pool, parts.reduce, takes_mean=takes_mean, states=states)
             server = Server(
                 run,
@@ -136,6 +140,13 @@ def simulate(run: Run, directory: Path, parts: Components, cluster: Cluster | No
                 packages=("flwr",) if cluster is None else ("flwr", "ray"),
             )
         write_outcome(run, "federated", run_dir, tracker, server.final, outcome, display)
+
+
+def _states(clients: TrainingContext, strategy: Strategy) -> StateStore | None:
+    """Return where the clients' state is kept; None if they keep none."""
+    weights = clients.global_weights
+    beside = strategy.beside(weights) if isinstance(strategy, MeanStrategy) else {}
+    return StateStore(clients.personal, beside) if clients.personal or beside else None
 
 
 @contextmanager

@@ -26,18 +26,26 @@ class Instruction:
     `algorithms` say what clients do beside following the gradients of their data. `states` are
     those that the clients keep, if they keep any; they are not sent. `lr` is the learning rate of
     the round, if it is not that of the config. With `start_loss`, clients also tell their loss at
-    the global weights.
+    the global weights. With `equal_weights` each weighs 1 in the mean, whatever its examples.
     """
 
     server_round: int
     algorithms: tuple[ClientAlgorithm, ...] = ()
     lr: float | None = None
     start_loss: bool = False
+    equal_weights: bool = False
     states: ClientStates | None = None
 
     def of(self, cohort: Sequence[int]) -> Instruction:
         """Return the same for a part of the clients."""
         return self if self.states is None else replace(self, states=self.states.take(cohort))
+
+    def starts(self, weights: Weights) -> Weights:
+        """Return what clients' arrays start from: the global weights, and zeros beside them."""
+        starts = dict(weights)
+        for algorithm in self.algorithms:
+            starts.update(algorithm.sends())
+        return starts
 
     def optimizer(self, cfg: OptimizerConfig) -> OptimizerConfig:
         """Return the optimizer of the clients in this round."""
@@ -59,7 +67,8 @@ class Update:
 
     `weight` is that in the strategy's mean: the sum of the weights of the clients' examples, such
     as their number. `seen` counts examples with repetition over local epochs; `loss_sum` is the
-    sum of their losses, and `weight_seen` of their weights.
+    sum of their losses, and `weight_seen` of their weights. `numbers` are what algorithms tell, of
+    several clients their mean by `weight`.
     """
 
     clients: tuple[int, ...]
@@ -69,13 +78,14 @@ class Update:
     seen: int
     weight_seen: int
     steps: int
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Stack:
     """The results of K clients: arrays [K, *shape], numbers [K], as in `Update`.
 
-    `states` are what the clients keep, [K, *shape] each.
+    `states` are what the clients keep, [K, *shape] each; `numbers` hold [K] by name.
     """
 
     clients: tuple[int, ...]
@@ -86,6 +96,7 @@ class Stack:
     weights_seen: tuple[int, ...]
     steps: tuple[int, ...]
     states: Weights = field(default_factory=dict)
+    numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def rows(self) -> list[Update]:
         """Return each client's result."""
@@ -98,6 +109,7 @@ class Stack:
                 seen=self.seen[row],
                 weight_seen=self.weights_seen[row],
                 steps=self.steps[row],
+                numbers={name: values[row] for name, values in self.numbers.items()},
             )
             for row, client in enumerate(self.clients)
         ]
@@ -116,6 +128,7 @@ class Stack:
             weights_seen=tuple(self.weights_seen[row] for row in kept),
             steps=tuple(self.steps[row] for row in kept),
             states={name: value[kept] for name, value in self.states.items()},
+            numbers={n: tuple(values[row] for row in kept) for n, values in self.numbers.items()},
         )
 
     def rejections(self, weights: Weights) -> dict[int, str]:

@@ -65,7 +65,7 @@ BUILT_IN: dict[Group, dict[str, str]] = {
     },
     # The papers' algorithms, and Flower's own classes, whose names begin with flower_.
     "strategy": {
-        **{name: f"{_OURS}:{name}" for name in (*_STRATEGIES, "fedadam_corrected")},
+        **{name: f"{_OURS}:{name}" for name in (*_STRATEGIES, "fedadam_corrected", "scaffold")},
         **{f"flower_{name}": f"{_FLOWERS}:flower_{name}" for name in _STRATEGIES},
     },
     "optimizer": {name: f"{_OPTIMIZERS}:{name}" for name in ("sgd", "adam", "adamw", "adafactor")},

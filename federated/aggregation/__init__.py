@@ -2,14 +2,14 @@
 
 from .exact import moved
 from .reduction import Mean, Partial, Reduction, mean_of, merged
-from .transforms import ClipNorm, TransformChain, UpdateTransform, transforms_of
+from .transforms import ClipNorm, UpdateContext, UpdateTransform, transforms_of
 
 __all__ = [
     "ClipNorm",
     "Mean",
     "Partial",
     "Reduction",
-    "TransformChain",
+    "UpdateContext",
     "UpdateTransform",
     "mean_of",
     "merged",

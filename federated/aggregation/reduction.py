@@ -11,7 +11,7 @@ numbers by the same weights and rounded to the nearest.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class Partial:
 
     `sums` holds float64 [slices, D] of each floating-point tensor, int64 [D] of differences
     of the others; `most_weight` is that of the `Reduction`. The numbers beside them are the
-    clients', as in `Update`.
+    clients', as in `Update`; `numbers` are what algorithms tell, each client's times its weight.
     """
 
     most_weight: int
@@ -55,6 +55,7 @@ class Partial:
     seen: int
     weight_seen: int
     steps: int
+    numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Reduction:
     Parameters
     ----------
     weights
-        The global ones, from which all clients of the round start.
+        From which what the clients send differs: see `Instruction.starts`.
     most_weight
         At least the sum of all clients' weights, and the same wherever clients are added.
     """
@@ -93,6 +94,7 @@ class Reduction:
         self._outliers: list[Outlier] = []
         self._clients: list[int] = []
         self._loss_sums: list[float] = []
+        self._numbers: dict[str, list[float]] = {}
         self._weight = self._seen = self._weight_seen = self._steps = 0
 
     def add(self, stack: Stack) -> list[Failure]:
@@ -112,6 +114,9 @@ class Reduction:
             self._add(name, value, stack, within=within[name])
         self._clients += stack.clients
         self._loss_sums += stack.loss_sums
+        for name, values in stack.numbers.items():
+            pairs = zip(values, stack.weights, strict=True)
+            self._numbers.setdefault(name, []).extend(value * weight for value, weight in pairs)
         self._weight += sum(stack.weights)
         self._seen += sum(stack.seen)
         self._weight_seen += sum(stack.weights_seen)
@@ -172,6 +177,7 @@ class Reduction:
             seen=self._seen,
             weight_seen=self._weight_seen,
             steps=self._steps,
+            numbers={name: tuple(values) for name, values in self._numbers.items()},
         )
 
 
@@ -194,11 +200,15 @@ def merged(partials: Sequence[Partial]) -> Partial:
         seen=sum(part.seen for part in partials),
         weight_seen=sum(part.weight_seen for part in partials),
         steps=sum(part.steps for part in partials),
+        numbers={
+            name: tuple(value for part in partials for value in part.numbers[name])
+            for name in first.numbers
+        },
     )
 
 
 def mean_of(partials: Sequence[Partial], weights: Weights) -> Mean:
-    """Return the mean over all clients; `weights` are the global ones, from which they start.
+    """Return the mean over all clients; `weights` are those of the `Reduction`.
 
     Raises `RunFailedError` if they have no examples together: that mean is not a number.
     """

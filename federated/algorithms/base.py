@@ -7,14 +7,37 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-__all__ = ["ClientAlgorithm", "GradientTerm", "gradient_term", "rows_at_work"]
+__all__ = ["ClientAlgorithm", "Finished", "GradientTerm", "gradient_term", "rows_at_work"]
 
 GradientTerm = Callable[[str, Tensor], Tensor]
 """Of a parameter's name and its present value, [*shape] or [A, *shape]: what is added to its
 gradient, of a shape that broadcasts to it. It must not be changed by who is given it."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What an algorithm makes of the training of K clients.
+
+    Parameters
+    ----------
+    differences
+        How far each client's weights are moved, float64 [K, *shape] of each trained parameter; and
+        what it sends beside them, by the names that `ClientAlgorithm.sends` has.
+    state
+        What the clients keep until they are drawn again, [K, *shape], by names that no other
+        algorithm uses.
+    numbers
+        Of each client, [K], by name: they are told with its loss, and their mean by the clients'
+        weights is in the round's event.
+    """
+
+    differences: Mapping[str, Tensor]
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class ClientAlgorithm(ABC):
@@ -24,8 +47,16 @@ class ClientAlgorithm(ABC):
     alike in sequential, captured and stacked training, on plain tensors and without autograd.
     """
 
-    keeps_state = False
-    """Whether clients keep what `finish` returns until they are drawn again."""
+    finishes = False
+    """Whether `finish` does anything: it works in float64, on copies of all trained weights."""
+
+    def sends(self) -> Mapping[str, Tensor]:
+        """Return what clients send beside their weights, by name: zeros of its shape and type.
+
+        The server is given its mean, exactly as that of the weights. Names differ from those of
+        weights; nothing is sent unless a subclass says so.
+        """
+        return {}
 
     @abstractmethod
     def start(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> GradientTerm:
@@ -52,27 +83,23 @@ class ClientAlgorithm(ABC):
         state: Mapping[str, Tensor],
         steps: Tensor,
         learning_rate: float,
-    ) -> Mapping[str, Tensor]:
-        """End a round, and return the state that clients keep; only if it `keeps_state`.
+    ) -> Finished:
+        """End a round: what clients send, keep and tell; called only if it `finishes`.
 
         Parameters
         ----------
         differences
-            How far the clients went, float64 [K, *shape] of each trained parameter.
+            How far the clients went, float64 [K, *shape] of each trained parameter that is sent,
+            as the algorithms before this one left it. It must not be changed in place.
         state
             What they began with, [K, *shape].
         steps
             How many steps each took, int64 [K].
         learning_rate
             Of all these steps.
-
-        Returns
-        -------
-        Mapping[str, Tensor]
-            [K, *shape], by names that no other algorithm uses.
         """
-        del differences, state, steps, learning_rate
-        return {}
+        del state, steps, learning_rate
+        return Finished(differences)
 
 
 def rows_at_work(values: Tensor, weight: Tensor) -> Tensor:

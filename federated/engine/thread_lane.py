@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..aggregation import Partial, Reduction, TransformChain, transforms_of
+from ..aggregation import Partial, Reduction
 from ..client_state import ClientStates
 from ..updates import Failure, Instruction, Stack, Update, Weights
 from .capture import NotCapturableError
-from .client_algorithms import finished
+from .client_updates import ClientUpdates
 from .context import TrainingContext
 from .execution import ExecutionPlan
 from .sequential import train_client
@@ -44,7 +44,7 @@ class ThreadLane:
         self._watch = watch
         self.stopped = False  # set from another thread: no more clients are begun
         self._fast = FastTrainer(clients)
-        self._transformed = TransformChain(transforms_of(clients.federated), clients.model)
+        self._finished = ClientUpdates.of(clients)
 
     def steps(
         self,
@@ -73,15 +73,15 @@ class ThreadLane:
         failures: list[Failure] = []
         updates: list[Update] = []
         states: list[ClientStates] = []
-        reduction = Reduction(weights, self.clients.total_weight) if reduce else None
+        starts = instruction.starts(weights)
+        reduction = Reduction(starts, self.clients.total_weight) if reduce else None
         for trained in self._stacks(weights, instruction, cohort, execution, failures):
-            stack = finished(self.clients, weights, instruction, trained)
+            stack = self._finished(trained, weights, instruction, rounded=not reduce)
             del trained
-            stack = self._transformed(stack, weights, rounded=not reduce)
             if reduction is not None:
                 left_out = reduction.add(stack)
             else:
-                rejected = stack.rejections(weights)
+                rejected = stack.rejections(starts)
                 left_out = [Failure(stack.clients[row], why) for row, why in rejected.items()]
                 updates += stack.without(rejected).rows()
             failures += left_out

@@ -13,9 +13,8 @@ from heliotrope.config import Run, from_yaml
 from heliotrope.data import load
 from heliotrope.tasks import task_of
 
-from ..aggregation import TransformChain, transforms_of
 from ..client_state import ClientStates
-from ..engine.client_algorithms import finished
+from ..engine.client_updates import ClientUpdates
 from ..engine.context import TrainingContext, assemble, divide, prepared_for
 from ..engine.sequential import evaluate_client, train_client
 from ..engine.start_loss import start_loss
@@ -40,10 +39,8 @@ def client_app(run: Run) -> ClientApp:
         weights, instruction = content_of(message)
         clients, client = _clients(text), _client(context)
         instruction = replace(instruction, states=_states(context))
-        transformed = TransformChain(transforms_of(clients.federated), clients.model)
         stack = train_client(clients, weights, instruction, client)
-        stack = finished(clients, weights, instruction, stack)
-        stack = transformed(stack, weights, rounded=True)
+        stack = ClientUpdates.of(clients)(stack, weights, instruction, rounded=True)
         loss = start_loss(clients, weights, instruction, client) if instruction.start_loss else None
         if stack.states:
             context.state[_STATE] = to_record({n: v[0] for n, v in stack.states.items()})

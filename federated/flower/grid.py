@@ -59,6 +59,8 @@ class CohortGrid(Grid):
         self.updates: list[Update] = []  # of the last round; of a worker's sum, without arrays
         self.mean: Mean | None = None  # of the last round
         self.loss_sum = 0.0  # of the last round's clients
+        self.numbers: dict[str, float] = {}  # that they told, in the mean by their weights
+        self.bytes_each = 0  # that each of them was sent, and as many that it sent back
         self.failures: list[Failure] = []
         self.evaluations: Evaluations | None = None  # of the last messages, if they asked for any
 
@@ -72,9 +74,9 @@ class CohortGrid(Grid):
             for states in self._new_states:
                 self.states.put(states)
 
-    def states_of(self, cohort: Sequence[int]) -> ClientStates | None:
-        """Return the state that each of `cohort` keeps; None if clients keep none."""
-        return None if self.states is None else self.states.take(cohort)
+    def personal_of(self, cohort: Sequence[int]) -> ClientStates | None:
+        """Return the personal weights of each of `cohort`; None if the model has none."""
+        return None if self.states is None else self.states.personal_of(cohort)
 
     def get_node_ids(self) -> list[int]:
         return list(self._offered)
@@ -103,7 +105,9 @@ class CohortGrid(Grid):
         asked = {message.metadata.dst_node_id: message for message in messages}
         cohort = sorted(asked)
         assert self.execution is not None
-        instruction = replace(instruction, states=self.states_of(cohort))
+        states = None if self.states is None else self.states.take(cohort)
+        instruction, starts = replace(instruction, states=states), instruction.starts(weights)
+        self.bytes_each = sum(value.nbytes for value in starts.values())
         replies: list[tuple[int, Message]] = []
         partials: list[Partial] = []
         waiting = set(cohort)
@@ -130,13 +134,14 @@ class CohortGrid(Grid):
             accepted = given - waiting
             self._new_states += [states.take(accepted) for states in reply.states]
         if partials:
-            self.mean = mean_of(partials, weights)
+            self.mean = mean_of(partials, starts)
             if not self._takes_mean:
-                whole = replace(_summary(merged(partials)), arrays=self.mean.weights(weights))
+                whole = replace(_summary(merged(partials)), arrays=self.mean.weights(starts))
                 first = whole.clients[0]
                 replies.append((first, train_reply(whole, asked[first])))
         each = [update.loss_sum for update in self.updates if update.arrays]
         self.loss_sum = math.fsum([*each, *(loss for part in partials for loss in part.loss_sums)])
+        self.numbers = _means([u for u in self.updates if u.arrays], partials)
         self.failures.sort(key=lambda failure: failure.client)
         return replies
 
@@ -144,7 +149,7 @@ class CohortGrid(Grid):
         weights, _ = content_of(messages[0])
         asked = {message.metadata.dst_node_id: message for message in messages}
         cohort = sorted(asked)
-        done = self.pool.evaluate(weights, cohort, self.states_of(cohort))
+        done = self.pool.evaluate(weights, cohort, self.personal_of(cohort))
         self.evaluations = done
         self.failures += done.failures
         replies = [
@@ -195,7 +200,21 @@ def _summary(partial: Partial) -> Update:
         seen=partial.seen,
         weight_seen=partial.weight_seen,
         steps=partial.steps,
+        numbers=_means((), [partial]),
     )
+
+
+def _means(updates: Sequence[Update], partials: Sequence[Partial]) -> dict[str, float]:
+    """Return the mean of each number that clients told, by their weights; rounded once."""
+    weight = sum(u.weight for u in updates) + sum(p.weight for p in partials)
+    terms: dict[str, list[float]] = {}
+    for update in updates:
+        for name, value in update.numbers.items():
+            terms.setdefault(name, []).append(value * update.weight)
+    for partial in partials:
+        for name, values in partial.numbers.items():
+            terms.setdefault(name, []).extend(values)
+    return {name: math.fsum(values) / max(1, weight) for name, values in terms.items()}
 
 
 def _rejected(

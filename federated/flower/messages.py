@@ -20,10 +20,12 @@ from torch import Tensor
 
 from heliotrope.metrics import Metrics
 
-from ..algorithms import proximal
+from ..algorithms import ClientAlgorithm, ControlVariates, proximal
+from ..algorithms.control_variates import STATE
 from ..updates import Instruction, Stack, Update
 
 __all__ = [
+    "EQUAL_WEIGHTS",
     "LEARNING_RATE",
     "START_LOSS",
     "become_server",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 LEARNING_RATE = "learning-rate"  # of the clients, in the config of a round that has its own
+EQUAL_WEIGHTS = "equal-weights"  # asked for in the config: each client weighs 1 in the mean
 START_LOSS = "start-loss"  # asked for in the config; in the metrics, the loss at global weights
 
 _SERVER_NODE = 1
@@ -89,13 +92,19 @@ def _decoded(array: Array) -> NDArray[Any]:
 
 
 def content_of(message: Message) -> tuple[dict[str, Tensor], Instruction]:
-    """Return the global weights and the instruction that a strategy's message carries."""
-    (arrays,) = message.content.array_records.values()
+    """Return the global weights and the instruction that a strategy's message carries.
+
+    Among the arrays may be the server's control variates, by the names of the weights after
+    `control_variates.STATE`.
+    """
+    (record,) = message.content.array_records.values()
     (config,) = message.content.config_records.values()
-    return read_arrays(arrays), _instruction(config)
+    arrays = read_arrays(record)
+    controls = {n.removeprefix(STATE): arrays.pop(n) for n in list(arrays) if n.startswith(STATE)}
+    return arrays, _instruction(config, (ControlVariates(controls),) if controls else ())
 
 
-def _instruction(config: ConfigRecord) -> Instruction:
+def _instruction(config: ConfigRecord, more: tuple[ClientAlgorithm, ...]) -> Instruction:
     mu = config.get("proximal-mu", 0.0)
     server_round, rate = config["server-round"], config.get(LEARNING_RATE)
     assert isinstance(mu, int | float)
@@ -103,9 +112,10 @@ def _instruction(config: ConfigRecord) -> Instruction:
     assert rate is None or isinstance(rate, float)
     return Instruction(
         server_round=server_round,
-        algorithms=proximal(float(mu)),
+        algorithms=(*proximal(float(mu)), *more),
         lr=rate,
         start_loss=bool(config.get(START_LOSS, False)),
+        equal_weights=bool(config.get(EQUAL_WEIGHTS, False)),
     )
 
 
@@ -114,12 +124,13 @@ def train_reply(update: Update, reply_to: Message, start_loss: float | None = No
 
     `num-examples` is the weight in Flower's means: the sum of the examples' weights, such as their
     number. `train_loss` is the loss per unit of weight while training, `start-loss` that at the
-    global weights, where it was asked for.
+    global weights, where it was asked for; beside them are the numbers that algorithms tell.
     """
     metrics = MetricRecord(
         {
             "num-examples": update.weight,
             "train_loss": update.loss_sum / max(1, update.weight_seen),
+            **update.numbers,
         }
     )
     if start_loss is not None:

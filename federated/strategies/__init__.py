@@ -22,6 +22,7 @@ from .facts import ModelFacts
 from .mean import MeanStrategy
 from .qfedavg import QFedAvg
 from .robust import RobustStrategy, least_trimmed
+from .scaffold import check_scaffold
 
 __all__ = ["ModelFacts", "build_strategy", "reduces"]
 
@@ -48,6 +49,8 @@ def build_strategy(run: Run, facts: ModelFacts) -> Strategy:
     """
     _check(run.federated)
     cfg = run.federated.strategy
+    if cfg.name == "scaffold":
+        check_scaffold(run)
     entry = registry.entry("strategy", cfg.name)
     given = {"facts": facts, "client_learning_rate": run.optimizer.lr}
     strategy: Strategy = (

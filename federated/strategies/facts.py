@@ -22,15 +22,25 @@ class ModelFacts:
         The other names of the state dict, such as BatchNorm's statistics and counters.
     most_weight
         Of all clients together, such as their number of examples.
+    clients
+        How many there are to be drawn.
+    trained
+        One name of each parameter that clients train and send.
     """
 
     parameters: frozenset[str]
     buffers: frozenset[str]
     most_weight: int
+    clients: int
+    trained: frozenset[str]
 
     @classmethod
     def of(
-        cls, model: nn.Module, most_weight: int, sent: Collection[str] | None = None
+        cls,
+        model: nn.Module,
+        most_weight: int,
+        clients: int,
+        sent: Collection[str] | None = None,
     ) -> ModelFacts:
         """Return the facts of a model; a parameter that two layers share has all its names.
 
@@ -39,4 +49,5 @@ class ModelFacts:
         named = model.named_parameters(remove_duplicate=False)
         parameters = frozenset(name for name, p in named if p.is_floating_point())
         names = frozenset(model.state_dict() if sent is None else sent)
-        return cls(parameters & names, names - parameters, most_weight)
+        trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+        return cls(parameters & names, names - parameters, most_weight, clients, trained & names)

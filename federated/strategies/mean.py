@@ -60,7 +60,8 @@ class MeanStrategy(FlowerFedAvg):
         valid, _ = self._check_and_log_replies(replies, is_train=True)
         if not valid:
             return None, None
-        start = self._global_weights()
+        weights = self._global_weights()
+        start = {**weights, **self.beside(weights)}
         stacks = [stack_of(message) for message in valid]
         most = max(self._facts.most_weight, sum(sum(stack.weights) for stack in stacks))
         reduction = Reduction(start, most)
@@ -83,6 +84,13 @@ class MeanStrategy(FlowerFedAvg):
     def steps(self, server_round: int, differences: _Moments) -> Mapping[str, Tensor]:  # noqa: ARG002
         """Return what is added to each parameter, float64, for its mean difference."""
         return differences
+
+    def beside(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """Return what clients keep, and send the changes of, beside `weights`: as it begins.
+
+        By names that are not those of weights, in the type it is kept and sent in; zeros.
+        """
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later round needs of the earlier ones."""

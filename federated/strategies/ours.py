@@ -7,6 +7,7 @@ from flwr.serverapp.strategy import Strategy
 from . import mean, robust
 from .facts import ModelFacts
 from .qfedavg import QFedAvg
+from .scaffold import Scaffold
 
 __all__ = [
     "bulyan",
@@ -22,6 +23,7 @@ __all__ = [
     "krum",
     "multikrum",
     "qfedavg",
+    "scaffold",
 ]
 
 
@@ -211,3 +213,17 @@ def qfedavg(facts: ModelFacts, client_learning_rate: float, *, q: float = 0.1) -
         How much clients with a high loss weigh; 0: all alike.
     """
     return QFedAvg(facts, client_learning_rate=client_learning_rate, q=q)
+
+
+def scaffold(facts: ModelFacts, *, server_learning_rate: float = 1.0) -> Strategy:
+    """SCAFFOLD: control variates against the drift of clients (Karimireddy et al. 2020).
+
+    Clients count alike, whatever their examples. Each keeps a control variate of the size of the
+    model, and twice the model is sent each way.
+
+    Parameters
+    ----------
+    server_learning_rate
+        How far the server goes along the clients' mean difference.
+    """
+    return Scaffold(facts, server_learning_rate=server_learning_rate)

@@ -341,41 +341,6 @@ def _ray_pool(run: Run, workers: int, log: Path) -> Iterator[RayPool]:
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-def test_control_variates_are_kept_from_round_to_round(kind: str) -> None:
-    """Two rounds of SCAFFOLD's clients are those of loops written from the paper (option II)."""
-    run = _compose(_OPTIMIZERS[0], _MODELS[0], _PARTITIONS[0], "federated.local_epochs=2")
-    clients, cohort = _ready_in_double(run), [1, 4, 5]
-    weights, states, worker = _weights(clients), None, CohortWorker(clients, 1)
-    own = {client: {n: torch.zeros_like(w) for n, w in weights.items()} for client in cohort}
-    for number in (1, 2):
-        server = {name: 0.01 * torch.randn_like(w) for name, w in weights.items()}
-        instruction = Instruction(number, (ControlVariates(server),), states=states)
-        choice = ExecutionPlan(kind, 1, 2)
-        reply = worker.train(weights, instruction, cohort, choice, reduce=number == 2)
-        plain = replace(instruction, states=_stated(own))
-        for client in cohort:
-            trained = _plain(clients, plain, client)
-            steps = clients.plan(number, [client]).steps[0]
-            own[client] = {
-                name: own[client][name] - server[name] + (w - trained[name]) / (steps * 0.05)
-                for name, w in weights.items()
-            }
-        states = ClientStates.joined(reply.states)
-        for client in cohort:
-            found = {n.removeprefix(STATE): value for n, value in states.of(client).items()}
-            _agree(found, own[client], rounding=1e-6)
-
-
-def _stated(own: Mapping[int, Mapping[str, Tensor]]) -> ClientStates:
-    """The clients' control variates as their state."""
-    names = next(iter(own.values()))
-    each = {
-        f"{STATE}{name}": torch.stack([state[name] for state in own.values()]) for name in names
-    }
-    return ClientStates(tuple(own), each)
-
-
-@pytest.mark.parametrize("kind", _KINDS)
 def test_updates_are_clipped_alike_in_every_kind_of_training(kind: str) -> None:
     """The mean of the clipped updates is that of plain loops, clipped by hand."""
     run = _compose(_OPTIMIZERS[1], _MODELS[1], _PARTITIONS[0], "federated.clip_update_norm=0.05")

@@ -176,13 +176,16 @@ def test_a_strategy_says_whether_a_mean_is_enough(load: Load) -> None:
     )
     for name, enough in (("each", False), ("means", True)):
         run = compose("federated", plugins, f"federated/strategy={name}")
-        strategy = build_strategy(run, ModelFacts(frozenset(), frozenset(), 10))
+        strategy = build_strategy(run, ModelFacts(frozenset(), frozenset(), 10, 1, frozenset()))
         assert reduces(run.federated, strategy) is enough
         assert strategy.fraction_train == 1.0  # type: ignore[attr-defined]
         assert strategy.min_available_nodes == 1  # type: ignore[attr-defined]
     run = compose("federated", plugins, "federated/strategy=each", "federated.reduce=worker")
     with pytest.raises(ConfigError, match=r"strategy=each needs every.*or mean_is_enough = True"):
-        reduces(run.federated, build_strategy(run, ModelFacts(frozenset(), frozenset(), 10)))
+        reduces(
+            run.federated,
+            build_strategy(run, ModelFacts(frozenset(), frozenset(), 10, 1, frozenset())),
+        )
 
 
 @pytest.mark.usefixtures("no_report")

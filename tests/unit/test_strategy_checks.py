@@ -9,7 +9,7 @@ from federated.strategies import ModelFacts, build_strategy, reduces
 from heliotrope.errors import ConfigError
 from tests.support import compose
 
-_FACTS = ModelFacts.of(nn.Linear(2, 2), 100)
+_FACTS = ModelFacts.of(nn.Linear(2, 2), 100, 10)
 _K = "federated.clients_per_round"
 _F = "federated.strategy.num_malicious_nodes"
 
@@ -53,6 +53,22 @@ def test_too_few_clients_for_a_robust_rule_are_refused(
     assert caught.value.exit_code == 2
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ("optimizer=adam", "Set optimizer=sgd"),
+        ("optimizer.momentum=0.9", "Set optimizer.momentum=0"),
+        ("federated.clip_update_norm=0.5", "Set federated.clip_update_norm=null"),
+    ],
+)
+def test_scaffold_needs_plain_sgd_and_unclipped_updates(setting: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _build("scaffold", setting)
+    assert caught.value.exit_code == 2
+    assert setting in str(caught.value)
+    assert remedy in str(caught.value)
 
 
 @pytest.mark.parametrize(

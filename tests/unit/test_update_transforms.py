@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from federated.aggregation import ClipNorm, Reduction, TransformChain, mean_of, transforms_of
-from federated.updates import Stack
-from heliotrope.config import FederatedConfig
+from federated.aggregation import (
+    ClipNorm,
+    Reduction,
+    UpdateContext,
+    UpdateTransform,
+    mean_of,
+    transforms_of,
+)
+from federated.engine.client_updates import ClientUpdates
+from federated.updates import Instruction, Stack
+from heliotrope.config import FederatedConfig, OptimizerConfig
 from tests.support import fresh_seed
 
 
@@ -32,6 +40,18 @@ def _stack(arrays: Mapping[str, Tensor]) -> Stack:
     count = len(next(iter(arrays.values())))
     ones = (1,) * count
     return Stack(tuple(range(count)), arrays, ones, (0.5,) * count, ones, ones, ones)
+
+
+def _transformed(
+    transforms: Sequence[UpdateTransform],
+    model: nn.Module,
+    stack: Stack,
+    weights: Mapping[str, Tensor],
+    *,
+    rounded: bool,
+) -> Stack:
+    updates = ClientUpdates(model, OptimizerConfig("sgd"), 5, transforms)
+    return updates(stack, weights, Instruction(3), rounded=rounded)
 
 
 def _trained(weights: Mapping[str, Tensor], lengths: list[float]) -> Stack:
@@ -60,7 +80,7 @@ def test_clipping_scales_long_updates_over_all_parameters_and_nothing_else(
     lengths = [0.5, 2.0, 8.0, 0.0]
     stack = _trained(weights, lengths)
     before = {name: value.clone() for name, value in stack.arrays.items()}
-    found = TransformChain([ClipNorm(2.0)], model)(stack, weights, rounded=rounded)
+    found = _transformed([ClipNorm(2.0)], model, stack, weights, rounded=rounded)
     assert found.clients == stack.clients
     for name, value in found.arrays.items():
         start = weights[name].double()
@@ -79,7 +99,7 @@ def test_a_clipped_update_is_not_longer_than_was_asked_for() -> None:
     model = nn.Linear(40, 30)
     weights = dict(model.state_dict())
     arrays = {name: torch.randn(5, *value.shape) * 9.0 for name, value in weights.items()}
-    found = TransformChain([ClipNorm(0.01)], model)(_stack(arrays), weights, rounded=False)
+    found = _transformed([ClipNorm(0.01)], model, _stack(arrays), weights, rounded=False)
     reduction = Reduction(weights, 5)
     assert reduction.add(found) == []
     part = reduction.partial()
@@ -97,7 +117,7 @@ def test_an_update_that_is_not_finite_is_left_out_as_ever(bad: float) -> None:
     weights = dict(model.state_dict())
     arrays = {name: value.expand(3, *value.shape).clone() + 1 for name, value in weights.items()}
     arrays["bias"][1] = bad
-    found = TransformChain([ClipNorm(0.5)], model)(_stack(arrays), weights, rounded=False)
+    found = _transformed([ClipNorm(0.5)], model, _stack(arrays), weights, rounded=False)
     reduction = Reduction(weights, 3)
     (failure,) = reduction.add(found)
     assert failure.client == 1
@@ -110,24 +130,27 @@ def test_an_update_of_another_shape_is_left_to_be_rejected() -> None:
     model = nn.Linear(2, 1)
     weights = dict(model.state_dict())
     stack = _stack({"weight": torch.ones(2, 1, 3), "bias": torch.ones(2, 1)})
-    found = TransformChain([ClipNorm(0.5)], model)(stack, weights, rounded=True)
+    found = _transformed([ClipNorm(0.5)], model, stack, weights, rounded=True)
     assert [f.client for f in Reduction(weights, 2).add(found)] == [0, 1]
 
 
-def test_transforms_are_applied_in_their_order() -> None:
+def test_transforms_are_applied_in_their_order_and_told_whose_updates_they_are() -> None:
     class Doubled:
-        def apply(self, updates: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        def apply(
+            self, updates: Mapping[str, Tensor], context: UpdateContext
+        ) -> Mapping[str, Tensor]:
+            assert context == UpdateContext(run_seed=5, server_round=3, clients=(0,))
             return {name: 2.0 * update for name, update in updates.items()}
 
     model = nn.Linear(1, 1, bias=False)
     weights = {"weight": torch.zeros(1, 1)}
     stack = _stack({"weight": torch.full((1, 1, 1), 3.0)})
     for chain, expected in (([ClipNorm(2.0), Doubled()], 4.0), ([Doubled(), ClipNorm(2.0)], 2.0)):
-        found = TransformChain(chain, model)(stack, weights, rounded=True)
+        found = _transformed(chain, model, stack, weights, rounded=True)
         assert found.arrays["weight"].item() == expected
 
 
 def test_without_transforms_a_stack_stays_as_it_is() -> None:
     assert transforms_of(FederatedConfig()) == ()
     stack = _stack({"weight": torch.ones(1, 2)})
-    assert TransformChain((), nn.Linear(2, 1))(stack, {}, rounded=True) is stack
+    assert _transformed((), nn.Linear(2, 1), stack, {}, rounded=True) is stack

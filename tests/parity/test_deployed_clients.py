@@ -1,0 +1,107 @@
+"""Clients deployed as Flower's ClientApp answer as those of a simulation do, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from torch import Tensor
+
+from federated.client_state import StateStore
+from federated.engine.context import TrainingContext, assemble, divide
+from federated.engine.execution import ExecutionPlan
+from federated.flower.app import client_app
+from federated.flower.grid import CohortGrid
+from federated.flower.messages import read_arrays, stamp, to_record
+from federated.pools.inprocess import InProcessPool
+from federated.strategies import ModelFacts, build_strategy
+from federated.strategies.mean import MeanStrategy
+from heliotrope.config import Run
+from heliotrope.data import load
+from heliotrope.tasks import task_of
+from tests.support import assert_same_tensors, compose
+
+_SMALL = (
+    "federated.partition.clients=4",
+    "federated.clients_per_round=3",
+    "model.hidden=[4]",
+    "seed=5",
+)
+_COHORTS = ([0, 1, 3], [1, 2, 3])
+
+
+def _clients(run: Run) -> TrainingContext:
+    dataset = load(run.data, run.seed)
+    return assemble(run, task_of(dataset), dataset.train, divide(run, dataset))
+
+
+def _strategy(run: Run, clients: TrainingContext) -> MeanStrategy:
+    built = build_strategy(run, ModelFacts.of(clients.model, clients.total_weight, 4))
+    assert isinstance(built, MeanStrategy)
+    return built
+
+
+def _simulated(run: Run, clients: TrainingContext) -> dict[str, Tensor]:
+    weights, strategy = clients.global_weights, _strategy(run, clients)
+    store = StateStore(clients.personal, strategy.beside(weights))
+    grid = CohortGrid(InProcessPool(clients, 1), reduce=False, states=store)
+    grid.execution, arrays = ExecutionPlan("sequential", 1), to_record(weights)
+    for number, cohort in enumerate(_COHORTS, start=1):
+        messages = _messages(strategy, number, arrays, grid, cohort)
+        arrays = _aggregated(strategy, number, grid.send_and_receive(messages))
+        grid.keep_states()
+    return read_arrays(arrays)
+
+
+def _deployed(run: Run, clients: TrainingContext) -> tuple[dict[str, Tensor], list[Message]]:
+    """Return the final model, and all replies of the clients."""
+    strategy, app = _strategy(run, clients), client_app(run)
+    nodes = [Context(1, i, {"partition-id": i}, RecordDict(), {}) for i in range(4)]
+    grid = CohortGrid(InProcessPool(clients, 1), reduce=False)
+    arrays, all_replies = to_record(clients.global_weights), []
+    for number, cohort in enumerate(_COHORTS, start=1):
+        messages = _messages(strategy, number, arrays, grid, cohort)
+        replies = [app(stamp(each), nodes[each.metadata.dst_node_id]) for each in messages]
+        arrays = _aggregated(strategy, number, replies)
+        all_replies += replies
+    return read_arrays(arrays), all_replies
+
+
+def _messages(
+    strategy: MeanStrategy,
+    number: int,
+    arrays: ArrayRecord,
+    grid: CohortGrid,
+    cohort: Sequence[int],
+) -> list[Message]:
+    grid.offer(cohort)
+    return list(strategy.configure_train(number, arrays, ConfigRecord(), grid))
+
+
+def _aggregated(strategy: MeanStrategy, number: int, replies: Sequence[Message]) -> ArrayRecord:
+    arrays, _ = strategy.aggregate_train(number, replies)
+    assert arrays is not None
+    return arrays
+
+
+@pytest.mark.parametrize(
+    "settings", [("federated/strategy=scaffold",), ("federated.clip_update_norm=0.05",)]
+)
+def test_deployed_clients_train_as_simulated_ones(settings: Sequence[str]) -> None:
+    run = compose("federated", *_SMALL, *settings)
+    clients = _clients(run)
+    found, _ = _deployed(run, clients)
+    assert_same_tensors(found, _simulated(run, clients))
+
+
+def test_a_deployed_client_sends_no_longer_update_than_it_may() -> None:
+    run = compose("federated", *_SMALL, "federated.clip_update_norm=0.05")
+    clients = _clients(run)
+    _, replies = _deployed(run, clients)
+    for reply in replies[:3]:  # of the first round
+        (arrays,) = reply.content.array_records.values()
+        sent, start = read_arrays(arrays), clients.global_weights
+        steps = [(sent[name].double() - start[name].double()).flatten() for name in start]
+        assert float(torch.cat(steps).norm()) == pytest.approx(0.05, rel=1e-4)
