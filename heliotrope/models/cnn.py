@@ -11,6 +11,7 @@ from heliotrope.errors import ConfigError
 from heliotrope.models.layers.augment import SeededAugment
 from heliotrope.models.layers.blocks import ChannelsLast, check_sizes, dense_head, initialise
 from heliotrope.models.layers.blocks import activation as activation_layer
+from heliotrope.models.layers.inputs import other_model
 from heliotrope.tasks import Task
 
 __all__ = ["cnn"]
@@ -55,10 +56,12 @@ def cnn(
         If the input is no image or too small for the number of poolings, or a key is out of its
         range.
     """
-    if len(task.input_shape) != 3:
+    example = task.facts.example
+    if len(task.inputs) > 1 or len(task.input_shape) != 3:
         raise ConfigError(
-            f"model=cnn takes images [channels, height, width], but data={task.facts.name} "
-            f"gives inputs of shape {list(task.input_shape)}. Set model=mlp."
+            f"model=cnn takes images [channels, height, width], but data={task.facts.name} gives "
+            f"{', '.join(f'{n} {list(example[n].shape[1:])}' for n in task.inputs)}. "
+            f"{other_model(task)}"
         )
     check_sizes("model.channels", channels)
     if kernel_size < 1 or kernel_size % 2 == 0:

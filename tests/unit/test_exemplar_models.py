@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from distributed.strategies.recompute import recompute
+from heliotrope.config import chosen
 from heliotrope.data import Batch, Examples
 from heliotrope.errors import ConfigError
-from heliotrope.models import parameter_count
+from heliotrope.models import build, parameter_count
 from heliotrope.models.char_lstm import char_lstm
 from heliotrope.models.embedding_bag import embedding_bag
 from heliotrope.models.gpt import gpt
@@ -87,9 +89,9 @@ def test_what_a_model_makes_of_a_text_does_not_depend_on_its_padding(
 
 
 def test_a_text_without_a_word_is_no_number_but_has_outputs() -> None:
-    for build in (embedding_bag, gru):
+    for family in (embedding_bag, gru):
         task = problem("gru")[1]
-        model = build(task)
+        model = family(task)
         tokens = torch.randint(11, (2, 8))
         outputs = model(tokens, torch.zeros(2, dtype=torch.int64))
         assert torch.equal(outputs[0], outputs[1])
@@ -220,3 +222,15 @@ def test_a_text_beyond_the_context_is_refused_by_the_key() -> None:
     batch = wider(examples.take(torch.arange(2)), 20)
     with pytest.raises(ConfigError, match=r"model\.context=19 is less than the \d+ tokens"):
         task.call(model, batch)
+
+
+@pytest.mark.parametrize("name", EXEMPLARS)
+def test_a_model_that_does_not_fit_names_one_that_does(name: str) -> None:
+    exemplar = EXEMPLARS[name]
+    task = exemplar.task_of(exemplar.examples(3, seed=0))
+    with pytest.raises(ConfigError, match="model=cnn takes images") as caught:
+        build(chosen("model", "cnn"), task, 0)
+    advised = re.findall(r"model=(\w+)", str(caught.value).partition("Set ")[2])
+    assert name.partition("-")[0] in advised
+    for other in advised:
+        build(chosen("model", other), task, 0)

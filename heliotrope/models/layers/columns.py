@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heliotrope.errors import ConfigError
+from heliotrope.models.layers.inputs import other_model
 from heliotrope.tasks import Task
 
 __all__ = ["Columns", "OnColumns"]
@@ -57,7 +58,7 @@ class Columns(nn.Module):
             if name != CATEGORY and not facts.example[name].is_floating_point():
                 raise ConfigError(
                     f"model={model} takes numbers and categories, but data={facts.name} has "
-                    f"{name}. Choose a model that reads {name}, or other data."
+                    f"{name}. {other_model(task)}"
                 )
         return cls(
             [prod(facts.example[name].shape[1:]) for name in names],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from heliotrope.errors import ConfigError
+from heliotrope.models.layers.inputs import other_model
 from heliotrope.tasks import Task
 
 __all__ = ["MeanEmbedding", "inside", "require_inputs", "vocabulary_size"]
@@ -18,7 +19,7 @@ def require_inputs(task: Task, model: str, wanted: Sequence[str]) -> None:
     if task.inputs != tuple(wanted):
         raise ConfigError(
             f"model={model} takes {', '.join(wanted)}, but data={task.facts.name} gives "
-            f"{', '.join(task.inputs)}. Choose another model, or other data."
+            f"{', '.join(task.inputs)}. {other_model(task)}"
         )
 
 
