@@ -35,6 +35,8 @@ _EVALUATE_KEYS = (
     "data.dir",
     "data.path",
     "data.test",
+    "data.delimiter",
+    "data.encoding",
     "data.download",
     "device",
     "evaluation_batch_size",

@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from heliotrope import config
 from heliotrope.commands.output import standard_output
 from heliotrope.commands.trained import Trained, keys_and_values, read_checkpoint, read_config
+from heliotrope.config.checks.data import check_csv_format
 from heliotrope.config.checks.shared import check_shared
 from heliotrope.config.run import Run
 from heliotrope.config.training import TargetConfig
@@ -24,7 +25,9 @@ from heliotrope.data import Examples
 from heliotrope.data.columns import Column, Raw, Values
 from heliotrope.data.info import UNKNOWN, UNSEEN
 from heliotrope.data.preparation import Preparation
+from heliotrope.data.preparation.arrays import FittedTargetArrays
 from heliotrope.data.sources.new_rows import NewRows, read_new_rows
+from heliotrope.data.sources.table_files import AS_USUAL, CsvFormat
 from heliotrope.errors import ConfigError
 from heliotrope.evaluation import taken
 
@@ -32,11 +35,11 @@ __all__ = ["predict_command"]
 
 _KEYS = (
     *("run", "input", "output", "checkpoint", "device", "evaluation_batch_size"),
-    *("data.bad_rows", "plugins"),
+    *("data.bad_rows", "data.delimiter", "data.encoding", "plugins"),
 )
 _NEEDED = {
     "run": "DIR, the directory of a run",
-    "input": "FILE, a table, a text, a picture, or a folder of these",
+    "input": "FILE, a table, a text, a picture, a folder of these, or an .npz file of arrays",
 }
 _ENDINGS = (".csv", ".jsonl")
 
@@ -62,7 +65,19 @@ def predict_command(arguments: Sequence[str]) -> None:
             f"run={directory} was trained to continue texts, and predicts nothing of rows. Type "
             f"heliotrope generate run={directory} prompt=..."
         )
-    new = read_new_rows(Path(given["input"]), trained.preparation, skip_bad=bad_rows == "skip")
+    if trained.preparation.task == "contrastive":
+        raise ConfigError(
+            f"run={directory} was trained to tell which pictures and texts belong together, and "
+            f"predicts nothing of single rows. Type heliotrope evaluate run={directory} for how "
+            "often it is right, or predict with a run of task=classification or task=regression."
+        )
+    new = read_new_rows(
+        Path(given["input"]),
+        trained.preparation,
+        skip_bad=bad_rows == "skip",
+        csv_format=_csv_format(run, given),
+        array=getattr(run.data, "input", None) if run.data.name == "arrays" else None,
+    )
     examples = trained.preparation.apply(_with_targets(new.raw, trained.preparation))
     console = Console(stderr=True, soft_wrap=True)
     for line in (*new.left_out, *_unseen(examples, trained.preparation)):
@@ -75,6 +90,15 @@ def predict_command(arguments: Sequence[str]) -> None:
         writer.write(first)
         for row in rows:
             writer.write(row)
+
+
+def _csv_format(run: Run, given: Mapping[str, str]) -> CsvFormat:
+    """Return how a .csv file is written: as that of the run was, unless it is said otherwise."""
+    own = {name: getattr(run.data, name, usual) for name, usual in asdict(AS_USUAL).items()}
+    typed = {name: given[f"data.{name}"].strip("\"'") for name in own if f"data.{name}" in given}
+    found = CsvFormat(**own | typed)
+    check_csv_format(found.delimiter, found.encoding)
+    return found
 
 
 def _output_of(name: str | None) -> Path | None:
@@ -105,7 +129,8 @@ def _with_targets(raw: Raw, preparation: Preparation) -> Raw:
     columns: dict[str, Column] = dict(raw.columns)
     for step in preparation.steps:
         if step.of_targets:
-            zeros = Values(np.zeros(len(raw), dtype=np.int64))
+            shape = step.shape if isinstance(step, FittedTargetArrays) else ()
+            zeros = Values(np.zeros((len(raw), *shape), np.float32 if shape else np.int64))
             columns |= dict.fromkeys(step.reads(), zeros)
     return replace(raw, columns=columns)
 

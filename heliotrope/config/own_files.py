@@ -1,4 +1,4 @@
-"""Where a user's own data lies: relative paths become absolute, so that a run can move."""
+"""Where a user's own data lies: it must be there, and relative paths become absolute."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from heliotrope.config.run import Run
+from heliotrope.errors import DataError
 
-__all__ = ["from_folder_of", "make_absolute", "same_file"]
+__all__ = ["absent", "from_folder_of", "make_absolute", "refuse_absent", "same_file"]
 
 OWN_FILES = ("table", "images", "texts", "arrays")
 """The choices of data whose keys `path` and `test` name files or folders of the user."""
@@ -20,12 +21,32 @@ KEYS = ("path", "test")
 
 
 def make_absolute(run: Run) -> None:
-    """Take the paths of a run's own data from the working directory of now."""
+    """Take the paths of a run's own data from the working directory of now: a run can move."""
     if run.data.name not in OWN_FILES:
         return
     for key in KEYS:
         if path := getattr(run.data, key):
             setattr(run.data, key, str(Path(path).resolve()))
+
+
+def refuse_absent(run: Run) -> None:
+    """Raise `DataError` if what holds a run's own data is not there, without reading any of it."""
+    if run.data.name not in OWN_FILES:
+        return
+    what = "folder" if run.data.name in ("images", "texts") else "file"
+    for key in KEYS:
+        path = getattr(run.data, key)
+        if path and not Path(path).exists():
+            raise absent(f"data.{key}", Path(path), what)
+
+
+def absent(key: str, path: Path, what: str = "file") -> DataError:
+    """Return the error of a file or folder, named by `key`, that is not there."""
+    return DataError(
+        f"{key}={path}: there is no such {what}. Set {key} to where it is; a relative path counts "
+        f"from the working directory, {Path.cwd()}, and in the file of an experiment from its "
+        "folder."
+    )
 
 
 def from_folder_of(experiment: Path, values: object) -> None:

@@ -134,6 +134,16 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
         ("data=table", "data.path=a.csv", "data.target=b", "data.bad_rows=drop"),
         ("data.bad_rows=drop", "refuse, skip"),
     ),
+    (
+        "federated",
+        ("data=table", "data.path=a.csv", "data.target=b", "data.delimiter=ab"),
+        ("data.delimiter=ab must be one character, or 'data.delimiter=\\t' for a tab",),
+    ),
+    (
+        "federated",
+        ("data=table", "data.path=a.csv", "data.target=b", "data.encoding=lateen"),
+        ("data.encoding=lateen", "such as utf-8, latin-1"),
+    ),
     ("federated", ("data=shakespeare", "data.length=0"), ("data.length=0", "at least 1")),
     (
         "distributed",

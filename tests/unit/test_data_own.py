@@ -24,6 +24,7 @@ from heliotrope.data.sources.folders import images, texts
 from heliotrope.data.sources.new_rows import read_new_rows
 from heliotrope.data.sources.unprepared import Unprepared
 from heliotrope.errors import DataError
+from heliotrope.shell import typed
 
 HEADER = ["age", "smokes", "site", "ward", "note", "sick"]
 
@@ -237,6 +238,30 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     message = failure(tmp_path / "nowhere.csv")
     assert f"data.path={tmp_path / 'nowhere.csv'}: there is no such file" in message
     assert "Set data.path" in message
+
+
+@pytest.mark.parametrize("delimiter", [";", r"\t", "|"])
+def test_other_delimiters_and_encodings_are_read_or_named(
+    delimiter: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    rows = [[*row[:-1], ("ja", "nö")[row[-1]]] for row in patients(rng)]
+    usual = write(tmp_path / "usual.csv", rows)
+    other = tmp_path / "other.csv"
+    character = "\t" if delimiter == r"\t" else delimiter
+    text = usual.read_text().replace(",", character)
+    other.write_bytes(text.encode("latin-1"))
+    message = failure(other)
+    usual_typed = typed("data.delimiter", ",")
+    assert f"{other}: with {usual_typed} its header is one column, age{character}" in message
+    assert f"Set {typed('data.delimiter', delimiter)}." in message
+    message = failure(other, delimiter=delimiter)
+    first = text.encode("latin-1")[: text.encode("latin-1").index(b"\xf6")].count(b"\n") + 1
+    assert f"{other}, line {first}: the byte 0xf6 is no text in data.encoding=utf-8" in message
+    assert "such as latin-1" in message
+    found = table(other, delimiter=delimiter, encoding="latin-1")
+    for split, expected in zip(prepared(found)[:2], prepared(table(usual))[:2], strict=True):
+        for name, value in split.items():
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
 
 
 # --- folders ------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from heliotrope import cli
+from heliotrope import cli, config, plugin_loading
 from heliotrope.commands.generate import continued
 from heliotrope.config import Run
 from heliotrope.data import Dataset, load
@@ -21,6 +21,7 @@ from heliotrope.models import build
 from heliotrope.runs import checkpoint
 from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.runs.directory import RunDirectory
+from heliotrope.shell import typed
 from heliotrope.tasks import task_of
 from tests.support import compose, fresh_seed
 
@@ -275,3 +276,93 @@ def test_only_a_run_on_characters_continues_texts(tmp_path: Path, heliotrope: Co
     code, _, err = heliotrope("generate", f"run={directory}", "prompt=a")
     assert code == 2
     assert "was trained for classification, not to continue texts" in err
+
+
+_RINGS = """import numpy as np
+import torch
+from torch.utils.data import TensorDataset
+from heliotrope import plugin
+
+@plugin.data
+def rings(*, path: str):
+    file = np.load(path)
+    points, rings = torch.from_numpy(file["x"]).float(), torch.from_numpy(file["y"])
+    return TensorDataset(points, rings), TensorDataset(points[:9], rings[:9])
+"""
+
+
+def _classes_of_test(*overrides: str) -> list[str]:
+    """Return what the run's first weights say of its test split."""
+    run, dataset = trained_on(*overrides)
+    task = task_of(dataset, run)
+    model = build(run.model, task, run.seed).eval()
+    outputs = task.call(model, dataset.test.take(torch.arange(len(dataset.test)))).detach()
+    return [str(value) for value in task.predictions(outputs)["prediction"]]
+
+
+@pytest.mark.parametrize("data", ["arrays", "rings"])
+def test_arrays_are_told_their_class_from_a_file_of_arrays(
+    data: str, tmp_path: Path, heliotrope: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    draw = np.random.default_rng(fresh_seed())
+    path, new = tmp_path / "rows.npz", tmp_path / "new.npz"
+    x, y = draw.normal(size=(60, 3)), draw.integers(3, size=60)
+    np.savez(path, x=x, y=y)
+    np.savez(tmp_path / "test.npz", x=x[:9], y=y[:9])
+    (tmp_path / "rings.py").write_text(_RINGS)
+    plugin_loading.load([str(tmp_path / "rings.py")])
+    config.register()
+    plugins = f"plugins=[{tmp_path / 'rings.py'}]"
+    settings = (plugins, f"data={data}", f"data.path={path}", "data.validation_fraction=0")
+    if data == "arrays":
+        settings = (*settings, f"data.test={tmp_path / 'test.npz'}")
+    directory = leave_a_run(tmp_path / "run", *settings)
+    for named in ("x", "numeric", "points"):  # the only array may have any name
+        np.savez(new, **{named: x[:9]})
+        code, out, err = heliotrope("predict", f"run={directory}", f"input={new}")
+        assert (code, err) == (0, "")
+        lines = list(csv.DictReader(out.splitlines()))
+        assert [line["row"] for line in lines] == [str(row) for row in range(1, 10)]
+        assert [line["prediction"] for line in lines] == _classes_of_test(*settings)
+    for wrong, why in (
+        ({"x": x[:, :2]}, "2"),
+        ({"a": x, "b": x}, "has no"),
+        ({"x": x[:0]}, "holds no rows"),
+        ({"x": np.array(3.0)}, "holds no rows"),
+    ):
+        np.savez(new, **wrong)
+        code, out, err = heliotrope("predict", f"run={directory}", f"input={new}")
+        assert (code, out) == (2, "")
+        assert str(new) in err
+        assert why in err
+
+
+def test_pairs_are_evaluated_not_predicted(tmp_path: Path, heliotrope: Command) -> None:
+    directory = leave_a_run(tmp_path / "run", "experiment=emoji")
+    code, _, err = heliotrope("predict", f"run={directory}", "input=x.png")
+    assert code == 2
+    assert "belong together, and predicts nothing of single rows. Type heliotrope eval" in err
+
+
+def test_a_table_is_read_as_that_of_the_run_was_or_as_it_is_said(
+    tmp_path: Path, heliotrope: Command
+) -> None:
+    rows = [{"größe": str(n), "farbe": "rot" if n % 3 else "grün"} for n in range(40)]
+    usual = table(tmp_path / "usual.csv", *rows)
+    path = tmp_path / "rows.csv"
+    path.write_bytes(usual.read_text().replace(",", ";").encode("latin-1"))
+    directory = leave_a_run(
+        tmp_path / "run",
+        *("data=table", f"data.path={path}", "data.target=farbe", "model=logistic"),
+        *("data.delimiter=';'", "data.encoding=latin-1"),
+    )
+    asked = ("predict", f"run={directory}")
+    code, out, _ = heliotrope(*asked, f"input={path}")
+    assert (code, len(out.splitlines())) == (0, 41)
+    code, _, err = heliotrope(*asked, f"input={usual}")
+    assert code == 2
+    assert f"Set {typed('data.delimiter', ',')}." in err
+    said = ("data.delimiter=,", "data.encoding=utf-8")
+    assert heliotrope(*asked, f"input={usual}", *said) == (0, out, "")
+    assert heliotrope(*asked, f"input={path}", "data.delimiter=';'")[:2] == (0, out)

@@ -7,8 +7,10 @@ from typing import get_args
 from heliotrope.config.checks.values import at_least, fraction, one_of, within
 from heliotrope.config.data import DataConfig, Fit
 from heliotrope.config.groups import keys_of_ours
+from heliotrope.errors import ConfigError
+from heliotrope.shell import typed
 
-__all__ = ["check_data"]
+__all__ = ["check_csv_format", "check_data"]
 
 
 def check_data(cfg: DataConfig) -> None:
@@ -20,5 +22,23 @@ def check_data(cfg: DataConfig) -> None:
         at_least(f"data.{name}", keys.get(name), 1)
     if "bad_rows" in keys:
         one_of("data.bad_rows", keys["bad_rows"], ("refuse", "skip"))
+    if "delimiter" in keys:
+        check_csv_format(keys["delimiter"], keys["encoding"])
     if "test_fraction" in keys:
         within("data.test_fraction", keys["test_fraction"], 0, 0.9, open_low=True)
+
+
+def check_csv_format(delimiter: str, encoding: str) -> None:
+    """Raise `ConfigError` for a delimiter that is no character, or an encoding without a name."""
+    if (len(delimiter) != 1 and delimiter != r"\t") or delimiter in '\r\n"':
+        raise ConfigError(
+            f"{typed('data.delimiter', delimiter)} must be one character, or "
+            f"{typed('data.delimiter', chr(92) + 't')} for a tab."
+        )
+    try:
+        "".encode(encoding)
+    except LookupError:
+        raise ConfigError(
+            f"data.encoding={encoding} is not known to Python. Set the name of an encoding of "
+            "text, such as utf-8, latin-1, cp1252 or utf-16."
+        ) from None

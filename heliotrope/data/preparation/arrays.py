@@ -66,9 +66,10 @@ class FittedArrays(Fitted):
         if isinstance(found, Values | Items):
             shape = found.shape if isinstance(found, Items) else found.values.shape[1:]
         if shape != self.shape:
+            got = "no arrays" if shape is None else f"arrays {list(shape)}"
             raise DataError(
-                f"{raw.origin}: the column {self.column} holds no arrays {list(self.shape)}, which "
-                "the model was trained with. Name the dataset that it was trained with."
+                f"{raw.origin}: the column {self.column} holds {got}, but the model was trained "
+                f"with arrays {list(self.shape)}. Bring data of that shape."
             )
         if isinstance(found, Items):
             return {self.column: _Reading(found, torch.device("cpu"))}

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope.config.own_files import absent
 from heliotrope.data.columns import Column, Raw, Strings, Values
 from heliotrope.data.preparation import Labels, Numbers, Pixels, Step, Target
 from heliotrope.data.preparation.counts import in_order
-from heliotrope.data.sources.table_files import absent
 from heliotrope.data.sources.unprepared import Unprepared, held_out
 from heliotrope.errors import DataError, closest
 
-__all__ = ["arrays"]
+__all__ = ["arrays", "columns_of", "read_npz"]
 
 
 def arrays(
@@ -75,13 +75,7 @@ def arrays(
 def _read(
     key: str, path: Path, inputs_in: str, target_in: str, client_in: str | None
 ) -> tuple[Raw, tuple[Step, ...], str]:
-    if not path.exists():
-        raise absent(key, path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as an .npz file of arrays: {error}.") from error
+    found = read_npz(key, path)
     inputs = _array(path, found, "data.input", inputs_in)
     target = _array(path, found, "data.target", target_in)
     keys = None if client_in is None else _array(path, found, "data.client", client_in)
@@ -91,7 +85,7 @@ def _read(
                 f"{path}: {name} has the shape {array.shape}; expected ({len(inputs)},), a value "
                 f"for each row of {inputs_in}."
             )
-    columns, step = _inputs(path, inputs_in, inputs)
+    columns, step = columns_of(path, inputs_in, inputs)
     if np.issubdtype(target.dtype, np.floating):
         columns["target"] = Values(target)
         return Raw(columns, keys, str(path)), (step, Target()), "regression"
@@ -99,6 +93,17 @@ def _read(
     columns["target"] = classes
     steps = (step, Labels(in_order(classes.words), "target"))
     return Raw(columns, keys, str(path)), steps, "classification"
+
+
+def read_npz(key: str, path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file that `key` names, by name; raises `DataError`."""
+    if not path.exists():
+        raise absent(key, path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as an .npz file of arrays: {error}.") from error
 
 
 def _array(path: Path, found: dict[str, NDArray[Any]], key: str, name: str) -> NDArray[Any]:
@@ -110,7 +115,7 @@ def _array(path: Path, found: dict[str, NDArray[Any]], key: str, name: str) -> N
     return found[name]
 
 
-def _inputs(path: Path, name: str, inputs: NDArray[Any]) -> tuple[dict[str, Column], Step]:
+def columns_of(path: Path, name: str, inputs: NDArray[Any]) -> tuple[dict[str, Column], Step]:
     """Return columns of the inputs, and the step that they go through."""
     if inputs.dtype == np.uint8 and inputs.ndim in (3, 4) and inputs.size:
         images = inputs if inputs.ndim == 4 else inputs[:, np.newaxis]

@@ -10,11 +10,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope.config.own_files import absent
 from heliotrope.data.columns import Column, Raw, Texts, Values
 from heliotrope.data.preparation import Labels, Pixels, Step, Words
 from heliotrope.data.sources.pictures import PICTURES, read_image
 from heliotrope.data.sources.streams import next_characters
-from heliotrope.data.sources.table_files import absent
 from heliotrope.data.sources.unprepared import Unprepared, held_out
 from heliotrope.errors import DataError
 

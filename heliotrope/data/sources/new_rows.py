@@ -12,8 +12,9 @@ from heliotrope.data.columns import Raw, Texts, Values
 from heliotrope.data.preparation import Kind, Preparation
 from heliotrope.data.sources.cells import convert
 from heliotrope.data.sources.folders import files_in, read_files, read_text
+from heliotrope.data.sources.new_arrays import read_new_arrays
 from heliotrope.data.sources.pictures import PICTURES, read_image
-from heliotrope.data.sources.table_files import TABLES, read_rows
+from heliotrope.data.sources.table_files import AS_USUAL, TABLES, CsvFormat, read_rows
 from heliotrope.errors import DataError
 
 __all__ = ["NewRows", "read_new_rows"]
@@ -38,18 +39,30 @@ class NewRows:
     left_out: tuple[str, ...] = ()
 
 
-def read_new_rows(path: Path, preparation: Preparation, *, skip_bad: bool = False) -> NewRows:
+def read_new_rows(
+    path: Path,
+    preparation: Preparation,
+    *,
+    skip_bad: bool = False,
+    csv_format: CsvFormat = AS_USUAL,
+    array: str | None = None,
+) -> NewRows:
     """Read what a trained model can be given.
 
     Parameters
     ----------
     path
         A table (.csv, .parquet, .jsonl) with the columns that the preparation reads; a picture, or
-        a folder of pictures; a text (.txt), or a folder of texts.
+        a folder of pictures; a text (.txt), or a folder of texts; an .npz file of arrays.
     preparation
         The model's own.
     skip_bad
         Leave bad rows out instead of refusing them.
+    csv_format
+        How a .csv file is written.
+    array
+        The name that the array of the inputs had in training, if they were one of `data=arrays`;
+        otherwise arrays have the names of the columns. The only array may have any name.
 
     Raises
     ------
@@ -62,7 +75,10 @@ def read_new_rows(path: Path, preparation: Preparation, *, skip_bad: bool = Fals
             inputs.update(step.reads())
     kinds = set(inputs.values())
     if path.suffix.lower() in TABLES and not kinds & {"image", "stream", "array"}:
-        return _from_table(path, inputs, skip_bad)
+        return _from_table(path, inputs, skip_bad, csv_format)
+    if path.suffix.lower() == ".npz" and (array is not None or kinds <= {"array", "image"}):
+        raw = read_new_arrays(path, inputs, array)
+        return NewRows(raw, tuple(map(str, range(1, len(raw) + 1))))
     if kinds == {"image"}:
         (column,) = inputs
         shape = preparation.info().image_shape
@@ -82,12 +98,14 @@ def read_new_rows(path: Path, preparation: Preparation, *, skip_bad: bool = Fals
     raise DataError(
         f"{path} is not what the model takes: {wanted}. Name a {' or '.join(TABLES)} file with "
         "these columns; for images alone a picture or a folder of them, for texts alone a .txt "
-        "file or a folder of them."
+        "file or a folder of them; for arrays an .npz file."
     )
 
 
-def _from_table(path: Path, inputs: Mapping[str, Kind], skip_bad: bool) -> NewRows:
-    rows = read_rows(path, key="input", skip_bad=skip_bad)
+def _from_table(
+    path: Path, inputs: Mapping[str, Kind], skip_bad: bool, csv_format: CsvFormat
+) -> NewRows:
+    rows = read_rows(path, key="input", skip_bad=skip_bad, csv_format=csv_format)
     raw, bad = convert(rows, inputs, skip_bad=skip_bad)
     assert raw.numbers is not None
     return NewRows(raw, tuple(map(str, raw.numbers.tolist())), tuple(bad))

@@ -21,7 +21,7 @@ from heliotrope.data.sources.cells import (
     refuse_types,
     require,
 )
-from heliotrope.data.sources.table_files import Rows, read_rows
+from heliotrope.data.sources.table_files import CsvFormat, Rows, read_rows
 from heliotrope.data.sources.unprepared import Unprepared, held_out
 from heliotrope.errors import DataError
 
@@ -53,6 +53,8 @@ def table(
     test: str | None = None,
     test_fraction: float = 0.2,
     bad_rows: str = "refuse",
+    delimiter: str = ",",
+    encoding: str = "utf-8",
     client: str | None = None,
     ignore: Sequence[str] = (),
     categories: Sequence[str] = (),
@@ -60,7 +62,7 @@ def table(
     vocabulary: int = 5000,
     max_words: int | None = 200,
 ) -> Unprepared:
-    """Rows of your own CSV, Parquet or JSONL file, of which a column is to be predicted.
+    r"""Rows of your own CSV, Parquet or JSONL file, of which a column is to be predicted.
 
     A column whose values all are numbers is numeric, any other categorical, unless `text` or
     `categories` names it. A target of fractions means regression, any other classification;
@@ -80,6 +82,10 @@ def table(
     bad_rows
         Whether a row that cannot be read ends the command (refuse), or is left out and counted
         (skip).
+    delimiter
+        What separates the cells of a .csv file: one character, or \t for a tab.
+    encoding
+        Of a .csv file, as Python calls it, such as latin-1.
     client
         The column of the natural groups; null: there is none.
     ignore
@@ -100,8 +106,8 @@ def table(
         file, row and column.
     """
     roles = _Roles(target, client, text, ignore, categories)
-    skip_bad = bad_rows == "skip"
-    rows = read_rows(Path(path), key="data.path", skip_bad=skip_bad)
+    skip_bad, csv_format = bad_rows == "skip", CsvFormat(delimiter, encoding)
+    rows = read_rows(Path(path), key="data.path", skip_bad=skip_bad, csv_format=csv_format)
     kinds, notes = _infer(rows, roles)
     train, bad = convert(
         rows, kinds, required=(target,), key=client, skip_bad=skip_bad, categories=True
@@ -110,7 +116,7 @@ def table(
     words = None if text is None else Words(vocabulary, max_words, column=text)
     steps = _steps(train, kinds, target, words)
     if test is not None:
-        test_rows = read_rows(Path(test), key="data.test", skip_bad=skip_bad)
+        test_rows = read_rows(Path(test), key="data.test", skip_bad=skip_bad, csv_format=csv_format)
         key = client if client in test_rows.columns else None
         tested, bad = convert(
             test_rows, kinds, required=(target,), key=key, skip_bad=skip_bad, categories=True

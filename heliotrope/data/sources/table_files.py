@@ -8,18 +8,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from heliotrope.config.own_files import absent
 from heliotrope.errors import DataError
+from heliotrope.shell import typed
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["TABLES", "Rows", "absent", "read_rows"]
+__all__ = ["AS_USUAL", "TABLES", "CsvFormat", "Rows", "read_rows"]
 
 TABLES = (".csv", ".parquet", ".jsonl")
 """What the names of tables end with."""
 
 _BLOCK = 1 << 26  # bytes of a CSV file that are read at once: no row may be longer
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"]
+
+
+@dataclass(frozen=True)
+class CsvFormat:
+    r"""How a .csv file is written; a delimiter `\t`, as one types it, is a tab."""
+
+    delimiter: str = ","
+    encoding: str = "utf-8"
+
+    @property
+    def character(self) -> str:
+        """The delimiter, one character."""
+        return "\t" if self.delimiter == r"\t" else self.delimiter
+
+
+AS_USUAL = CsvFormat()
+"""Commas and UTF-8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +70,7 @@ class Rows:
         return Rows(self.path, columns, numbers, self.bad + bad)
 
 
-def read_rows(path: Path, *, key: str, skip_bad: bool) -> Rows:
+def read_rows(path: Path, *, key: str, skip_bad: bool, csv_format: CsvFormat = AS_USUAL) -> Rows:
     """Read a table that `key` names, whose kind its name tells: .csv, .parquet or .jsonl.
 
     A row that is not one (another number of cells, no JSON) is left out if `skip_bad`.
@@ -70,7 +90,7 @@ def read_rows(path: Path, *, key: str, skip_bad: bool) -> Rows:
     if not path.exists():
         raise absent(key, path)
     try:
-        rows = _READERS[suffix](path, skip_bad)
+        rows = _READERS[suffix](path, skip_bad, csv_format)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not rows.numbers:
@@ -78,20 +98,12 @@ def read_rows(path: Path, *, key: str, skip_bad: bool) -> Rows:
     return rows
 
 
-def absent(key: str, path: Path, what: str = "file") -> DataError:
-    """Return the error of a file or folder, named by `key`, that is not there."""
-    return DataError(
-        f"{key}={path}: there is no such {what}. Set {key} to where it is; a relative path counts "
-        f"from the working directory, {Path.cwd()}, and in the file of an experiment from its "
-        "folder."
-    )
-
-
-def _read_csv(path: Path, skip_bad: bool) -> Rows:
+def _read_csv(path: Path, skip_bad: bool, csv_format: CsvFormat) -> Rows:
     """Read all cells as text: what they are is decided by all of a column together."""
     import pyarrow as pa
     from pyarrow import csv
 
+    _refuse_other_delimiter(path, csv_format)
     wrong: list[tuple[int, str]] = []
 
     def handle(row: csv.InvalidRow) -> str:
@@ -102,11 +114,21 @@ def _read_csv(path: Path, skip_bad: bool) -> Rows:
     try:
         table = csv.read_csv(
             path,
-            read_options=csv.ReadOptions(use_threads=False, block_size=_BLOCK),  # rows in order
-            parse_options=csv.ParseOptions(invalid_row_handler=handle, newlines_in_values=True),
+            read_options=csv.ReadOptions(
+                use_threads=False,  # rows in order
+                block_size=_BLOCK,
+                encoding=csv_format.encoding,
+            ),
+            parse_options=csv.ParseOptions(
+                delimiter=csv_format.character,
+                invalid_row_handler=handle,
+                newlines_in_values=True,
+            ),
             convert_options=csv.ConvertOptions(default_column_type=pa.string()),
         )
-    except pa.ArrowInvalid as error:
+        columns = _columns(path, _trimmed(table))
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        _refuse_other_encoding(path, csv_format.encoding)
         raise DataError(f"{path} is no CSV file: {error}.") from error
     bad = [f"{path}, row {number}: {reason}" for number, reason in wrong]
     if bad and not skip_bad:
@@ -114,7 +136,7 @@ def _read_csv(path: Path, skip_bad: bool) -> Rows:
     left_out = {number for number, _ in wrong}
     total = table.num_rows + len(left_out)
     numbers = [number for number in range(1, total + 1) if number not in left_out]
-    return Rows(path, _columns(path, _trimmed(table)), numbers, bad)
+    return Rows(path, columns, numbers, bad)
 
 
 def _trimmed(table: pa.Table) -> pa.Table:
@@ -130,7 +152,41 @@ def _trimmed(table: pa.Table) -> pa.Table:
     return pa.table(columns, names=[name.strip() for name in table.column_names])
 
 
-def _read_parquet(path: Path, skip_bad: bool) -> Rows:  # noqa: ARG001 - it has no bad rows
+def _refuse_other_delimiter(path: Path, csv_format: CsvFormat) -> None:
+    """Refuse a file whose header is one column, but would be several with another delimiter."""
+    with path.open(encoding=csv_format.encoding, errors="replace", newline="") as file:
+        header = file.readline().strip()
+    if csv_format.character in header:
+        return
+    other = max(_DELIMITERS, key=header.count)
+    if other in header:
+        now, instead = (
+            typed("data.delimiter", each.replace("\t", r"\t"))
+            for each in (csv_format.delimiter, other)
+        )
+        raise DataError(
+            f"{path}: with {now} its header is one column, {header[:60]}, which has "
+            f"{_DELIMITERS[other]} in it. Set {instead}."
+        )
+
+
+def _refuse_other_encoding(path: Path, encoding: str) -> None:
+    """Refuse a file that is no text in `encoding`; names line and byte."""
+    content = path.read_bytes()
+    try:
+        content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        likely = "latin-1 or cp1252" if encoding.lower() in ("utf-8", "utf8") else "utf-8"
+        likely = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else likely
+        raise DataError(
+            f"{path}, line {line}: the byte {content[error.start]:#04x} is no text in "
+            f"data.encoding={encoding}. Set data.encoding to that which the file was written in, "
+            f"such as {likely}."
+        ) from error
+
+
+def _read_parquet(path: Path, _skip_bad: bool, _csv: CsvFormat) -> Rows:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -141,7 +197,7 @@ def _read_parquet(path: Path, skip_bad: bool) -> Rows:  # noqa: ARG001 - it has 
     return Rows(path, _columns(path, table), list(range(1, table.num_rows + 1)), [])
 
 
-def _read_jsonl(path: Path, skip_bad: bool) -> Rows:
+def _read_jsonl(path: Path, skip_bad: bool, _csv: CsvFormat) -> Rows:
     import pyarrow as pa
 
     found: list[dict[str, Any]] = []
@@ -202,6 +258,6 @@ def _refused(bad: list[str]) -> DataError:
     return DataError(f"{bad[0]}{more}. Mend the file, or set data.bad_rows=skip.")
 
 
-_READERS: dict[str, Callable[[Path, bool], Rows]] = dict(
+_READERS: dict[str, Callable[[Path, bool, CsvFormat], Rows]] = dict(
     zip(TABLES, (_read_csv, _read_parquet, _read_jsonl), strict=True)
 )
