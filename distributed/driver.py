@@ -16,6 +16,7 @@ from heliotrope.errors import ResourceError, RunFailedError, WorkerError
 from heliotrope.metrics.chosen import check_chosen_metrics
 from heliotrope.models import build, parameter_count
 from heliotrope.runs import checkpoint
+from heliotrope.runs.changed_plugins import going_on
 from heliotrope.runs.clock import Clock
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.runs.display import Display
@@ -35,6 +36,7 @@ from .attempt import AttemptStart, RunAttempt, TrainingResult, WorkerFailure, Wo
 from .communication import worker_lock
 from .launch.base import Launcher
 from .loop.mixup import check_mixup
+from .loop.passes import check_passes
 from .loop.schedule import check_schedule
 from .strategies.buffers import check_batchnorm
 from .strategies.compiler import check_compiler
@@ -63,6 +65,7 @@ def build_components(run: Run) -> Components:
     check_mixup(run.distributed.mixup, task)
     check_chosen_metrics(run, "distributed", task.metrics.directions)
     model = build(run.model, task, run.seed)
+    check_passes(run, model, task, len(dataset.train))
     if run.distributed.activation_checkpointing:
         recompute(model)
     check_batchnorm(run, model)
@@ -207,8 +210,8 @@ def _given_up(
     return WorkerError(
         f"rank {last.rank} failed: {last.reason}.{why} {len(failures)} failure(s), "
         f"distributed.max_failures={run.distributed.max_failures}. {run_dir.log} has what the "
-        "workers said. Continue from the last checkpoint with resume=true "
-        f"{typed('hydra.run.dir', run_dir.path)}."
+        "workers said. Continue from the last checkpoint with "
+        f"{going_on(run, run_dir.path, last.reason)}."
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,23 +22,24 @@ from torch import Tensor
 from heliotrope.config import FederatedConfig, Run
 from heliotrope.config.schedule import schedule_of
 from heliotrope.data import Preparation
-from heliotrope.errors import HeliotropeError, QuorumError, RunFailedError
+from heliotrope.errors import ConfigError, HeliotropeError, QuorumError, RunFailedError
 from heliotrope.evaluation import named
 from heliotrope.metrics import Metrics
 from heliotrope.runs import checkpoint
+from heliotrope.runs.changed_plugins import going_on
 from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.runs.clock import Clock
 from heliotrope.runs.events import Progress, Tracker
 from heliotrope.runs.outcome import Target
 from heliotrope.shell import typed
 
-from .diverged import remedy as remedy_of
 from .engine.context import TrainingContext
 from .engine.execution import ExecutionPlan
 from .flower.grid import CohortGrid
 from .flower.messages import LEARNING_RATE, read_arrays, to_record
 from .fractions import fraction_rounded_up
 from .population.evaluated import clients_to_evaluate, rows_due
+from .remedies import naming, of_divergence, of_failure
 from .strategies.mean import MeanStrategy
 from .strategies.state import restore, snapshot
 
@@ -92,6 +94,7 @@ class Server:
         self._grid = grid
         self._tracker = tracker
         self._checkpoints = checkpoints
+        self._directory = checkpoints.parent
         self._say = say  # a line to the person who watches
         holding = len(clients.population.evaluating())
         self._evaluating = clients_to_evaluate(run.federated, holding) if holding else 0
@@ -116,7 +119,7 @@ class Server:
         then holds the last whole round.
         """
         self._note_round()
-        with self.state.clock.kept_in(self._checkpoints.parent):
+        with self.state.clock.kept_in(self._directory):
             try:
                 self._train()
             except BaseException:
@@ -134,7 +137,7 @@ class Server:
             if stopped or old or due:
                 self.save()
         if not self.final:  # nothing was left to train, or the last round was not evaluated
-            self._observe(self._evaluate(self._arrays()))
+            self._observe(self._evaluate())
             self._note_round()
         self.save()
 
@@ -145,18 +148,20 @@ class Server:
         started = time.monotonic()
         cohort = self._population.draw(server_round, self._cfg.clients_per_round)
         self._grid.offer(cohort)
-        messages = self._strategy.configure_train(
-            server_round, self.state.arrays, self._config(server_round), self._grid
-        )
+        with self._strategys(server_round):
+            messages = self._strategy.configure_train(
+                server_round, self.state.arrays, self._config(server_round), self._grid
+            )
         replies = self._grid.send_and_receive(messages)
         succeeded = sum(len(update.clients) for update in self._grid.updates)
         self._check_quorum(server_round, succeeded, len(cohort))
-        if self._grid.mean is not None and isinstance(self._strategy, MeanStrategy):
-            arrays: ArrayRecord | None = self._strategy.aggregate_mean(
-                server_round, self._grid.mean
-            )
-        else:
-            arrays, _ = self._strategy.aggregate_train(server_round, replies)
+        with self._strategys(server_round):
+            if self._grid.mean is not None and isinstance(self._strategy, MeanStrategy):
+                arrays: ArrayRecord | None = self._strategy.aggregate_mean(
+                    server_round, self._grid.mean
+                )
+            else:
+                arrays, _ = self._strategy.aggregate_train(server_round, replies)
         self._accept(server_round, arrays)
         self.state.clock.train_seconds += time.monotonic() - started
         self._account(len(cohort))
@@ -164,6 +169,11 @@ class Server:
         self._emit("train", {"train/loss": self._train_loss(), **told}, clients=len(cohort))
         self.state.evaluated = False
         self._note_round()
+
+    def _strategys(self, server_round: int) -> AbstractContextManager[None]:
+        """Name the strategy, and its line, if it raises an error in the block."""
+        what = f"round {server_round}: federated/strategy={self._cfg.strategy.name}"
+        return naming(self._run, self._directory, what)
 
     def _config(self, server_round: int) -> ConfigRecord:
         """Return what clients are told besides the weights: the rate, if rounds have their own."""
@@ -187,9 +197,9 @@ class Server:
             names = ", ".join(str(failure.client) for failure in failures[:8])
             remedy = (
                 "Lower federated.quorum to go on without them, with resume=true "
-                f"{typed('hydra.run.dir', self._checkpoints.parent)}."
+                f"{typed('hydra.run.dir', self._directory)}."
                 if succeeded
-                else "If they diverged, start again: " + remedy_of(self._run, self.state.arrays)
+                else of_failure(self._run, self._directory, failures[0], self.state.arrays)
             )
             raise QuorumError(
                 f"round {server_round}: {succeeded} of {drawn} clients succeeded, "
@@ -210,7 +220,7 @@ class Server:
             if not bool(torch.isfinite(value).all()):
                 raise RunFailedError(
                     f"round {server_round}: strategy {name} made {key} NaN or infinite. "
-                    f"{remedy_of(self._run, self.state.arrays, updates_finite=True)}"
+                    f"{of_divergence(self._run, self.state.arrays, updates_finite=True)}"
                 )
         self.state.arrays = arrays
         self.state.server_round = server_round
@@ -228,9 +238,6 @@ class Server:
         weight = sum(update.weight_seen for update in self._grid.updates)
         return self._grid.loss_sum / max(1, weight)
 
-    def _arrays(self) -> dict[str, Tensor]:
-        return read_arrays(self.state.arrays)
-
     def _evaluate_if_due(self) -> bool:
         """Evaluate the present round if that is still to be done; True if the target says to stop.
 
@@ -240,7 +247,7 @@ class Server:
         due = server_round == self._cfg.rounds or server_round % self._cfg.evaluate_every == 0
         if self.state.evaluated or not due:
             return False
-        values = self._evaluate(self._arrays())
+        values = self._evaluate()
         self._emit("evaluate", values)
         if self._evaluating:
             self._evaluate_clients(server_round)
@@ -254,16 +261,19 @@ class Server:
         unit = {"round": self.state.server_round}
         return self.target.observe(values, unit, self.state.counts, self.state.clock)
 
-    def _evaluate(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float]:
         """Evaluate the validation and test splits by the shared module, centrally.
 
         Where clients keep a part of the weights, each evaluates its own examples of the splits.
         """
+        arrays = read_arrays(self.state.arrays)
         states = self._grid.personal_of(range(len(self._population)))
-        if states is None:
-            self.final = self._grid.pool.evaluate_centrally(arrays)
-        else:
-            self.final = self._grid.pool.evaluate_splits_of(arrays, states)
+        what = f"round {self.state.server_round}: the evaluation"
+        with naming(self._run, self._directory, what):
+            if states is None:
+                self.final = self._grid.pool.evaluate_centrally(arrays)
+            else:
+                self.final = self._grid.pool.evaluate_splits_of(arrays, states)
         values: dict[str, float] = {}
         for name, metrics in self.final.items():
             values |= named(metrics, name)
@@ -273,9 +283,10 @@ class Server:
         """Federated evaluation: clients on their held-out examples, sums added exactly."""
         drawn = self._population.draw_evaluating(server_round, self._evaluating)
         self._grid.offer(drawn)
-        messages = self._strategy.configure_evaluate(
-            server_round, self.state.arrays, ConfigRecord(), self._grid
-        )
+        with self._strategys(server_round):
+            messages = self._strategy.configure_evaluate(
+                server_round, self.state.arrays, ConfigRecord(), self._grid
+            )
         replies = self._grid.send_and_receive(messages)
         done = self._grid.evaluations
         assert done is not None
@@ -284,7 +295,8 @@ class Server:
             _log.warning("clients are evaluated one at a time: %s", done.alone)
             self._say(f"{self._run.model.name} is evaluated one client at a time: {done.alone}")
         self._check_quorum(server_round, len(done.clients), len(drawn))
-        summed = self._strategy.aggregate_evaluate(server_round, replies)
+        with self._strategys(server_round):
+            summed = self._strategy.aggregate_evaluate(server_round, replies)
         assert summed is not None
         total = self._task.metrics.from_vector(_vector(summed["sums"]))
         self.state.counts.bytes_down += len(drawn) * self._model_bytes
@@ -302,7 +314,16 @@ class Server:
         The next round changes the strategy before its model is accepted, and may be cut off
         anywhere: then this is what is saved.
         """
-        arrays, shapes = snapshot(self._strategy)
+        try:
+            arrays, shapes = snapshot(self._strategy)
+        except ConfigError as error:
+            done = self.state.server_round
+            if done == 0:  # nothing was trained yet
+                raise
+            raise RunFailedError(
+                f"round {done}: {error} What was trained up to round {done - 1} is saved. Mend it "
+                f"and go on: {going_on(self._run, self._directory)}."
+            ) from error
         if self._grid.states is not None:
             arrays |= self._grid.states.snapshot()
         self._noted = _Noted(

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from flwr.serverapp.strategy import Strategy
 
+from heliotrope import registry
 from heliotrope.cluster.connection import Cluster
 from heliotrope.cluster.environment import driver_environment
 from heliotrope.cluster.placement import reserved, say
@@ -34,6 +35,7 @@ from heliotrope.training.optimizers import check_optimizer
 
 from .algorithms import proximal
 from .client_state import StateStore
+from .engine.alone import check_batches
 from .engine.context import TrainingContext, assemble, divide, owners_of, prepared_for
 from .engine.execution import ExecutionPlan
 from .flower.grid import CohortGrid
@@ -46,6 +48,7 @@ from .server import Server
 from .strategies import ModelFacts, build_strategy, reduces
 from .strategies.mean import MeanStrategy
 from .strategies.state import check_savable
+from .strategies.trial import after_a_round
 
 __all__ = ["Components", "build_components", "simulate"]
 
@@ -75,6 +78,7 @@ def build_components(run: Run) -> Components:
     parts = divide(run, dataset)
     owners = owners_of(run, central, dataset.train, parts)
     clients = assemble(run, task, prepared_for(parts, dataset), parts, central, owners)
+    check_batches(clients, run.model.name)
     if run.federated.holdout_fraction:
         clients_to_evaluate(run.federated, len(clients.population.evaluating()))
     facts = ModelFacts.of(
@@ -85,6 +89,10 @@ def build_components(run: Run) -> Components:
     )
     strategy = build_strategy(run, facts)
     check_savable(strategy)
+    if not registry.entry("strategy", run.federated.strategy.name).built_in:
+        weights, cohort = clients.global_weights, run.federated.clients_per_round
+        if (later := after_a_round(strategy, weights, cohort)) is not None:
+            check_savable(later)
     assert dataset.fitting is not None
     return Components(
         clients=clients,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from heliotrope.config import OptimizerConfig
+from heliotrope.plugin_loading import raised
 
 from .algorithms import ClientAlgorithm
 from .client_state import ClientStates
@@ -131,27 +133,38 @@ class Stack:
             numbers={n: tuple(values[row] for row in kept) for n, values in self.numbers.items()},
         )
 
-    def rejections(self, weights: Weights) -> dict[int, str]:
+    def rejections(self, weights: Weights) -> dict[int, Failure]:
         """Return the rows that must not be averaged with updates of `weights`, and why."""
-        reasons: dict[int, str] = {}
+        found: dict[int, Failure] = {}
         for name, value in (*self.arrays.items(), *self.states.items()):
             shape = tuple(value.shape[1:])
             wanted = tuple(weights[name].shape) if name in self.arrays else shape
             if shape != wanted:
                 reason = f"update rejected: {name} has shape {shape} instead of {wanted}"
-                return dict.fromkeys(range(len(self.clients)), reason)
+                return {row: Failure(who, reason) for row, who in enumerate(self.clients)}
             if not value.is_floating_point() or bool(torch.isfinite(value).all()):
                 continue
             finite = torch.isfinite(value).flatten(1).all(dim=1)
             for row in torch.nonzero(~finite).view(-1).tolist():
                 reason = f"update rejected: {name} holds NaN or infinite values"
-                reasons.setdefault(row, reason)
-        return reasons
+                found.setdefault(row, Failure(self.clients[row], reason, "diverged"))
+        return found
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A client that gave no usable update, and why."""
+    """A client that gave no usable update, and why.
+
+    From `kind` follows what to do about it: something was raised, it took longer than
+    `federated.client_timeout`, or there are numbers that are not finite.
+    """
 
     client: int
     reason: str
+    kind: Literal["raised", "late", "diverged"] = "raised"
+
+    @classmethod
+    def of(cls, client: int, error: Exception, doing: str = "") -> Failure:
+        """Return that of a client who raised `error`; a line of a plug-in is named."""
+        kind: Literal["raised", "late"] = "late" if isinstance(error, TimeoutError) else "raised"
+        return cls(client, f"{doing}{raised(error, '')}", kind)

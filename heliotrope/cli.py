@@ -36,6 +36,7 @@ from heliotrope.commands.overrides import prepared
 from heliotrope.config import Mode, Run
 from heliotrope.config.explain import composing, explain
 from heliotrope.config.names import plain_name
+from heliotrope.config.own_files import refuse_absent
 from heliotrope.errors import ConfigError, HeliotropeError, RunDirectoryError, closest
 from heliotrope.modes import mode_module
 from heliotrope.runs.clock import clock_from_now
@@ -201,7 +202,9 @@ class _Jobs:
 
         try:
             with saying(how_to_continue):
-                self._job(config.load(cfg, self._mode), directory)
+                run = config.load(cfg, self._mode)
+                refuse_absent(run)
+                self._job(run, directory)
         except (KeyboardInterrupt, SystemExit):
             how_to_continue()
             raise

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..attempt import WorkerFailure
 
-__all__ = ["lost_a_peer", "reason_of", "root_cause"]
+__all__ = ["RankError", "lost_a_peer", "reason_of", "root_cause"]
 
 _PEER_IS_GONE = re.compile(
     r"gloo|NCCL|ConnectionError|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE
@@ -17,8 +17,13 @@ _PEER_IS_GONE = re.compile(
 _NO_MEMORY = re.compile(r"^MemoryError|out of memory|can't allocate memory", re.IGNORECASE)
 
 
+class RankError(Exception):
+    """What a rank's code raised, said where its lines are known; it crosses to the driver."""
+
+
 def reason_of(error: str) -> str:
     """Return why a rank failed; `error` is the exception's type, a colon, and what it says."""
+    error = error.removeprefix(f"{RankError.__name__}: ")
     return f"ran out of memory: {error}" if _NO_MEMORY.search(error) else error
 
 

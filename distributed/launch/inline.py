@@ -11,6 +11,7 @@ import torch
 from heliotrope.config import Run
 from heliotrope.data import Dataset
 from heliotrope.errors import HeliotropeError
+from heliotrope.plugin_loading import raised
 from heliotrope.runs.display import Display
 from heliotrope.system.resources import available_cpus
 from heliotrope.system.signals import Stop
@@ -50,4 +51,4 @@ class _Inline:
             raise
         except Exception as error:
             _log.exception("rank 0 failed")
-            raise WorkerFailure(0, reason_of(f"{type(error).__name__}: {error}")) from error
+            raise WorkerFailure(0, reason_of(raised(error, ""))) from error

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from heliotrope.cluster.environment import DriverEnvironment
+from heliotrope.errors import HeliotropeError
+from heliotrope.plugin_loading import raised
 
 from ..attempt import RunAttempt
 from ..topology import Topology
+from .failures import RankError
 
 if TYPE_CHECKING:
     from heliotrope.data import Dataset
@@ -62,9 +65,12 @@ class RayWorker:
             store = self._store or TCPStore(*at, is_master=False)
             trained = train_process(attempt, topology, dataset, self._asked, store)
             return trained.to_json()
-        except Exception:
+        except HeliotropeError:
             _log.exception("failed")
             raise
+        except Exception as error:  # noqa: BLE001 - of a class that the driver may not have
+            _log.exception("failed")
+            raise RankError(raised(error, "")) from None
 
     def _asked(self) -> bool:
         self._stepped = True  # it is asked after a step

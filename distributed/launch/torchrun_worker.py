@@ -21,11 +21,14 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from heliotrope.config import from_resolved
 from heliotrope.data import load
+from heliotrope.errors import HeliotropeError
+from heliotrope.plugin_loading import raised
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.system.process_exit import leave
 
 from ..attempt import AttemptStart, RunAttempt, WorkerResources
 from ..topology import topology_from_environment
+from .failures import RankError
 from .process import train_process
 from .torchrun_files import ABORT, ANSWER, STEPPED, STOP, TRACKED
 
@@ -104,6 +107,7 @@ if __name__ == "__main__":
         _main(given)
     except Exception as error:  # noqa: BLE001 - the launcher raises it
         _log.exception("failed")
-        errors.record_exception(error)
+        known = isinstance(error, HeliotropeError)
+        errors.record_exception(error if known else RankError(raised(error, "")))
         os._exit(1)  # leaving the process group in order could wait for a dead peer
     leave(0)  # torch's own threads end now and then by an abort while libraries unload

@@ -106,7 +106,7 @@ class Reduction:
         within = {name: self._holds(name, value) for name, value in stack.arrays.items()}
         if not (all(within.values()) and _finite(stack.states)):
             rejected = stack.rejections(self._weights)
-            failures = [Failure(stack.clients[row], why) for row, why in rejected.items()]
+            failures = list(rejected.values())
             stack = stack.without(rejected)
         if not stack.clients:
             return failures

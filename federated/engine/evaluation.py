@@ -142,8 +142,8 @@ class ClientEvaluator:
                 metrics = evaluate_client(self._clients, module.as_built(), client, limit)
         except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure
             _log.exception("client %d failed in evaluation", client)
-            reason = f"evaluation: {type(error).__name__}: {error}"
-            return replace(self._nobody, failures=[Failure(client, reason)])
+            failed = Failure.of(client, error, doing="evaluation: ")
+            return replace(self._nobody, failures=[failed])
         return _sound([client], GroupedMetrics(metrics.metric_set, metrics.sums[None]))
 
     def _blocks(self, cohort: Sequence[int]) -> list[tuple[int, ...]]:
@@ -328,7 +328,11 @@ def _sound(clients: Sequence[int], sums: GroupedMetrics) -> Evaluations:
     return Evaluations(
         tuple(client for client, well in zip(clients, sound, strict=True) if well),
         sums.take(np.flatnonzero(sound)),
-        [Failure(client, why) for client, well in zip(clients, sound, strict=True) if not well],
+        [
+            Failure(client, why, "diverged")
+            for client, well in zip(clients, sound, strict=True)
+            if not well
+        ],
     )
 
 

@@ -82,7 +82,7 @@ class ThreadLane:
                 left_out = reduction.add(stack)
             else:
                 rejected = stack.rejections(starts)
-                left_out = [Failure(stack.clients[row], why) for row, why in rejected.items()]
+                left_out = list(rejected.values())
                 updates += stack.without(rejected).rows()
             failures += left_out
             if stack.states:
@@ -117,10 +117,10 @@ class ThreadLane:
                     losses[client] = loss
                 else:
                     why = f"its loss at the global weights is {loss}"
-                    failures.append(Failure(client, why))
+                    failures.append(Failure(client, why, "diverged"))
             except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure
                 _log.exception("client %d failed: its loss at the global weights", client)
-                failures.append(Failure(client, f"{type(error).__name__}: {error}"))
+                failures.append(Failure.of(client, error))
         return losses
 
     def _stacks(
@@ -162,7 +162,7 @@ class ThreadLane:
                 )
             except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure
                 _log.exception("client %d failed in round %d", client, instruction.server_round)
-                failures.append(Failure(client, f"{type(error).__name__}: {error}"))
+                failures.append(Failure.of(client, error))
 
     def _watched(
         self, clients: Sequence[int], limit: Limit, train: Callable[[], Stack]

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from heliotrope.errors import ConfigError
 from heliotrope.models.hidden import attributes, hooks
+from heliotrope.plugin_loading import raised
 
 __all__ = ["Pristine", "gradient_hooks"]
 
@@ -133,8 +134,7 @@ def _copied(parts: tuple[nn.Module, Any], memo: dict[int, Any]) -> tuple[nn.Modu
     except Exception as error:
         raise ConfigError(
             f"the model, a {type(model).__name__}, cannot be copied for each client: "
-            f"{type(error).__name__}: {error}. Keep in its attributes only what copy.deepcopy can "
-            "copy."
+            f"{raised(error, 'Keep in its attributes only what copy.deepcopy can copy.')}"
         ) from error
     for old, new in cells.values():
         with suppress(ValueError):  # not filled

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from heliotrope.plugin_loading import raised
+from heliotrope.seeding import isolated_rng
 from heliotrope.system.tensor_file import SAVABLE
 from heliotrope.tasks import Task
 
-__all__ = ["why_unusable"]
+__all__ = ["why_not_one", "why_unusable"]
 
 _ABOUT_DEVICES = re.compile(r"\b(cuda|gpus?|cpu|device|triton|nccl|dtype)\b", re.IGNORECASE)
 
@@ -24,6 +26,27 @@ def why_unusable(model: nn.Module, task: Task) -> str | None:
     A copy of it is called on two examples of zeros, in evaluation mode.
     """
     return _bad_state(model) or _bad_outputs(model, task)
+
+
+def why_not_one(model: nn.Module, task: Task) -> str | None:
+    """Return what a module raises in training on a single example; None if it can take one.
+
+    BatchNorm, for one, needs two. What two do not help either is not told. A copy of the module
+    is called on examples of zeros.
+    """
+    try:
+        tried = copy.deepcopy(model).train()
+    except Exception:  # noqa: BLE001 - who needs copies says what of it cannot be copied
+        return None
+    types = [value.dtype for value in tried.parameters() if value.is_floating_point()]
+    arguments = task.arguments(task.facts.example)
+    with isolated_rng(0), torch.no_grad():
+        for count in (2, 1):
+            try:
+                tried(*(_some_of(value, types, count) for value in arguments))
+            except Exception as error:  # noqa: BLE001 - whatever a user's code may raise
+                return raised(error, "") if count == 1 else None
+    return None
 
 
 def _bad_state(model: nn.Module) -> str | None:
@@ -55,7 +78,7 @@ def _bad_outputs(model: nn.Module, task: Task) -> str | None:
     except Exception:  # noqa: BLE001 - who needs copies says what of it cannot be copied
         return None
     types = [value.dtype for value in tried.parameters() if value.is_floating_point()]
-    inputs = [_two_of(value, types) for value in task.arguments(task.facts.example)]
+    inputs = [_some_of(value, types) for value in task.arguments(task.facts.example)]
     named = zip(task.inputs, inputs, strict=True)
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in named)
     try:
@@ -66,20 +89,20 @@ def _bad_outputs(model: nn.Module, task: Task) -> str | None:
             return None
         return (
             f"called with {shapes}, as {task.facts.name} has them, it raises "
-            f"{type(error).__name__}: {error}. Mend it, or choose the data that it is made for."
+            f"{raised(error, 'Mend it, or choose the data that it is made for.')}"
         )
     return _unfit(outputs, task, shapes)
 
 
-def _two_of(value: Tensor, types: Sequence[torch.dtype]) -> Tensor:
-    """Return a batch of two of one example, in the type that the model computes in."""
-    both = value.expand(2, *value.shape[1:])
-    return both.to(types[0]) if types and value.is_floating_point() else both
+def _some_of(value: Tensor, types: Sequence[torch.dtype], count: int = 2) -> Tensor:
+    """Return a batch of one example `count` times, in the type that the model computes in."""
+    batch = value.expand(count, *value.shape[1:])
+    return batch.to(types[0]) if types and value.is_floating_point() else batch
 
 
 def _unfit(outputs: object, task: Task, shapes: str) -> str | None:
     """Return why outputs for two examples do not fit the task; None if they do."""
-    example = {name: _two_of(value, ()) for name, value in task.facts.example.items()}
+    example = {name: _some_of(value, ()) for name, value in task.facts.example.items()}
     wanted = list(task.output_shape(example))
     if not isinstance(outputs, Tensor):
         got = f"a {type(outputs).__name__}"

@@ -67,10 +67,12 @@ def install(source: Source) -> Source:
     return _SOURCES.setdefault(source.name, source)
 
 
-def raised(error: Exception) -> str:
-    """Return what the code of a plug-in raised, and in which of its lines."""
+def raised(error: BaseException, remedy: str = "Mend it.") -> str:
+    """Return what was raised, in which line if that is a plug-in's, and the `remedy`, if any."""
     lines = [line for source in loaded() if (line := _line(source, error)) is not None]
-    return f"{type(error).__name__}: {error}{f' in {lines[0]}' if lines else ''}. Mend it."
+    said = f"{type(error).__name__}: {error}".rstrip(" .:\n")
+    where = f" in {lines[0]}" if lines else ""
+    return f"{said}{where}. {remedy}" if remedy else f"{said}{where}"
 
 
 def _line(source: Source, error: BaseException) -> str | None:

@@ -12,8 +12,9 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from heliotrope.config import Run
 from heliotrope.errors import RunDirectoryError
+from heliotrope.shell import typed
 
-__all__ = ["changed_plugins", "refuse_changed_plugins"]
+__all__ = ["changed_plugins", "going_on", "refuse_changed_plugins"]
 
 
 def changed_plugins(config: Path, run: Run) -> str | None:
@@ -38,6 +39,17 @@ def refuse_changed_plugins(config: Path, run: Run) -> None:
             "what it was trained with, or set plugins_changed=accept to go on with the code that "
             "is there now."
         )
+
+
+def going_on(run: Run, directory: Path, reason: str | None = None) -> str:
+    """Return what is typed to go on in `directory` once what failed is mended.
+
+    That is a plug-in's, if there is one, or if `reason` names a line of it.
+    """
+    words = ["resume=true", typed("hydra.run.dir", directory)]
+    if any(reason is None or entry["path"] in reason for entry in run.plugins):
+        words.append("plugins_changed=accept")
+    return " ".join(words)
 
 
 def _changes(before: Sequence[dict[str, str]], now: Sequence[dict[str, str]]) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from heliotrope import registry
+from heliotrope import plugin_loading, registry
 from heliotrope.config.groups import defaults_of
-from heliotrope.errors import ConfigError, HeliotropeError, closest
+from heliotrope.errors import ConfigError, HeliotropeError
 from heliotrope.metrics import Accuracy, CalibrationError, Metric, MetricSet, ScoreCurves
 from heliotrope.tasks.base import Task
-from heliotrope.tasks.usable import outputs_of_zeros, why_mixing
+from heliotrope.tasks.usable import outputs_of_zeros, shown_to_metrics, why_mixing
 
 __all__ = ["auroc", "calibration_error", "measure_too", "top_5_accuracy"]
 
@@ -55,27 +55,21 @@ def measure_too(task: Task, names: Sequence[str]) -> None:
     ConfigError
         If there is no such metric, it does not fit the task, or a plug-in fails; names its file.
     """
-    known = registry.names("metric")
     for name in names:
-        if name not in known:
-            raise ConfigError(
-                f"metrics={list(names)}: {name} is not one of {', '.join(known)}."
-                f"{closest(name, known)}"
-            )
         entry = registry.entry("metric", name)
         what = f"metrics=[{name}] ({entry.where})"
         outputs, two = outputs_of_zeros(task)
         try:
             added = entry.build(defaults_of(entry), task=task)
             extended = replace(task.metrics, members=(*task.metrics.members, added))
-            extended.measure(outputs, two).compute()
+            extended.measure(*shown_to_metrics(task, outputs, outputs, two)).compute()
             why = why_mixing(task, MetricSet((added,)))
         except HeliotropeError:
             raise
         except Exception as error:
             raise ConfigError(
                 f"{what} cannot be measured with data={task.facts.name} and its task, on two "
-                f"examples of zeros: {type(error).__name__}: {error}. Mend it, or leave it out."
+                f"examples of zeros: {plugin_loading.raised(error, 'Mend it, or leave it out.')}"
             ) from error
         if why is not None:
             raise ConfigError(f"{what} cannot be measured with data={task.facts.name}: {why}")

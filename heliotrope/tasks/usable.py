@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -10,10 +10,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from heliotrope.metrics import Batch, MetricSet
+from heliotrope.plugin_loading import raised
 from heliotrope.tasks.base import Task
 
-__all__ = ["outputs_of_zeros", "why_mixing", "why_unusable"]
+__all__ = ["outputs_of_zeros", "shown_to_metrics", "why_mixing", "why_unusable"]
 
+_MEND = "Mend it, or choose the data that it is made for."
 _ROUNDING = 1e-4  # of a number, whose last digits may differ with the number of examples
 
 
@@ -37,13 +39,19 @@ def why_unusable(task: Task) -> str | None:
             f"its metrics are a {type(task.metrics).__name__}. Return a "
             "heliotrope.metrics.MetricSet."
         )
+    if task.joint and type(task).compared is Task.compared:
+        return (
+            "it is joint, but has no method compared(outputs, candidates, first), which gives "
+            "what its metrics measure in an evaluation. Add it, as heliotrope/tasks/contrastive.py "
+            "has it."
+        )
     zeros, two = outputs_of_zeros(task)
     try:
         return _bad_numbers(task, zeros, two)
     except Exception as error:  # noqa: BLE001 - whatever a user's code may raise
         return (
             f"on two examples of zeros, and outputs {list(zeros.shape)}, it raises "
-            f"{type(error).__name__}: {error}. Mend it, or choose the data that it is made for."
+            f"{raised(error, _MEND)}"
         )
 
 
@@ -51,6 +59,13 @@ def outputs_of_zeros(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
     """Return outputs of zeros for two examples, and these."""
     two = {name: value.expand(2, *value.shape[1:]) for name, value in task.facts.example.items()}
     return torch.zeros(task.output_shape(two)), two
+
+
+def shown_to_metrics(
+    task: Task, outputs: Tensor, candidates: Tensor, batch: Mapping[str, Tensor], first: int = 0
+) -> tuple[Tensor, Batch]:
+    """Return what metrics are given of some examples, see `Task.compared`."""
+    return task.compared(outputs, candidates, first) if task.joint else (outputs, dict(batch))
 
 
 def _bad_numbers(task: Task, outputs: Tensor, batch: Mapping[str, Tensor]) -> str | None:
@@ -66,57 +81,72 @@ def _bad_numbers(task: Task, outputs: Tensor, batch: Mapping[str, Tensor]) -> st
             f"its losses of two examples are {losses.dtype} of shape {list(losses.shape)}. Return "
             "one number for each, [B]: not their mean."
         )
-    task.metrics.measure(*_shown(task, outputs, outputs, batch, 0)).compute()
+    task.metrics.measure(*shown_to_metrics(task, outputs, outputs, batch)).compute()
     return _mixed_losses(task) or why_mixing(task, task.metrics)
 
 
 def why_mixing(task: Task, metrics: MetricSet) -> str | None:
     """Return what is wrong if what is measured of one example depends on another; else None."""
-    outputs, two = _outputs_of_noise(task)
-    shown = _shown(task, outputs, outputs, two, 0)
-    groups = metrics.measure_groups(*shown, torch.arange(2), 2).sums
-    alone = []
-    for place in range(2):
-        rows = slice(place, place + 1)
-        one = {name: value[rows] for name, value in two.items()}
-        part = metrics.measure(*_shown(task, outputs[rows], outputs, one, place))
-        alone.append(part.sums)
-    if _alike(groups, np.stack(alone)) and _alike(metrics.measure(*shown).sums, sum(alone)):
-        return None
-    return (
-        "what its metrics add for an example is another when a second one is beside it. Return "
-        "cells with a value for each example, [B], that depends on no other: not their mean."
-    )
+
+    def look(outputs: Tensor, two: Mapping[str, Tensor]) -> str | None:
+        shown = shown_to_metrics(task, outputs, outputs, two)
+        groups = metrics.measure_groups(*shown, torch.arange(2), 2).sums
+        alone = []
+        for place in range(2):
+            rows = slice(place, place + 1)
+            one = {name: value[rows] for name, value in two.items()}
+            part = metrics.measure(*shown_to_metrics(task, outputs[rows], outputs, one, place))
+            alone.append(part.sums)
+        if _alike(groups, np.stack(alone)) and _alike(metrics.measure(*shown).sums, sum(alone)):
+            return None
+        return (
+            "what its metrics add for an example is another when a second one is beside it. Return "
+            "cells with a value for each example, [B], that depends on no other: not their mean."
+        )
+
+    return _of_made_up(task, look)
 
 
 def _mixed_losses(task: Task) -> str | None:
-    outputs, two = _outputs_of_noise(task)
-    together = task.losses(outputs, two)
-    if task.joint or not _alike(together, task.losses(outputs, two)):  # or it draws numbers
+    def look(outputs: Tensor, two: Mapping[str, Tensor]) -> str | None:
+        together = task.losses(outputs, two)
+        if not _alike(together, task.losses(outputs, two)):  # it draws numbers
+            return None
+        for place in range(2):
+            rows = slice(place, place + 1)
+            alone = task.losses(outputs[rows], {name: value[rows] for name, value in two.items()})
+            if not _alike(alone, together[rows]):
+                return (
+                    "its loss of an example is another when a second one is beside it. Leave out "
+                    "what depends on the batch, such as its mean, or set joint = True and say what "
+                    "is compared."
+                )
         return None
-    for place in range(2):
-        rows = slice(place, place + 1)
-        alone = task.losses(outputs[rows], {name: value[rows] for name, value in two.items()})
-        if not _alike(alone, together[rows]):
-            return (
-                "its loss of an example is another when a second one is beside it. Leave out what "
-                "depends on the batch, such as its mean, or set joint = True and say what is "
-                "compared."
-            )
-    return None
+
+    return None if task.joint else _of_made_up(task, look)
 
 
-def _outputs_of_noise(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return outputs drawn from a fixed seed for two examples of zeros, and these."""
+def _of_made_up(
+    task: Task, look: Callable[[Tensor, Mapping[str, Tensor]], str | None]
+) -> str | None:
+    """Return what `look` finds wrong with outputs for two examples that are unlike in every field.
+
+    All is drawn from a fixed seed. Lengths are left as they are; whole numbers are 0 and 1, which
+    are a class, a category or a token of most data: for others, the examples are zeros.
+    """
     zeros, two = outputs_of_zeros(task)
-    return torch.randn(zeros.shape, generator=torch.Generator().manual_seed(0)), two
-
-
-def _shown(
-    task: Task, outputs: Tensor, candidates: Tensor, batch: Mapping[str, Tensor], first: int
-) -> tuple[Tensor, Batch]:
-    """Return what metrics are given of some examples, see `Task.compared`."""
-    return task.compared(outputs, candidates, first) if task.joint else (outputs, dict(batch))
+    generator = torch.Generator().manual_seed(0)
+    outputs, unlike = torch.randn(zeros.shape, generator=generator), dict(two)
+    for name, value in two.items():
+        if value.is_floating_point():
+            unlike[name] = torch.randn(value.shape, generator=generator).to(value.dtype)
+        elif not name.endswith("_length"):
+            places = torch.arange(2).view(2, *[1] * (value.dim() - 1))
+            unlike[name] = places.expand(value.shape).to(value.dtype)
+    try:
+        return look(outputs, unlike)
+    except Exception:  # noqa: BLE001 - such as of a class that there is not
+        return look(outputs, two)
 
 
 def _alike(a: ArrayLike, b: ArrayLike) -> bool:

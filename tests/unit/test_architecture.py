@@ -77,7 +77,7 @@ LAYERS = {
         "federated.pools",
         "federated.flower",
         "federated.strategies",
-        "federated.diverged",
+        "federated.remedies",
         "federated.server",
         "federated.simulation",
         "federated.tune",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -118,6 +119,28 @@ def test_an_unforeseen_error_is_a_failure_with_its_traceback(
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert err.rstrip().endswith("ZeroDivisionError: not foreseen")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("data=table", "data.path=a.csv", "data.target=x"), "data.path=a.csv: there is no such f"),
+        (("data=texts", "data.path=here", "data.test=b"), "data.test=b: there is no such folder"),
+        (("metrics=[aurok]",), "aurok is not one of auroc, .* Did you mean 'auroc'?"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_the_job_is_begun(
+    overrides: tuple[str, ...],
+    said: str,
+    type_: Type,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "here").mkdir()
+    job = Started()
+    assert type_("distributed", *overrides, job=job) == 2
+    assert job.runs == []
+    assert re.search(said, capsys.readouterr().err.replace(f"{tmp_path}/", ""))
 
 
 def test_ctrl_c_ends_in_130_and_says_how_to_continue(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import random
 import signal
 from dataclasses import replace
@@ -20,7 +21,7 @@ import distributed.communication.worker_lock as fence_module
 from distributed.attempt import TrainingResult, WorkerFailure, WorkerResources
 from distributed.communication import worker_lock
 from distributed.driver import build_components, drive
-from distributed.launch.failures import root_cause
+from distributed.launch.failures import RankError, reason_of, root_cause
 from distributed.launch.resources import fitting_resources, worker_resources
 from distributed.loop.threads import useful_threads
 from distributed.strategies.speed import peak_operations
@@ -204,6 +205,12 @@ def test_the_cause_is_the_rank_that_did_not_merely_lose_its_peer() -> None:
     assert root_cause([lost, died]) is died
     assert root_cause([died, lost]) is died
     assert root_cause([lost, replace_rank(lost, 1)]) is lost
+
+
+def test_what_a_rank_raised_crosses_to_the_driver_in_its_own_words() -> None:
+    error = pickle.loads(pickle.dumps(RankError("KeyError: 'x' in mine.py, line 3")))  # noqa: S301
+    assert reason_of(f"{type(error).__name__}: {error}") == "KeyError: 'x' in mine.py, line 3"
+    assert reason_of("RankError: MemoryError").startswith("ran out of memory: MemoryError")
 
 
 def replace_rank(failure: WorkerFailure, rank: int) -> WorkerFailure:

@@ -71,6 +71,8 @@ def test_its_data_lies_beside_it_and_that_of_the_command_where_it_is_typed(type_
         "# @package _global_\ndefaults:\n  - override /data: table\n"
         "data: {path: rows.csv, test: ../more.csv, target: sick}\n"
     )
+    for file in ("sub/rows.csv", "more.csv", "rows.csv"):
+        Path(file).touch()
     run = type_("experiment=sub/mine.yaml")
     assert run is not None
     assert run.data.path == str(Path("sub/rows.csv").resolve())  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from federated.simulation import build_components as build_federated
 from federated.strategies import ModelFacts, build_strategy, reduces
 from heliotrope import config, plugin_loading
 from heliotrope.config import Mode, Run
-from heliotrope.errors import ConfigError, HeliotropeError
+from heliotrope.errors import ConfigError, HeliotropeError, RunFailedError
 from tests.support import compose, type_command
 
 _HEAD = """
@@ -46,6 +46,15 @@ class mine:
         return [(0, {value})]
     def compute(self, sums):
         return {{"{number}": sums[..., 0]}}
+"""
+
+_LOCKED = """
+@plugin.strategy
+class mine(FedAvg):
+    def aggregate_train(self, server_round, replies):
+        if server_round >= {first}:
+            self.lock = threading.Lock()
+        return super().aggregate_train(server_round, replies)
 """
 
 # What the plug-in says -> what is typed, and words of the refusal.
@@ -82,6 +91,18 @@ _REFUSED = {
         "task=mine",
         "its loss of an example is another when a second one is beside it",
     ),
+    _METRIC.format(value="outputs[:, 0] * batch['label'].float().mean()", number="m"): (
+        "metrics=[mine]",
+        "for an example is another when a second one is beside it",
+    ),
+    _TASK.format(losses="outputs[:, 0] * batch['label'].max()"): (
+        "task=mine",
+        "its loss of an example is another when a second one is beside it",
+    ),
+    _TASK.format(losses="outputs[:, 0]").replace("num_outputs", "joint = True\n    num_outputs"): (
+        "task=mine",
+        "it is joint, but has no method compared(outputs, candidates, first)",
+    ),
     _METRIC.format(value="outputs[:, 0]", number="loss"): (
         "metrics=[mine]",
         "more than one metric computes loss",
@@ -112,6 +133,10 @@ _REFUSED = {
         "cannot be built: TypeError",
     ),
     "@plugin.strategy\nclass mine(FedAvg):\n    def __init__(self): self.lock = threading.Lock()": (
+        "federated/strategy=mine",
+        "keeps lock, a lock, which a checkpoint cannot hold",
+    ),
+    _LOCKED.format(first=1): (
         "federated/strategy=mine",
         "keeps lock, a lock, which a checkpoint cannot hold",
     ),
@@ -202,3 +227,18 @@ def test_a_strategy_of_means_gives_the_same_reduced_or_not(
         result = json.loads((tmp_path / reduce / "result.json").read_text())
         losses.append(result["metrics"]["test/loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_memory_that_comes_later_and_cannot_be_saved_ends_the_run_with_what_was_trained(
+    load: Load, tmp_path: Path
+) -> None:
+    run = compose(
+        "federated",
+        load(_LOCKED.format(first=3)),
+        *("federated/strategy=mine", "model.hidden=[4]", "federated.rounds=4"),
+        "federated.client_training=sequential",
+    )
+    with pytest.raises(RunFailedError, match=r"round 3: .* keeps lock, .*up to round 2 is saved"):
+        run_job(run, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000002"]

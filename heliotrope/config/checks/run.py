@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from heliotrope import registry
 from heliotrope.config.checks.distributed import check_distributed
 from heliotrope.config.checks.federated import check_federated
 from heliotrope.config.checks.shared import check_shared, check_tracking
 from heliotrope.config.checks.values import one_of
 from heliotrope.config.explain import unknown_key
-from heliotrope.config.groups import GROUPS, OPTIONAL, choice_class, choice_names
+from heliotrope.config.groups import GROUPS, OPTIONAL, choice_class, choice_names, defaults_of
 from heliotrope.config.names import plain_name
 from heliotrope.config.run import Mode, Run
-from heliotrope.errors import ConfigError
+from heliotrope.errors import ConfigError, closest
 
 __all__ = ["check"]
 
@@ -27,6 +29,7 @@ def check(run: Run, mode: Mode) -> None:
     _check_keys(run, "")
     for group in GROUPS:
         _check_name(run, group)
+    _check_metrics(run.metrics)
     one_of("plugins_changed", run.plugins_changed, ("refuse", "accept"))
     plain_name(run.name)
     check_shared(run)
@@ -40,6 +43,18 @@ def check(run: Run, mode: Mode) -> None:
         check_distributed(run)
     else:
         check_federated(run)
+
+
+def _check_metrics(names: Sequence[str]) -> None:
+    """Refuse a metric that there is not, and one of a plug-in that needs what nothing can set."""
+    known = registry.names("metric")
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"metrics={list(names)}: {name} is not one of {', '.join(known)}."
+                f"{closest(name, known)}"
+            )
+        defaults_of(registry.entry("metric", name))
 
 
 def _check_keys(node: Any, path: str) -> None:

@@ -27,6 +27,7 @@ from heliotrope.data.columns import Column, Items, Raw, Values, item_array
 from heliotrope.data.preparation import Arrays, Labels, Pixels, Step, Target, TargetArrays
 from heliotrope.data.sources.unprepared import TEST_FRACTION, Unprepared, held_out
 from heliotrope.errors import ConfigError, DataError, HeliotropeError
+from heliotrope.plugin_loading import raised
 from heliotrope.registry import Entry, Source
 from heliotrope.seeding import isolated_rng, seed
 
@@ -57,7 +58,7 @@ def own_dataset(entry: Entry, cfg: OwnDataConfig, task: str | None) -> Unprepare
         except HeliotropeError:
             raise
         except Exception as error:
-            raise ConfigError(f"{what} cannot be made: {type(error).__name__}: {error}.") from error
+            raise ConfigError(f"{what} cannot be made: {raised(error)}") from error
         if isinstance(found, Unprepared):
             if not cfg.materialise:
                 raise ConfigError(
@@ -105,7 +106,10 @@ def _read(dataset: Any, where: str, materialise: bool, source: Source | None) ->
             f"{where} is a {type(dataset).__name__}. Return a map-style torch.utils.data.Dataset, "
             "with __len__ and __getitem__, or a tuple of two of them: for training and for testing."
         )
-    count = len(dataset)
+    try:
+        count = len(dataset)
+    except Exception as error:
+        raise ConfigError(f"{where}: its length raises {raised(error)}") from error
     if count == 0:
         raise DataError(f"{where} has no items: its length is 0. Check where it looks for them.")
     first = _item(dataset, 0, where)
@@ -141,9 +145,7 @@ def _item(dataset: Any, number: int, where: str) -> dict[str, NDArray[Any]]:
     except HeliotropeError:
         raise
     except Exception as error:
-        raise DataError(
-            f"{where}, item {number}: reading it raises {type(error).__name__}: {error}."
-        ) from error
+        raise DataError(f"{where}, item {number}: reading it raises {raised(error)}") from error
     if not isinstance(item, tuple | list) or len(item) != 2:
         got = f"{len(item)} values" if isinstance(item, tuple | list) else type(item).__name__
         raise DataError(f"{where}, item {number} is {got}. Return two: (input, target).")
