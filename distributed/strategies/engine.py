@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
+from heliotrope import registry
 from heliotrope.config import Run
 from heliotrope.models import build
 from heliotrope.runs import checkpoint
@@ -69,6 +70,7 @@ class Engine:
             self._profiler = StepProfiler(directory / "profile" / "trace.json")
         if cfg.activation_checkpointing:
             recompute(model)
+        self._ours = registry.entry("model", run.model.name).built_in
         self._exchanging = self._exchanging_model(model, task, topology)
         self._wrapped = self._exchanging
         if cfg.compile:
@@ -93,7 +95,7 @@ class Engine:
         )
 
     def _exchanging_model(self, model: nn.Module, task: Task, topology: Topology) -> nn.Module:
-        return data_parallel(model, task, topology)
+        return data_parallel(model, task, topology, uses_all=self._ours)
 
     def _gather(self, topology: Topology) -> Gather:
         """Return what brings together the outputs whose losses depend on one another."""

@@ -162,7 +162,8 @@ def _unreadable(override: str, reason: str, sweeping: bool) -> str:
     function = re.search(r"Unknown function '(\w+)'", reason)
     if function:
         functions = ("choice", "range", "glob", "sort", "shuffle", "int", "float", "str", "bool")
-        meant = closest(function[1], functions) or f" Quote it as text: {typed(key, value)}."
+        as_text = shlex.quote(f"{key}={_quoted(value)}")
+        meant = closest(function[1], functions) or f" Quote it as text: {as_text}."
         return f"{override}: there is no function {function[1]}.{meant}"
     return f"{override} cannot be read. {_value_remedy(key, value, sweeping)}"
 
@@ -187,10 +188,17 @@ def _value_remedy(key: str, value: str, sweeping: bool) -> str:
     if value.startswith("(") and value.endswith(")"):
         return f"Write a list in brackets: '{key}=[{value[1:-1]}]'."
     several = sweeping and "," in value and not set(value) & set("[](){}\"'")
-    parts = [quoted(part) for part in value.split(",")] if several else [quoted(value)]
+    parts = [quoted(part) for part in value.split(",")] if several else [_quoted(value)]
     remedy = shlex.quote(f"{key}={','.join(parts)}")
     for start, end in ("[]", "{}", "()"):
         if value.count(start) != value.count(end):
             return f"A bracket is not closed. Close it, or quote the value as text: {remedy}."
     found = " ".join(character for character in offending(value) if character != ",")
     return f"Quote a value with {found or 'such signs'}: {remedy}."
+
+
+def _quoted(value: str) -> str:
+    """Return a text in quotes, or a list of texts with quotes around each that needs them."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return quoted(value)
+    return f"[{','.join(quoted(part.strip()) for part in value[1:-1].split(','))}]"

@@ -66,6 +66,7 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("name=a(b", ("name=a(b", """'name="a(b"'""")),
     ("hydra.run.dir=runs/lr=1", ("hydra.run.dir=runs/lr=1", """'hydra.run.dir="runs/lr=1"'""")),
     ("data.dir=~/mnist", ("data.dir=~/mnist", 'data.dir="$HOME/mnist"')),
+    ("metrics=[größe,a]", ("metrics=[größe,a]", """'metrics=["größe",a]'""")),
     ("-m name=a=b,c", ("name=a=b,c", """'name="a=b",c'""")),
     # lists and several values
     ("model.hidden=[1,2", ("model.hidden=[1,2", "bracket is not closed")),

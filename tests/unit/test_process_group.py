@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 import torch
-from torch.distributed import TCPStore
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 from distributed.attempt import WorkerFailure
 from distributed.communication.hung import HungRank
-from distributed.communication.process_group import joined
+from distributed.communication.process_group import data_parallel, joined
 from distributed.launch.failures import lost_a_peer
 from distributed.topology import Topology
+from heliotrope.errors import RunFailedError
+from tests.support import small_task
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -49,3 +55,57 @@ def test_a_rank_that_has_died_is_not_one_that_hangs(
         pytest.fail("the other is not there")
     assert words in str(error.value)
     assert lost_a_peer(WorkerFailure(0, f"ConnectionError: {error.value}"))
+
+
+class _Skips(nn.Module):
+    """A model of which some passes leave a layer out: all, some of its inputs, or at random."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.always, self.sometimes = nn.Linear(6, 4), nn.Linear(6, 4)
+        self.kind, self.uses = kind, False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        dropped = self.kind == "drops" and self.training and random.random() < 0.5
+        used = {"never": False, "branch": bool(inputs.sum() > 0), "drops": not dropped}
+        outputs: Tensor = self.always(inputs)
+        return outputs + self.sometimes(inputs) if used.get(self.kind, self.uses) else outputs
+
+
+@pytest.fixture
+def group() -> Iterator[Topology]:
+    """Be alone in a process group, as if there were another rank."""
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield Topology(0, 2)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["never", "branch", "drops"])
+def test_weights_that_passes_leave_out_have_no_gradient(kind: str, group: Topology) -> None:
+    model = _Skips(kind)
+    wrapped = data_parallel(model, small_task(classes=4, shape=(6,)), group, uses_all=False)
+    used = 0
+    for step in range(6):
+        wrapped.zero_grad(set_to_none=True)
+        wrapped((-1.0) ** step * torch.ones(2, 6)).sum().backward()
+        assert model.always.weight.grad is not None
+        used += model.sometimes.weight.grad is not None
+    assert used == {"never": 0, "branch": 3}.get(kind, used)
+
+
+def test_weights_that_are_left_out_later_are_a_failure_with_a_remedy(
+    group: Topology, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _Skips("later")
+    model.uses = True
+    wrapped = data_parallel(model, small_task(classes=4, shape=(6,)), group, uses_all=False)
+    model.uses = False
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda **_: None)
+
+    def take_two_steps() -> None:
+        with joined(group, torch.device("cpu"), 60.0, HashStore()):
+            for _ in range(2):
+                wrapped(torch.ones(2, 6)).sum().backward()
+
+    with pytest.raises(RunFailedError, match=r"Add 0 times .*strategy=local_sgd"):
+        take_two_steps()
