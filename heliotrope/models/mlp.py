@@ -54,4 +54,5 @@ def dense(
     plain = len(task.inputs) == 1 and columns.is_plain
     network = nn.Sequential(*([nn.Flatten()] if plain else []), *layers)
     initialise(network)
+    columns.forget_unseen(next(layer for layer in network if isinstance(layer, nn.Linear)))
     return network if plain else OnColumns(columns, network)

@@ -169,6 +169,20 @@ def test_the_vector_of_a_user_can_be_taken_out_of_the_model() -> None:
     assert torch.equal(one(fours, items), model(fours, items))
 
 
+@pytest.mark.parametrize("embedding", [0, 5])
+def test_a_category_that_training_has_not_seen_tells_nothing(embedding: int) -> None:
+    """Its weights are never trained: as drawn, they would move logits by one either way."""
+    task, examples = problem("mlp")[1:]
+    model = mlp(task, hidden=[], embedding=embedding)
+    batch = examples.take(torch.arange(12))
+    unseen = {**batch, "category": torch.zeros_like(batch["category"])}
+    (linear,) = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    numbers = batch["numeric"]
+    told = numbers @ linear.weight[:, : numbers.shape[1]].T + linear.bias
+    torch.testing.assert_close(task.call(model, unseen), told)
+    assert (task.call(model, batch) - told).abs().max() > 1e-3
+
+
 def test_vectors_have_one_length_but_for_the_temperature() -> None:
     task, examples = problem("two_towers")[1:]
     model = two_towers(task, temperature=0.25)

@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from heliotrope.data.info import UNSEEN
 from heliotrope.errors import ConfigError
 from heliotrope.models.layers.inputs import other_model
 from heliotrope.tasks import Task
@@ -43,6 +44,7 @@ class Columns(nn.Module):
         widths = list(sizes)
         if categories is not None:
             widths[categories] = len(values) * embedding or sum(values)
+        self._before = sum(widths[:categories]) if categories is not None else 0
         self.width = sum(widths)
 
     @classmethod
@@ -71,6 +73,18 @@ class Columns(nn.Module):
     def is_plain(self) -> bool:
         """Whether there are no categories."""
         return self._categories is None
+
+    @torch.no_grad()
+    def forget_unseen(self, layer: nn.Linear) -> None:
+        """Make values that training has not seen tell nothing to the `layer` on these columns.
+
+        No training changes their weights: they would stay as they were drawn.
+        """
+        unseen = [start + UNSEEN for start in self._starts[:-1]]
+        if self.table is not None:
+            self.table.weight[unseen] = 0
+        else:
+            layer.weight[:, [self._before + place for place in unseen]] = 0
 
     def forward(self, *fields: Tensor) -> Tensor:
         """Return the fields side by side, [B, width]."""
