@@ -20,15 +20,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
-from heliotrope.data import Dataset, Examples
+from heliotrope.data import Dataset
 from heliotrope.errors import RunFailedError
-from heliotrope.evaluation import evaluate, named
+from heliotrope.evaluation import named
 from heliotrope.metrics import Metrics
 from heliotrope.models import build
 from heliotrope.runs import checkpoint
@@ -42,13 +40,13 @@ from heliotrope.tasks import example_weights, task_of
 from heliotrope.training.loop import TrainingBatch, TrainTotals
 
 from ..attempt import RunAttempt, TrainingResult
-from ..communication.exchange import gathered_rows
 from ..communication.process_group import device_of, sum_over_ranks
 from ..strategies.buffers import synchronised, with_own_buffers
 from ..strategies.build import build_engine
 from ..topology import Topology
 from .early_stopping import EarlyStopping
-from .example_order import batches, permutation, rank_slice
+from .evaluation import evaluate_by_ranks
+from .example_order import batches, permutation
 from .mixup import Mixup
 from .progress import Reporter
 from .retention import Best
@@ -287,23 +285,17 @@ class Worker:
         """Measure each split that has examples; every rank a part of it, the sums are exact."""
         values: dict[str, float] = {}
         splits = {"validation": self._dataset.validation, "test": self._dataset.test}
+        size = self._run.evaluation_batch_size
         model = self._engine.evaluated()
         for name, split in splits.items():
             if len(split):
-                measured = self._final[name] = self._measure(model, split)
-                values |= named(measured, name)
-                self._check_finite(f"{name} loss", float(measured.sums.sum()))
+                whole = evaluate_by_ranks(
+                    model, self._task, split, size, self._topology, self._device
+                )
+                self._final[name] = whole
+                values |= named(whole, name)
+                self._check_finite(f"{name} loss", float(whole.sums.sum()))
         return values
-
-    def _measure(self, model: nn.Module, split: Examples) -> Metrics:
-        mine = split.subset(rank_slice(len(split), self._topology))
-        size = self._run.evaluation_batch_size
-        measured = evaluate(
-            model, self._task, mine, size, gather=partial(gathered_rows, topology=self._topology)
-        )
-        sums = torch.from_numpy(measured.to_vector())
-        total = sum_over_ranks(sums, self._topology, self._device)
-        return self._task.metrics.from_vector(total.numpy())
 
     def _check_finite(self, what: str, loss_sum: float) -> None:
         if not math.isfinite(loss_sum):

@@ -59,14 +59,7 @@ def train_client(
         if between is not None:
             between(model)
 
-    around: Callable[[TrainingBatch], AbstractContextManager[object]] = nullcontext
     drawing = may_draw(model)
-    if drawing:
-        device = train.device
-
-        def around(batch: TrainingBatch) -> AbstractContextManager[object]:
-            return SeededFunctions(batch.seed, device)
-
     identity = int(clients.population.partition.identities[client])
     drawn = seed(clients.run_seed, "client", instruction.server_round, identity)
     # Threads share the process's generators: those of models that cannot draw are left alone.
@@ -81,7 +74,7 @@ def train_client(
             penalty_of(model, clients.loss),
             Recipe(
                 clip_norm=clients.optimizer.clip_norm,
-                around_forward=around,
+                around_forward=_draws_by_step(train.device) if drawing else nullcontext,
                 change_gradients=_adding(model, instruction, client),
             ),
         )
@@ -97,6 +90,13 @@ def train_client(
         steps=plan.steps,
         states={name: torch.stack([value]) for name, value in state.items()},
     )
+
+
+def _draws_by_step(
+    device: torch.device,
+) -> Callable[[TrainingBatch], AbstractContextManager[object]]:
+    """Return the context of a step in which functions draw from its seed, such as dropout."""
+    return lambda batch: SeededFunctions(batch.seed, device)
 
 
 def _check_names(model: nn.Module, names: Collection[str]) -> None:

@@ -56,29 +56,9 @@ def cnn(
         If the input is no image or too small for the number of poolings, or a key is out of its
         range.
     """
-    example = task.facts.example
-    if len(task.inputs) > 1 or len(task.input_shape) != 3:
-        raise ConfigError(
-            f"model=cnn takes images [channels, height, width], but data={task.facts.name} gives "
-            f"{', '.join(f'{n} {list(example[n].shape[1:])}' for n in task.inputs)}. "
-            f"{other_model(task)}"
-        )
-    check_sizes("model.channels", channels)
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ConfigError(f"model.kernel_size={kernel_size} must be odd, such as 3 or 5.")
-    depth, height, width = task.input_shape
-    if min(height, width) < 2 ** len(channels):
-        raise ConfigError(
-            f"model.channels={list(channels)} halves the image {len(channels)} times, but "
-            f"data={task.facts.name} is only {height}x{width}. Use fewer channels entries."
-        )
-    if not 0 <= shift < min(height, width):
-        raise ConfigError(
-            f"model.shift={shift} must be at least 0 and less than the size of an image of "
-            f"data={task.facts.name}, {height}x{width}."
-        )
-    augment = SeededAugment(flip=flip, shift=shift) if flip or shift else None
+    _check(task, channels, kernel_size, shift)
     layers: list[nn.Module] = []
+    depth, height, width = task.input_shape
     for filters in channels:
         layers += [
             nn.Conv2d(depth, filters, kernel_size, padding=kernel_size // 2),
@@ -89,8 +69,34 @@ def cnn(
     inputs = depth * height * width
     head = dense_head(inputs, hidden, task.num_outputs, activation, dropout)
     numbered = {str(n): layer for n, layer in enumerate([*layers, nn.Flatten(), *head])}
+    augment = SeededAugment(flip=flip, shift=shift) if flip or shift else None
     first: dict[str, nn.Module] = {} if augment is None else {"augment": augment}
     first["format"] = ChannelsLast()
     model = nn.Sequential(OrderedDict(first | numbered))  # weights have the same names with all
     initialise(model)
     return model
+
+
+def _check(task: Task, channels: Sequence[int], kernel_size: int, shift: int) -> None:
+    """Raise `ConfigError` if the input is no image or too small, or a key is out of its range."""
+    example = task.facts.example
+    if len(task.inputs) > 1 or len(task.input_shape) != 3:
+        raise ConfigError(
+            f"model=cnn takes images [channels, height, width], but data={task.facts.name} gives "
+            f"{', '.join(f'{n} {list(example[n].shape[1:])}' for n in task.inputs)}. "
+            f"{other_model(task)}"
+        )
+    check_sizes("model.channels", channels)
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ConfigError(f"model.kernel_size={kernel_size} must be odd, such as 3 or 5.")
+    _, height, width = task.input_shape
+    if min(height, width) < 2 ** len(channels):
+        raise ConfigError(
+            f"model.channels={list(channels)} halves the image {len(channels)} times, but "
+            f"data={task.facts.name} is only {height}x{width}. Use fewer channels entries."
+        )
+    if not 0 <= shift < min(height, width):
+        raise ConfigError(
+            f"model.shift={shift} must be at least 0 and less than the size of an image of "
+            f"data={task.facts.name}, {height}x{width}."
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +17,14 @@ from distributed.attempt import AttemptStart, RunAttempt, WorkerResources
 from distributed.driver import build_components
 from distributed.launch.process import train_process
 from distributed.launch.resources import worker_resources
-from distributed.loop.worker import Worker
+from distributed.loop.evaluation import evaluate_by_ranks
 from distributed.strategies.buffers import synchronised
 from distributed.topology import Topology
 from heliotrope import registry
 from heliotrope.config import Run
 from heliotrope.data import load
 from heliotrope.errors import ConfigError
+from heliotrope.metrics import Metrics
 from heliotrope.runs import checkpoint
 from heliotrope.runs.clock import Clock
 from heliotrope.runs.directory import RunDirectory
@@ -71,13 +73,12 @@ def be_rank(rank: int, port: int, folder: Path) -> None:
     registry.register("model", "with_batchnorm", with_batchnorm, "this file")
     evaluated: dict[str, torch.Tensor] = {}
 
-    class Watched(Worker):
-        def _measure(self, model, split):  # type: ignore[no-untyped-def]
-            evaluated.clear()
-            evaluated.update({name: b.clone() for name, b in model.named_buffers()})
-            return super()._measure(model, split)
+    def watched(model: nn.Module, *how: Any) -> Metrics:
+        evaluated.clear()
+        evaluated.update({name: b.clone() for name, b in model.named_buffers()})
+        return evaluate_by_ranks(model, *how)
 
-    distributed.launch.process.Worker = Watched
+    distributed.loop.worker.evaluate_by_ranks = watched
     dataset = load(_run("ddp").data, 0)
     for number, strategy in enumerate(_STRATEGIES):
         store = TCPStore("127.0.0.1", port + number, is_master=rank == 0, wait_for_workers=False)

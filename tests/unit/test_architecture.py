@@ -108,7 +108,7 @@ def run_imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 @cache
 def imported_modules(module: str) -> frozenset[str]:
-    """Return the modules of ours that `module` names in an import."""
+    """Return the modules of ours that `module` imports, with the packages that it enters so."""
     path = FILES[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found: set[str] = set()
@@ -120,7 +120,14 @@ def imported_modules(module: str) -> frozenset[str]:
         for alias in node.names:
             inner = f"{base}.{alias.name}"
             found.add(inner if inner in FILES else base)
-    return frozenset(name for name in found if name in FILES and name != module)
+    entered = {parent for name in found for parent in parents_of(name)} - set(parents_of(module))
+    return frozenset(name for name in found | entered if name in FILES and name != module)
+
+
+def parents_of(module: str) -> list[str]:
+    """Return the packages that `module` lies in."""
+    parts = module.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def layer_of(module: str) -> tuple[str, int]:
