@@ -1,7 +1,8 @@
 """The commands, such as `heliotrope distributed`, and exit codes.
 
 A mode's own entrypoint (`python -m distributed`) and the subcommand of an installed wheel end
-in the same `run_mode`. Exit codes: 0 done, 2 usage or configuration, 1 failed, 130 interrupted.
+in the same `run_mode`. Exit codes: 0 done, 2 usage or configuration, 1 failed, 130 interrupted, 143
+by SIGTERM, 141 since nobody reads the output.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from heliotrope import config
+from heliotrope import config, registry
 from heliotrope.commands import sweeps
 from heliotrope.commands.directories import refuse_unnamed
 from heliotrope.commands.overrides import prepared
@@ -42,6 +43,7 @@ from heliotrope.modes import mode_module
 from heliotrope.runs.clock import clock_from_now
 from heliotrope.runs.stamp import new_stamp
 from heliotrope.shell import typed
+from heliotrope.signatures import parsed
 from heliotrope.system.process_exit import saying
 from heliotrope.system.redaction import masked
 
@@ -52,7 +54,7 @@ _USAGE = """usage: heliotrope COMMAND [key=value ...]
 commands:
   distributed       train data-parallel     heliotrope distributed experiment=quickstart
   federated         train over clients      heliotrope federated experiment=quickstart
-  evaluate          measure a checkpoint    heliotrope evaluate run=DIR [data=...] [data.dir=...]
+  evaluate          measure a checkpoint    heliotrope evaluate run=DIR [data.path=FILE] [...]
   predict           apply a run to rows     heliotrope predict run=DIR input=FILE [output=FILE]
   generate          continue a text         heliotrope generate run=DIR prompt=TEXT [length=200]
   compare           set runs side by side   heliotrope compare DIR DIR ... [output=FILE]
@@ -64,6 +66,7 @@ commands:
   tune              time client training    heliotrope tune experiment=E [federated.*=...]
 
 A mode takes Hydra overrides, -m for sweeps, --cfg job to see the config, --help for the keys.
+What another command takes: heliotrope COMMAND --help.
 """
 
 
@@ -96,10 +99,11 @@ def main(arguments: list[str] | None = None) -> int:
         sys.argv = [f"heliotrope {command}", *rest]
         return int(mode_module(command, "__main__").main())
     if command in _COMMANDS:
-        if {"-h", "--help"} & set(rest):
-            print(_USAGE, end="")
-            return 0
         module, function = _COMMANDS[command]
+        if {"-h", "--help"} & set(rest):
+            text = parsed(registry.path_of(module), function, frozenset({"arguments"})).text
+            print(f"usage: heliotrope {command} {text.replace('`', '')}")
+            return 0
         return _guarded(lambda: getattr(_imported(module), function)(rest))
     choices = ("distributed", "federated", *_COMMANDS)
     print(f"heliotrope: no command '{command}'.{closest(command, choices)}", file=sys.stderr)
@@ -198,7 +202,8 @@ class _Jobs:
 
         def how_to_continue() -> None:
             if any((path / "config.yaml").exists() for path in self._begun):
-                print(f"continue it: resume=true {named}", file=sys.stderr)
+                with suppress(OSError):  # nobody may read it any more
+                    print(f"continue it: resume=true {named}", file=sys.stderr)
 
         try:
             with saying(how_to_continue):

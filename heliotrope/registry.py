@@ -42,6 +42,7 @@ __all__ = [
     "adopt",
     "entry",
     "names",
+    "path_of",
     "plug_ins",
     "register",
     "restore",
@@ -261,12 +262,12 @@ def _of_mode(mode: str, name: str) -> ModuleType:
 def _built_in(group: Group, name: str) -> Entry:
     target = BUILT_IN[group][name]
     module, _, function = target.partition(":")
-    path = _path_of(module)
+    path = path_of(module)
     signature = parsed(path, function, _GIVEN[group])
     return Entry(group, name, signature, f"{path}, line {signature.line}", target)
 
 
-def _path_of(module: str) -> Path:
+def path_of(module: str) -> Path:
     """Return the file of a module of ours, in a checkout or in a wheel, without importing it."""
     top, *rest = module.split(".")
     folder = _PACKAGE

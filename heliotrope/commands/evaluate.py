@@ -45,7 +45,22 @@ _EVALUATE_KEYS = (
 
 
 def evaluate_command(arguments: Sequence[str]) -> None:
-    """`run=DIR [checkpoint=NAME] [data=NAME] [data.path=FILE] ...`: print the metrics."""
+    """`run=DIR [key=value ...]`: print what a checkpoint of a run measures, of the run's own data.
+
+    Keys, each of which is the run's own if it is not given::
+
+        checkpoint=NAME            a folder of DIR/checkpoints instead of the newest one
+        data=NAME                  another dataset, prepared as in training
+        data.dir=DIR               where MNIST and the like are looked for
+        data.path=FILE             another file or folder of data=table|images|texts|arrays
+        data.test=FILE             another file or folder of test rows
+        data.delimiter=CHARACTER   of a .csv file
+        data.encoding=NAME         of a .csv file
+        data.download=true         fetch what is not there
+        device=auto|cpu|cuda
+        evaluation_batch_size=N
+        plugins=[mine.py]          code that the run needs, if it was never named here
+    """
     config.load_plugins(arguments)
     needed = {"run": "DIR, the directory of a run"}
     given = keys_and_values(arguments, "evaluate", _EVALUATE_KEYS, needed)

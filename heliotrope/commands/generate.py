@@ -30,7 +30,16 @@ _SPECIAL = UNKNOWN + 1  # tokens before the first character
 
 
 def generate_command(arguments: Sequence[str]) -> None:
-    """`run=DIR prompt=TEXT [length=200] [temperature=0.8] [seed=0]`: print the text, continued."""
+    """`run=DIR prompt=TEXT [key=value ...]`: print the text, and how a run continues it.
+
+    Keys::
+
+        length=200                 characters that are added
+        temperature=0.8            0 always takes the likeliest
+        seed=0                     of the draws
+        checkpoint=NAME            a folder of DIR/checkpoints instead of the newest one
+        plugins=[mine.py]          code that the run needs, if it was never named here
+    """
     config.load_plugins(arguments)
     given = keys_and_values(arguments, "generate", _KEYS, _NEEDED)
     prompt = given["prompt"]

@@ -45,11 +45,19 @@ _ENDINGS = (".csv", ".jsonl")
 
 
 def predict_command(arguments: Sequence[str]) -> None:
-    """`run=DIR input=FILE [output=FILE] [checkpoint=NAME] ...`: write what is predicted.
+    """`run=DIR input=FILE [key=value ...]`: write what a run says of new rows, a line each.
 
-    A line a row, as CSV or, if `output` ends in .jsonl, as JSON; without `output`, CSV on the
-    standard output. What cannot be read ends the command, or is left out and counted with
-    `data.bad_rows=skip`.
+    `input` is a table with the columns that were trained on, a text or picture, a folder of these,
+    or an .npz file of arrays. Keys::
+
+        output=FILE                .csv or .jsonl; otherwise CSV on the standard output
+        checkpoint=NAME            a folder of DIR/checkpoints instead of the newest one
+        data.bad_rows=skip         leave out and count what cannot be read
+        data.delimiter=CHARACTER   of a .csv file, if it is not that of the run's
+        data.encoding=NAME         of a .csv file, if it is not that of the run's
+        device=auto|cpu|cuda
+        evaluation_batch_size=N    rows that the model is given at once
+        plugins=[mine.py]          code that the run needs, if it was never named here
     """
     config.load_plugins(arguments)
     given = keys_and_values(arguments, "predict", _KEYS, _NEEDED)

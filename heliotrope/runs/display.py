@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -17,21 +22,41 @@ from rich.progress import (
 from rich.table import Column
 
 from heliotrope.runs.events import Event
+from heliotrope.system.signals import output_closed
 
-__all__ = ["Display"]
+__all__ = ["OUTPUT_CLOSED", "Display"]
+
+OUTPUT_CLOSED = "the command that its output was piped to, such as head, has ended"
+
+_log = logging.getLogger(__name__)
 
 _SPLITS = ("train", "validation", "test", "clients")  # as the bar shows them
 _SHOWN = 2  # metrics of each in a line
 
 
+class _Output(Console):
+    """The standard output; what to do when nobody reads it any more is `closed`'s to say."""
+
+    def __init__(self, closed: Callable[[], None]) -> None:
+        super().__init__(width=None if Console().is_terminal else 120, soft_wrap=True)
+        self._closed = closed
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        self._closed()
+
+
 class Display:
     """Turns events into output. A context manager; call it with each event.
 
-    `unit` is "epoch" or "round", `total` how many the run will have.
+    `unit` is "epoch" or "round", `total` how many the run will have. Once nobody reads the output,
+    as with `| head`, the run is asked to stop, unless it is `over`: see `output_closed`.
     """
 
     def __init__(self, title: str, unit: str, total: int) -> None:
-        self._console = Console(width=None if Console().is_terminal else 120, soft_wrap=True)
+        self._console = _Output(self._closed)
+        self.over = False
         self._title, self._unit, self._total = title, unit, total
         self._latest: dict[str, str] = {}  # metric -> its text
         self._main: dict[str, str] = {}  # split -> the metric that matters most
@@ -91,6 +116,14 @@ class Display:
             train = [self._main["train"]] if kind == "evaluate" and "train" in self._main else []
             shown = "  ".join(self._latest[key] for key in train + _first(event, _SHOWN))
             self.say(f"{self._title}  {done}  {event['seconds']:.1f} s  {shown}")
+
+    def _closed(self) -> None:
+        if self.over:
+            return
+        _log.error("the run is stopped: %s", OUTPUT_CLOSED)
+        with suppress(OSError):  # it may have been piped there, too
+            sys.stderr.write(f"the run is stopped: {OUTPUT_CLOSED}\n")
+        output_closed()
 
     def at(self, done: float) -> None:
         """Move the bar to `done` epochs or rounds, the present one counted as a fraction."""

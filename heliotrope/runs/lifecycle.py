@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from heliotrope.config import Mode, Run, from_resolved
 from heliotrope.config.horizon import horizon_of, moved
-from heliotrope.errors import ConfigError, RunDirectoryError
+from heliotrope.errors import ConfigError, HeliotropeError, RunDirectoryError, RunFailedError
+from heliotrope.plugin_loading import raised
 from heliotrope.runs import checkpoint
 from heliotrope.runs.changed_plugins import changed_plugins
 from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.runs.directory import RunDirectory
-from heliotrope.runs.display import Display
-from heliotrope.runs.events import log_to, stop_logging
-from heliotrope.runs.trackers import tell_end
+from heliotrope.runs.display import OUTPUT_CLOSED, Display
+from heliotrope.runs.events import Tracker, log_to, stop_logging
+from heliotrope.runs.trackers import check_trackers, tell_end
+from heliotrope.system.redaction import masked
+from heliotrope.system.signals import code_of
 
 __all__ = ["newest_checkpoint", "run_directory"]
 
@@ -43,16 +47,32 @@ def run_directory(
                 )
                 _log.warning(warning)
                 display.say(warning, style="yellow")
+            if run.tracking.mlflow is not None:
+                check_trackers(run, run_dir.path, display.say)
             yield run_dir, display
     except ConfigError:  # nothing was started
         raise
     except BaseException as error:
-        how = "failed" if isinstance(error, Exception) else "interrupted"
+        how, why = _end_of(error)
+        expected = isinstance(error, HeliotropeError) or not isinstance(error, Exception)
+        _log.error("%s: %s", how, why, exc_info=not expected)
         tell_end(run, run_dir.path, how, display.say)
+        with suppress(RunFailedError), Tracker(run_dir.metrics) as tracker:
+            tracker.emit("end", status=how, reason=masked(why))
         raise
     finally:
         stop_logging(handler)
         run_dir.release()
+
+
+def _end_of(error: BaseException) -> tuple[str, str]:
+    """Return how a run ended that was not completed, `failed` or `interrupted`, and why."""
+    if isinstance(error, Exception):
+        return "failed", str(error) if isinstance(error, HeliotropeError) else raised(error, "")
+    code = code_of(error)
+    if code == 128 + signal.SIGPIPE:
+        return "interrupted", OUTPUT_CLOSED
+    return "interrupted", type(error).__name__ if code is None else signal.Signals(code - 128).name
 
 
 def newest_checkpoint(

@@ -35,6 +35,7 @@ def write_outcome(
     `final` maps a split's name to its metrics. A report that cannot be drawn is logged and
     does not lose the run.
     """
+    display.over = True  # a reader that has gone ends nothing any more
     values = {
         name: value
         for split, metrics in final.items()

@@ -31,6 +31,9 @@ class Sink(Protocol):
 
     name: str
 
+    def check(self) -> None:
+        """Raise what it would not take a run for, without beginning one."""
+
     def begin(self, steps: int | None) -> None:
         """Begin a run, or go on with it after `steps`, the last of its record, if any."""
 
@@ -60,6 +63,8 @@ class TensorBoard:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._writer: Any = None
+
+    def check(self) -> None: ...
 
     def begin(self, steps: int | None) -> None:
         """Take back the points after `steps`: they are of an attempt that was given up."""
@@ -115,6 +120,19 @@ class MlFlow:
         self._uri = uri
         self._kept = kept
         self._made: Any = None
+
+    def check(self) -> None:
+        """Raise `RuntimeError` if the experiment, or a run to go on with, has been deleted."""
+        found = self._client.get_experiment_by_name(self._run.name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise RuntimeError(
+                f"its experiment {self._run.name} is deleted. Restore it: mlflow experiments "
+                f"restore --experiment-id {found.experiment_id}; or set another name=..."
+            )
+        if self._kept.exists():
+            run_id = self._kept.read_text()
+            if self._client.get_run(run_id).info.lifecycle_stage == "deleted":
+                raise RuntimeError(f"its run {run_id} is deleted. Restore it there")
 
     def begin(self, steps: int | None) -> None:  # noqa: ARG002 - points cannot be taken back
         """Let a run that is there already be running again."""

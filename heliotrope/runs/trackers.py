@@ -5,14 +5,19 @@ They show the numbers of metrics.jsonl under the same names, by optimizer steps.
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from heliotrope.config import Run
 from heliotrope.runs.follower import Follower
 from heliotrope.runs.sinks import MlFlow, Sink, TensorBoard
+from heliotrope.system.redaction import masked
 
-__all__ = ["listeners", "tell_end"]
+__all__ = ["check_trackers", "listeners", "tell_end"]
+
+_log = logging.getLogger(__name__)
 
 _PATIENCE = 10.0  # seconds: MLflow tries for minutes to reach a server that is gone
 _STOPPED = 2.0  # of a run that was told to stop
@@ -38,6 +43,23 @@ def listeners(
     return followers
 
 
+def check_trackers(run: Run, directory: Path, say: Callable[[str], None]) -> threading.Thread:
+    """Tell `say` as soon as it is known, from a thread, which trackers will not take the run."""
+
+    def check() -> None:
+        for sink, _ in _sinks(run, directory):
+            try:
+                sink.check()
+            except Exception as error:  # noqa: BLE001 - cosmetic beside the run's results
+                _log.warning("%s", sink.name, exc_info=True)
+                why = masked((str(error).strip().splitlines() or [type(error).__name__])[0])
+                say(f"{sink.name} shows nothing of this run, which goes on without it: {why}")
+
+    thread = threading.Thread(target=check, daemon=True, name="trackers")
+    thread.start()
+    return thread
+
+
 def tell_end(run: Run, directory: Path, status: str, say: Callable[[str], None]) -> None:
     """Tell the trackers how a run ended that was not completed: `failed` or `interrupted`."""
     patience = _STOPPED if status == "interrupted" else _PATIENCE
@@ -48,10 +70,16 @@ def tell_end(run: Run, directory: Path, status: str, say: Callable[[str], None])
 def _followers(
     run: Run, directory: Path, patience: float, say: Callable[[str], None] | None
 ) -> tuple[Follower, ...]:
+    metrics = directory / "metrics.jsonl"
+    sinks = _sinks(run, directory)
+    return tuple(Follower(sink, metrics, directory / at, patience, say) for sink, at in sinks)
+
+
+def _sinks(run: Run, directory: Path) -> list[tuple[Sink, str]]:
+    """Return what `run` asks for, each with the file in which a follower notes how far it is."""
     wanted: list[tuple[Sink, str]] = []
     if run.tracking.tensorboard:
         wanted.append((TensorBoard(directory / "tensorboard"), ".tensorboard.at"))
     if run.tracking.mlflow is not None:
         wanted.append((MlFlow(run, run.tracking.mlflow, directory / ".mlflow"), ".mlflow.at"))
-    metrics = directory / "metrics.jsonl"
-    return tuple(Follower(sink, metrics, directory / at, patience, say) for sink, at in wanted)
+    return wanted

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from heliotrope.system.processes import children, end
-from heliotrope.system.signals import STOPPING, code_of, held_back
+from heliotrope.system.signals import STOP_CODES, STOPPING, code_of, held_back
 
 __all__ = ["as_process", "brief", "leave", "leave_at_once", "saying", "stoppable"]
 
@@ -44,7 +44,7 @@ def as_process(main: Callable[[], int]) -> NoReturn:
         if stopped is None:
             raise
         code = stopped
-    if code in {128 + number for number in STOPPING}:
+    if code in STOP_CODES:
         _flushed()
         end(children())
         os._exit(code)

@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM: heard as a request to stop, held back, or raised in the main thread."""
+"""SIGINT and SIGTERM: heard as a request to stop, held back, or raised in the main thread.
+
+An output that nobody reads any more is such a request, too: as if by SIGPIPE, which Python ignores.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,20 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["STOPPING", "Stop", "code_of", "held_back", "signals_heard"]
+__all__ = [
+    "STOPPING",
+    "STOP_CODES",
+    "Stop",
+    "code_of",
+    "held_back",
+    "output_closed",
+    "signals_heard",
+]
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+STOP_CODES = {128 + number for number in (*STOPPING, signal.SIGPIPE)}
+"""What a process that was asked to stop ends with."""
 
 
 class Stop:
@@ -51,8 +65,26 @@ def signals_heard(repeated: float = 0.0) -> Iterator[Stop]:
         elif time.monotonic() - first >= repeated:
             stop.leave()
 
-    with _handled(hear):
-        yield stop
+    _hearing.append(stop)
+    try:
+        with _handled(hear):
+            yield stop
+    finally:
+        _hearing.remove(stop)
+
+
+_hearing: list[Stop] = []  # the blocks of `signals_heard` under way, the innermost last
+
+
+def output_closed() -> None:
+    """Ask to stop since nobody reads the output: a block of `signals_heard`, else by an exception.
+
+    From any thread; the exception is `SystemExit` with 128 + SIGPIPE, as shells have it.
+    """
+    if not _hearing:
+        raise SystemExit(128 + signal.SIGPIPE)
+    if not _hearing[-1].asked():
+        _hearing[-1].signal = signal.SIGPIPE
 
 
 @contextmanager
@@ -92,6 +124,6 @@ def code_of(error: BaseException | None) -> int | None:
     """Return the exit code of what a signal has raised; None of any other exception."""
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
-        return 128 + signal.SIGTERM
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code in STOP_CODES:
+        return error.code
     return None

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from heliotrope.runs import checkpoint
+from heliotrope.runs.display import OUTPUT_CLOSED
 from tests.distributed_runs import Job, alive, process, wait_until
-from tests.support import fresh_seed
+from tests.support import environment, fresh_seed
 
 _ENDLESS = {
     "distributed": ("distributed.epochs=100000",),
@@ -94,6 +98,36 @@ def test_a_run_on_ray_that_is_stopped_saves_and_leaves_nothing(
     else:
         last = (directory / "metrics.jsonl").read_text().count('"train"')
         assert saved.progress in (last, last - 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["distributed", "federated"])
+def test_a_run_whose_output_nobody_reads_saves_and_says_why(mode: str, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    words = ("experiment=quickstart", *_ENDLESS[mode], f"hydra.run.dir={directory}")
+    with subprocess.Popen(
+        [sys.executable, "-m", mode, *words],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as job:
+        assert job.stdout is not None
+        assert job.stderr is not None
+        while "accuracy" not in job.stdout.readline():
+            pass
+        job.stdout.close()
+        errors = job.stderr.read()
+    assert job.returncode == 141, errors
+    assert f"the run is stopped: {OUTPUT_CLOSED}" in errors
+    assert f"continue it: resume=true hydra.run.dir={directory}" in errors
+    saved = checkpoint.latest(directory / "checkpoints", pytest.fail)
+    assert saved is not None
+    assert saved.progress > 0
+    events = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert (events[-1]["status"], events[-1]["reason"]) == ("interrupted", OUTPUT_CLOSED)
+    assert f"interrupted: {OUTPUT_CLOSED}" in (directory / "run.log").read_text()
 
 
 def _ray_comes_up(job: Job) -> bool:

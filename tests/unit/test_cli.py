@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from heliotrope import cli
+from heliotrope.commands import evaluate, generate, predict
 from heliotrope.config import Mode, Run
 from heliotrope.errors import (
     CheckpointError,
@@ -404,14 +405,24 @@ def test_without_a_command_the_usage_is_shown(capsys: pytest.CaptureFixture[str]
     assert "usage:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "arguments", [["-h"], ["--help"], ["evaluate", "--help"], ["compare", "-h"]]
-)
-def test_help_of_the_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(arguments) == 0
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_of_all_commands(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([flag]) == 0
     out = capsys.readouterr().out
-    for name in ("distributed", "federated", "evaluate", "compare"):
-        assert name in out
+    for name in ("distributed", "federated", *cli._COMMANDS):
+        assert f"\n  {name} " in out
+
+
+@pytest.mark.parametrize("command", cli._COMMANDS)
+def test_help_of_a_command_names_all_that_it_takes(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: heliotrope {command} ")
+    keys = {"evaluate": evaluate._EVALUATE_KEYS, "predict": predict._KEYS}
+    for key in keys.get(command, generate._KEYS if command == "generate" else ()):
+        assert f"{key}=" in out
 
 
 def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from heliotrope.runs.display import Display
 from heliotrope.runs.events import Tracker
+from heliotrope.system.signals import signals_heard
 from tests.support import ROOT, environment
 
 PROGRESS = {"steps": 1, "examples_seen": 8, "bytes_up": 0, "bytes_down": 0}
@@ -65,6 +69,49 @@ def on_a_terminal(script: str) -> tuple[int, str]:
         os.close(reader)
         code = process.wait(60)
     return code, drawn.decode()
+
+
+class _Unread(io.StringIO):
+    """An output that nobody reads."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+
+    def write(self, _text: str) -> int:
+        raise BrokenPipeError
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+
+@pytest.fixture
+def unread(tmp_path: Path) -> Iterator[_Unread]:
+    with (tmp_path / "out").open("w") as file:
+        yield _Unread(file.fileno())
+
+
+@pytest.mark.usefixtures("piped")
+def test_an_output_that_nobody_reads_asks_the_run_to_stop(
+    unread: _Unread, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", unread)
+    with pytest.raises(SystemExit) as ended, Display("federated x", "round", 2) as display:
+        display.say("a line")
+    assert ended.value.code == 141
+    with signals_heard() as stop, Display("distributed x", "epoch", 2) as display:
+        thread = threading.Thread(target=display.say, args=["a line"])
+        thread.start()
+        thread.join()
+        display.say("another line")  # now nothing is written
+        assert stop.asked()
+        with pytest.raises(SystemExit) as ended:
+            stop.leave()
+    assert ended.value.code == 141
+    assert capsys.readouterr().err.count("the run is stopped: the command that its output") == 2
+    with Display("federated x", "round", 2) as display:
+        display.over = True
+        display.say("where the results are")
 
 
 def without_colours(drawn: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from distributed.loop.mixup import check_mixup
-from heliotrope import config
+from heliotrope import config, registry
 from heliotrope.config import Mode
-from heliotrope.data import Dataset, Dense, Examples, Info, Ragged, load
+from heliotrope.data import Batch, Dataset, Dense, Examples, Info, Ragged, load
 from heliotrope.data.preparation import Preparation
 from heliotrope.errors import ConfigError, DataError
 from heliotrope.evaluation import evaluate
@@ -25,6 +26,9 @@ from heliotrope.tasks import (
     example_weights,
     task_of,
 )
+from heliotrope.tasks.contrastive import Contrastive
+from heliotrope.tasks.measured import measure_too
+from tests.exemplars import EXEMPLARS
 from tests.support import MODES, compose, random_split, small_task
 
 
@@ -207,3 +211,24 @@ def test_a_large_mean_costs_no_digits(kind: type[Regression]) -> None:
     found = evaluate(Exact(), task, split, 2).compute()
     assert found["rmse"] == pytest.approx(0.0083 * 1.5, rel=1e-4)
     assert found["loss"] == pytest.approx(0.0083**2, rel=1e-4)
+
+
+def test_a_metric_beside_a_joint_task_is_given_what_the_task_compares() -> None:
+    class right:  # noqa: N801 - as it is called in a configuration
+        """How similar pictures are to their texts."""
+
+        size = 1
+        directions: ClassVar = {"right": "max"}
+
+        def cells(self, outputs: Tensor, batch: Batch) -> list[Any]:
+            assert outputs.shape[1:] == (2, 2)  # both ways, to both candidates of the trial
+            return [(0, outputs[torch.arange(len(outputs)), 0, batch["place"]])]
+
+        def compute(self, sums: Any) -> dict[str, Any]:
+            return {"right": sums[..., 0]}
+
+    registry.register("metric", "right", right, "mine.py, line 3")
+    example = EXEMPLARS["two_towers"].examples(1, seed=0).example()
+    task = Contrastive(DataFacts("pairs", Info(), example))
+    measure_too(task, ["right"])
+    assert "right" in task.metrics.directions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -20,10 +21,11 @@ from heliotrope.config.checks import shared
 from heliotrope.errors import ConfigError, ResourceError, RunFailedError
 from heliotrope.runs.clock import Clock
 from heliotrope.runs.directory import RunDirectory
+from heliotrope.runs.display import OUTPUT_CLOSED
 from heliotrope.runs.events import Progress, Tracker, log_to, stop_logging
 from heliotrope.runs.lifecycle import run_directory
 from heliotrope.runs.sinks import MlFlow
-from heliotrope.runs.trackers import listeners, tell_end
+from heliotrope.runs.trackers import check_trackers, listeners, tell_end
 from heliotrope.system.redaction import masked
 from tests.support import Started, compose, type_command
 
@@ -180,6 +182,7 @@ class _FakeMlFlow:
         self.answers.set()
         self.delay = 0.0  # seconds of a call
         self.error: Exception | None = None
+        self.stage = "active"
         self.asked: list[str] = []
         self.batches: list[list[tuple[str, float, int, int]]] = []
         self.params: dict[str, str] = {}
@@ -198,7 +201,7 @@ class _FakeMlFlow:
         return self
 
     def get_experiment_by_name(self, _name: str) -> SimpleNamespace:
-        return SimpleNamespace(experiment_id="1")
+        return SimpleNamespace(experiment_id="1", lifecycle_stage=self.stage)
 
     def create_run(self, *_: object, **_named: object) -> SimpleNamespace:
         return SimpleNamespace(info=SimpleNamespace(run_id="r"))
@@ -353,18 +356,23 @@ def test_a_server_that_stays_away_is_named_without_its_password(
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
+    ("error", "status", "reason"),
     [
-        (RunFailedError("diverged"), ["FAILED"]),
-        (ValueError("not foreseen"), ["FAILED"]),
-        (KeyboardInterrupt(), ["KILLED"]),
-        (SystemExit(143), ["KILLED"]),
-        (ResourceError("no room"), []),
+        (RunFailedError("diverged"), ["FAILED"], "diverged"),
+        (ValueError("not foreseen"), ["FAILED"], "ValueError: not foreseen"),
+        (KeyboardInterrupt(), ["KILLED"], "SIGINT"),
+        (SystemExit(143), ["KILLED"], "SIGTERM"),
+        (SystemExit(141), ["KILLED"], OUTPUT_CLOSED),
+        (ResourceError("no room"), [], None),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_a_run_that_is_not_completed_is_not_left_running(
-    error: BaseException, status: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_is_not_completed_says_why_and_is_not_left_running(
+    error: BaseException,
+    status: list[str],
+    reason: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = _FakeMlFlow(monkeypatch)
     run = compose("distributed", "tracking.mlflow=http://here")
@@ -380,6 +388,28 @@ def test_a_run_that_is_not_completed_is_not_left_running(
         begin_and_fail()
     assert [told for told in server.statuses if told != "RUNNING"] == status
     assert server.statuses[-1:] == status
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last.get("reason") == reason
+    if reason is not None:
+        how = "failed" if status == ["FAILED"] else "interrupted"
+        assert last["status"] == how
+        assert f"{how}: {reason}" in (tmp_path / "run.log").read_text()
+
+
+def test_a_tracker_that_will_not_take_the_run_says_so_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = _FakeMlFlow(monkeypatch)
+    run = compose("distributed", "tracking.mlflow=http://here", "tracking.tensorboard=true")
+    said: list[str] = []
+    check_trackers(run, tmp_path, said.append).join()
+    assert said == []
+    server.stage = "deleted"
+    check_trackers(run, tmp_path, said.append).join()
+    [line] = said
+    assert line.startswith("MLflow shows nothing of this run, which goes on without it: its exp")
+    assert "mlflow experiments restore --experiment-id 1; or set another name" in line
+    assert not (tmp_path / ".mlflow").exists()
 
 
 def test_a_run_that_failed_before_its_first_event_is_not_made(
