@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from heliotrope.errors import CheckpointError, ConfigError
@@ -27,6 +28,7 @@ __all__ = ["ClientStates", "PersonalWeights", "StateStore", "model_of_client"]
 _Weights = Mapping[str, Tensor]
 
 _PREFIX = "client_state/"  # in a checkpoint, of the pages' names
+_IDENTITIES = "client_identities"
 _PAGE_BYTES = 1 << 20
 _PAGE_CLIENTS = 4096
 
@@ -135,9 +137,19 @@ class StateStore:
         The weights that each client begins with.
     beside
         What it keeps beside weights, as that begins: by name, [*shape].
+    identities
+        Who each client is, int64 [clients], as `heliotrope.data.Partition` has it.
     """
 
-    def __init__(self, personal: PersonalWeights, beside: _Weights | None = None) -> None:
+    def __init__(
+        self,
+        personal: PersonalWeights,
+        beside: _Weights | None = None,
+        identities: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._identities = torch.from_numpy(
+            np.empty(0, np.int64) if identities is None else identities
+        )
         self._personal = tuple(personal.built)
         built = {**personal.built, **(beside or {})}
         self._built = {name: value.detach().cpu().clone() for name, value in built.items()}
@@ -180,15 +192,27 @@ class StateStore:
             self._pages[number] = page
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return the pages by name, [P, *shape] each, for a checkpoint."""
-        return {
+        """Return the pages by name, [P, *shape] each, for a checkpoint, and who the clients are."""
+        pages = {
             f"{_PREFIX}{number}/{name}": value
             for number, page in self._pages.items()
             for name, value in page.items()
         }
+        return {**pages, _IDENTITIES: self._identities} if len(self._identities) else pages
 
     def restore(self, arrays: Mapping[str, Tensor]) -> None:
-        """Go on from the arrays of a checkpoint, among which are those of `snapshot`."""
+        """Go on from the arrays of a checkpoint, among which are those of `snapshot`.
+
+        Raises `CheckpointError` if it holds the state of others, or state that there is not here.
+        """
+        saved = arrays.get(_IDENTITIES, self._identities)
+        if not torch.equal(saved, self._identities):
+            raise CheckpointError(
+                f"the checkpoint holds the state of {len(saved):,} clients, which are not the "
+                f"{len(self._identities):,} of the data that are there now: some would go on with "
+                "what others have kept. Put the data back as they were, or use another "
+                "hydra.run.dir."
+            )
         self._pages = {}
         for key, value in arrays.items():
             if not key.startswith(_PREFIX):

@@ -154,7 +154,9 @@ def _states(clients: TrainingContext, strategy: Strategy) -> StateStore | None:
     """Return where the clients' state is kept; None if they keep none."""
     weights = clients.global_weights
     beside = strategy.beside(weights) if isinstance(strategy, MeanStrategy) else {}
-    return StateStore(clients.personal, beside) if clients.personal or beside else None
+    if not (clients.personal or beside):
+        return None
+    return StateStore(clients.personal, beside, clients.population.partition.identities)
 
 
 @contextmanager

@@ -188,6 +188,18 @@ def test_pages_hold_what_was_put_and_are_not_changed_after_a_snapshot() -> None:
         StateStore(PersonalWeights({"big": torch.zeros(2)})).restore(store.snapshot())
 
 
+def test_the_state_of_other_clients_is_refused() -> None:
+    """One that has joined since may come before the others, who would have its number."""
+    built = PersonalWeights({"big": torch.zeros(3)})
+    store, more = (StateStore(built, None, np.array(ids)) for ids in ([7, 9], [3, 7, 9]))
+    store.put(ClientStates((0,), {"big": torch.ones(1, 3)}))
+    with pytest.raises(CheckpointError, match="state of 2 clients, which are not the 3 of the da"):
+        more.restore(store.snapshot())
+    same = StateStore(built, None, np.array([7, 9]))
+    same.restore(store.snapshot())
+    assert same.take([0, 1]).arrays["big"].tolist() == [[1] * 3, [0] * 3]
+
+
 def test_groups_must_be_clients() -> None:
     dataset = ratings(fresh_seed())
     with pytest.raises(ConfigError, match="Set federated/partition=natural"):
