@@ -42,6 +42,7 @@ from .population.evaluated import clients_to_evaluate, rows_due
 from .remedies import naming, of_divergence, of_failure
 from .strategies.mean import MeanStrategy
 from .strategies.state import restore, snapshot
+from .updates import is_finite
 
 __all__ = ["Server", "ServerState"]
 
@@ -217,7 +218,7 @@ class Server:
                 "log has its reason."
             )
         for key, value in read_arrays(arrays).items():
-            if not bool(torch.isfinite(value).all()):
+            if not is_finite(value):
                 raise RunFailedError(
                     f"round {server_round}: strategy {name} made {key} NaN or infinite. "
                     f"{of_divergence(self._run, self.state.arrays, updates_finite=True)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -15,7 +16,7 @@ from heliotrope.plugin_loading import raised
 from .algorithms import ClientAlgorithm
 from .client_state import ClientStates
 
-__all__ = ["Failure", "Instruction", "Stack", "Update", "Weights"]
+__all__ = ["Failure", "Instruction", "Stack", "Update", "Weights", "is_finite"]
 
 Weights = Mapping[str, Tensor]
 """A model's weights and buffers by name, [*shape] each."""
@@ -142,7 +143,7 @@ class Stack:
             if shape != wanted:
                 reason = f"update rejected: {name} has shape {shape} instead of {wanted}"
                 return {row: Failure(who, reason) for row, who in enumerate(self.clients)}
-            if not value.is_floating_point() or bool(torch.isfinite(value).all()):
+            if is_finite(value):
                 continue
             finite = torch.isfinite(value).flatten(1).all(dim=1)
             for row in torch.nonzero(~finite).view(-1).tolist():
@@ -168,3 +169,10 @@ class Failure:
         """Return that of a client who raised `error`; a line of a plug-in is named."""
         kind: Literal["raised", "late"] = "late" if isinstance(error, TimeoutError) else "raised"
         return cls(client, f"{doing}{raised(error, '')}", kind)
+
+
+def is_finite(values: Tensor) -> bool:
+    """Return whether no value is NaN or infinite; reads them once, and writes nothing."""
+    if not values.is_floating_point() or not values.numel():
+        return True
+    return all(math.isfinite(extreme) for extreme in values.aminmax())

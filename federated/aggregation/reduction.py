@@ -18,7 +18,7 @@ from torch import Tensor
 
 from heliotrope.errors import RunFailedError
 
-from ..updates import Failure, Stack, Weights
+from ..updates import Failure, Stack, Weights, is_finite
 from .exact import Units, add_slices, moved, sum_of_differences
 
 __all__ = ["Mean", "Outlier", "Partial", "Reduction", "mean_of", "merged"]
@@ -104,7 +104,7 @@ class Reduction:
         """
         failures: list[Failure] = []
         within = {name: self._holds(name, value) for name, value in stack.arrays.items()}
-        if not (all(within.values()) and _finite(stack.states)):
+        if not (all(within.values()) and all(map(is_finite, stack.states.values()))):
             rejected = stack.rejections(self._weights)
             failures = list(rejected.values())
             stack = stack.without(rejected)
@@ -241,10 +241,6 @@ def _difference(
         step = outlier.values.reshape(-1).double() - flat.double()
         difference.add_(step, alpha=outlier.weight)
     return difference
-
-
-def _finite(values: Weights) -> bool:
-    return all(bool(torch.isfinite(value).all()) for value in values.values())
 
 
 def _units(weights: Weights, most_weight: int) -> dict[str, Units]:

@@ -54,11 +54,14 @@ class CapturedStep:
         Multiplications of its matrix products and convolutions, forward and backward.
     activation_bytes
         Of all that the forward pass makes.
+    pure
+        Whether it uses no tensors but those it is given, such as buffers of the model.
     """
 
     replay: Callable[..., tuple[Tensor, Sequence[Gradient]]]
     work: int
     activation_bytes: int
+    pure: bool
 
     def __call__(
         self,
@@ -124,7 +127,8 @@ def capture(
         total = (each.detach() * factors).sum(dim=-1)
     if not same_generator_states(before, generator_states()):
         raise NotCapturableError("it draws from a process-wide random generator")
-    step = CapturedStep(recorder.program(total, gradients), recorder.work, kept)
+    program = recorder.program(total, gradients)
+    step = CapturedStep(program, recorder.work, kept, pure=not recorder.constants)
 
     rows = factors.dim() - 1
     other = [p * 1.25 + _LITTLE for p in parameters]

@@ -121,6 +121,7 @@ class Recorder(_Tape, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._looked = False  # at the values of constants
         self._parameters: set[int] = set()  # memory of the weights, which a step changes
         self._seen: set[int] = set()  # memory of all tensors so far
+        self.constants = 0  # tensors made outside that it uses
         self.work = 0  # multiplications of the matrix products and convolutions so far
         self.bytes = 0  # of what was made so far
         for name, tensor in inputs:
@@ -152,6 +153,7 @@ class Recorder(_Tape, TorchDispatchMode):  # type: ignore[no-untyped-call]
             memory = memory_of(value)
             if memory not in self._constants and memory in self._seen:
                 raise NotCapturableError("it reads the .data of a tensor")
+            self.constants += 1
             name = f"constant_{len(self._alive)}"
             self._root.register_buffer(name, value)
             self._remember(value, self._graph.get_attr(name))

@@ -40,15 +40,26 @@ _log = logging.getLogger(__name__)
 _FUNCTIONS = ""  # among the keys: that of draws inside functions
 _capturing = threading.Lock()  # torch keeps some of a dispatch mode's state in globals
 
+_Given = tuple[Sequence[Tensor], Mapping[str, Tensor], Batch, Tensor]
+_Shape = tuple[tuple[int, ...], ...]
+
 
 class FastTrainer:
     """Trains clients of one model by captured steps, kept by shape from round to round.
 
     What is not trained (buffers, frozen weights) is the same for all clients of a round. On a GPU,
     or with `captures` false, stacked steps are run by autograd, and single ones not at all.
+    `captured` are steps that any trainer of such a model may replay, by shape; others of the
+    process may add to them.
     """
 
-    def __init__(self, clients: TrainingContext, *, captures: bool = True) -> None:
+    def __init__(
+        self,
+        clients: TrainingContext,
+        *,
+        captures: bool = True,
+        captured: dict[_Shape, Step] | None = None,
+    ) -> None:
         self._clients = clients
         self._model = clients.fresh_model(clients.model.state_dict()).train()
         self._captures = captures and clients.train.device.type != "cuda"
@@ -64,6 +75,7 @@ class FastTrainer:
         self._stackable = Stackable(self._model, self._draws)
         self._seeded = seeded_layers(self._model)
         self._steps: dict[_Shape, Step] = {}
+        self.captured = {} if captured is None else captured
 
     def costs(self) -> tuple[int, int] | None:
         """Return the most work of a step of one client so far, and the bytes of its activations.
@@ -98,12 +110,14 @@ class FastTrainer:
             raise NotCapturableError("a single client's step is only captured on a CPU")
         with torch.inference_mode():
             optimizer = self._optimizer(instruction, start, mine, client)
-            for row, size in enumerate(plan.sizes.tolist()):
+            sizes = plan.sizes.tolist()
+            batches = train.batches(positions[row, :size] for row, size in enumerate(sizes))
+            for row, (size, batch) in enumerate(zip(sizes, batches, strict=True)):
                 limit.check()
                 given = (
                     mine,
                     {name: key[row] for name, key in keys.items()},
-                    train.take(positions[row, :size]),
+                    batch,
                     row_means[row, :size],
                 )
                 mean, gradients = self._step_of(given)(*given)
@@ -235,10 +249,10 @@ class FastTrainer:
         _, _, batch, factors = given
         shape = (tuple(factors.shape), *(tuple(value.shape) for value in batch.values()))
         if shape not in self._steps:
-            self._steps[shape] = self._captured(given)
+            self._steps[shape] = self._new_step(shape, given)
         return self._steps[shape]
 
-    def _captured(self, given: _Given) -> Step:
+    def _new_step(self, shape: _Shape, given: _Given) -> Step:
         parameters, keys, batch, factors = given
         stacked = factors.dim() == 2
         losses = vmap(self._losses, randomness="error") if stacked else self._losses
@@ -248,6 +262,8 @@ class FastTrainer:
                 if not self._captures:  # on a GPU, autograd works in threads of its own, unseen
                     raise NotCapturableError("it runs on a GPU, or is not to be captured")
                 with _capturing:
+                    if shape in self.captured:
+                        return self.captured[shape]
                     step = capture(
                         losses,
                         copies,
@@ -255,6 +271,8 @@ class FastTrainer:
                         {name: value.clone() for name, value in batch.items()},
                         factors.clone(),
                     )
+                    if step.pure:
+                        self.captured[shape] = step
             except NotCapturableError as error:
                 if not stacked:
                     raise
@@ -286,7 +304,3 @@ class FastTrainer:
 def _precision(types: Iterable[torch.dtype]) -> torch.dtype:
     """Return the type of the examples' factors: a share such as 1/10 is none in bfloat16."""
     return torch.float64 if torch.float64 in types else torch.float32
-
-
-_Given = tuple[Sequence[Tensor], Mapping[str, Tensor], Batch, Tensor]
-_Shape = tuple[tuple[int, ...], ...]

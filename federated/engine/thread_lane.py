@@ -37,13 +37,19 @@ class Reply:
 
 
 class ThreadLane:
-    """Trains clients in the model of `clients`, which is its own while it works."""
+    """Trains clients in the model of `clients`, which is its own while it works.
 
-    def __init__(self, clients: TrainingContext, watch: Watch) -> None:
+    Steps that are captured are shared with the lane `beside` it.
+    """
+
+    def __init__(
+        self, clients: TrainingContext, watch: Watch, beside: ThreadLane | None = None
+    ) -> None:
         self.clients = clients
         self._watch = watch
         self.stopped = False  # set from another thread: no more clients are begun
-        self._fast = FastTrainer(clients)
+        captured = None if beside is None else beside._fast.captured  # noqa: SLF001 - its like
+        self._fast: FastTrainer = FastTrainer(clients, captured=captured)
         self._finished = ClientUpdates.of(clients)
 
     def steps(

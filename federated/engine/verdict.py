@@ -28,7 +28,7 @@ from heliotrope.seeding import (
 from heliotrope.training.optimizers import build_optimizer
 
 from ..algorithms import ClientAlgorithm
-from ..updates import Instruction, Stack, Weights
+from ..updates import Instruction, Stack, Weights, is_finite
 from .capture import NotCapturableError
 from .context import TrainingContext
 from .double_precision import double, in_double
@@ -296,8 +296,7 @@ def _row(stack: Stack, row: int) -> Stack:
 
 
 def _finite(stack: Stack) -> bool:
-    values = [value for value in stack.arrays.values() if value.is_floating_point()]
-    return all(bool(torch.isfinite(value).all()) for value in values)
+    return all(map(is_finite, stack.arrays.values()))
 
 
 def _apart(ours: Stack, theirs: Stack, start: Weights) -> float:

@@ -120,7 +120,8 @@ class CohortWorker:
         at_once = min(execution.lanes, self.threads) if free else 1
         while len(self._lanes) < execution.lanes:
             model = self.clients.fresh_model(self.clients.model.state_dict())
-            self._lanes.append(ThreadLane(replace(self.clients, model=model), self.watch))
+            mine = replace(self.clients, model=model)
+            self._lanes.append(ThreadLane(mine, self.watch, beside=self._lanes[0]))
 
         def do(lane: ThreadLane, part: Sequence[int]) -> _T:
             torch.set_num_threads(
@@ -139,6 +140,8 @@ class CohortWorker:
                 for lane in lanes:
                     lane.stopped = True
                 raise
+            finally:
+                torch.set_num_threads(self.threads)  # for what is done with the lanes' sums
 
     def evaluate(
         self, weights: Weights, cohort: Sequence[int], states: ClientStates | None = None

@@ -131,3 +131,13 @@ def test_a_step_may_look_at_what_it_makes_of_numbers_alone() -> None:
 def test_a_step_that_looks_at_a_counter_it_changes_is_refused() -> None:
     with pytest.raises(NotCapturableError, match="changes in place"):
         capture(_counting(), *_inputs(fresh_seed()), _WEIGHTS)
+
+
+def test_steps_that_use_nothing_but_their_inputs_are_known() -> None:
+    shift = torch.ones(5)
+
+    def shifted(parameters: Sequence[Tensor], keys: _Named, batch: _Named) -> Tensor:
+        return _linear([parameters[0], parameters[1] + shift], keys, batch)
+
+    assert capture(_linear, *_inputs(1), _WEIGHTS).pure
+    assert not capture(shifted, *_inputs(1), _WEIGHTS).pure
