@@ -26,6 +26,7 @@ from heliotrope.data.columns import Column, Raw, Values
 from heliotrope.data.info import UNKNOWN, UNSEEN
 from heliotrope.data.preparation import Preparation
 from heliotrope.data.preparation.arrays import FittedTargetArrays
+from heliotrope.data.preparation.numbers import FittedNumbers, numbers
 from heliotrope.data.sources.new_rows import NewRows, read_new_rows
 from heliotrope.data.sources.table_files import AS_USUAL, CsvFormat
 from heliotrope.errors import ConfigError
@@ -88,7 +89,8 @@ def predict_command(arguments: Sequence[str]) -> None:
     )
     examples = trained.preparation.apply(_with_targets(new.raw, trained.preparation))
     console = Console(stderr=True, soft_wrap=True)
-    for line in (*new.left_out, *_unseen(examples, trained.preparation)):
+    missing = _missing(new.raw, trained.preparation)
+    for line in (*new.left_out, *missing, *_unseen(examples, trained.preparation)):
         console.print(line, markup=False, highlight=False)
     rows = _predicted(trained, examples, new)
     first = next(rows)  # a model that does not fit is refused before a file is made
@@ -141,6 +143,22 @@ def _with_targets(raw: Raw, preparation: Preparation) -> Raw:
             zeros = Values(np.zeros((len(raw), *shape), np.float32 if shape else np.int64))
             columns |= dict.fromkeys(step.reads(), zeros)
     return replace(raw, columns=columns)
+
+
+def _missing(raw: Raw, preparation: Preparation) -> list[str]:
+    """Return lines about numbers that are missing in columns where training lacks none."""
+    lines = []
+    for step in preparation.steps:
+        if not isinstance(step, FittedNumbers):
+            continue
+        lacking = np.isnan(numbers(raw, step.columns)).sum(axis=0).tolist()
+        lines += [
+            f"column {name}: {count:,} of {len(raw):,} numbers are missing, and the training data "
+            "lack none; the model takes their mean"
+            for name, count in zip(step.columns, lacking, strict=True)
+            if count and name not in step.indicators
+        ]
+    return lines
 
 
 def _unseen(examples: Examples, preparation: Preparation) -> list[str]:

@@ -133,12 +133,15 @@ def test_a_row_is_predicted_alike_whatever_else_the_file_holds(
 def test_what_training_has_not_seen_is_counted(tmp_path: Path, heliotrope: Command) -> None:
     directory = leave_a_run(tmp_path / "run", "experiment=heart")
     rows = [PATIENT, {**PATIENT, "thal": "unheard of"}, {**PATIENT, "thal": "new"}]
+    rows.append({**PATIENT, "age": "", "chol": ""})
     new = table(tmp_path / "new.csv", *rows)
     code, out, err = heliotrope("predict", f"run={directory}", f"input={new}")
     assert code == 0
     lines = out.splitlines()
     assert lines[2].partition(",")[2] == lines[3].partition(",")[2]  # both are the unseen value
-    assert "column thal: 2 of 3 values do not occur in the training data" in err
+    assert "column thal: 2 of 4 values do not occur in the training data" in err
+    assert "column age: 1 of 4 numbers are missing, and the training data lack none" in err
+    assert "column chol" not in err  # of which it has learned what a missing one means
 
 
 def test_bad_rows_are_named_or_left_out(tmp_path: Path, heliotrope: Command) -> None:
