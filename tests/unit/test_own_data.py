@@ -13,7 +13,7 @@ import torch
 from heliotrope import config, plugin_loading
 from heliotrope.data import Dataset, Traits, load
 from heliotrope.data.preparation import from_json
-from heliotrope.errors import ConfigError, HeliotropeError
+from heliotrope.errors import ConfigError, DataError, HeliotropeError
 from tests.support import everything
 
 _HEAD = """
@@ -72,6 +72,18 @@ def test_integer_targets_are_classes_and_floating_ones_a_regression(make: Make) 
     assert found.info.task == "regression"
     batch = everything(found.train)
     assert torch.equal(batch["numeric"][:, 0] / 4, batch["target"])
+
+
+def test_classes_are_told_apart_and_the_same_in_both_datasets(make: Make) -> None:
+    """ImageNet has two cranes; folders of other classes are numbered otherwise."""
+    both = """
+train, test = (Items([(i * 1.0, i % 3) for i in range(size)]) for _ in range(2))
+train.classes, test.classes = ["crane", "cat", "crane"], {classes}
+return train, test"""
+    found = make(both.format(classes=["crane", "cat", "crane"]))
+    assert found.info.class_names == ("crane (0)", "cat", "crane (2)")
+    with pytest.raises(DataError, match=r"test dataset: its class 0 is cat, but crane in the trai"):
+        make(both.format(classes=["cat", "crane", "crane"]))
 
 
 def test_a_pair_is_training_and_test_and_bytes_are_images(make: Make) -> None:
@@ -175,5 +187,5 @@ def test_what_cannot_be_read_is_named_with_file_and_line(body: str, make: Make) 
 def test_arrays_of_another_shape_are_none_that_a_model_was_trained_with(make: Make) -> None:
     found = make("return Items([(np.ones(2), 0)] * 9)")
     other = make("return Items([(np.ones(3), 0)] * 9)")
-    with pytest.raises(HeliotropeError, match=r"no arrays \[2\], which the model was trained with"):
+    with pytest.raises(HeliotropeError, match=r"the model was trained with arrays \[2\]"):
         load(config.chosen("data", other.name), 0, found.preparation)

@@ -15,6 +15,7 @@ Shape legend: N items.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -287,7 +288,19 @@ def _target_step(read: Sequence[_Split], task: str | None) -> tuple[Step, str]:
                 "on, or return fractions (float) for a number to be predicted."
             )
     count = 1 + max(int(split.targets.max()) for split in read)
-    names = read[0].class_names
+    names, others = (split.class_names for split in (read[0], read[-1]))
+    for place, (name, other) in enumerate(zip(names, others, strict=False)):
+        if name != other:
+            raise DataError(
+                f"{read[-1].where}: its class {place} is {other}, but {name} in the training "
+                "dataset. Give both the same classes, in one order."
+            )
     if len(names) < count:
         names = tuple(map(str, range(count)))
-    return Labels(names, _TARGET), "classification"
+    return Labels(_told_apart(names), _TARGET), "classification"
+
+
+def _told_apart(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names of classes, with its number behind each that others have too."""
+    times = Counter(names)
+    return tuple(f"{n} ({place})" if times[n] > 1 else n for place, n in enumerate(names))
