@@ -52,7 +52,7 @@ class UpdateTransform(Protocol):
 
 
 @dataclass(frozen=True)
-class ClipNorm:
+class ClipNorm(UpdateTransform):
     """Scales a client's update down to the Euclidean norm `most`, over all its parameters.
 
     Flat clipping of McMahan et al. 2018, arXiv:1710.06963. An update that is not finite is not

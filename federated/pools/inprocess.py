@@ -13,12 +13,13 @@ from ..engine.evaluation import Evaluations
 from ..engine.execution import Decision, ExecutionPlan
 from ..engine.thread_lane import Reply
 from ..updates import Instruction, Weights
+from .base import Pool
 from .cohort_worker import CohortWorker
 
 __all__ = ["InProcessPool"]
 
 
-class InProcessPool:
+class InProcessPool(Pool):
     """One worker: this process. No copies, no start-up."""
 
     def __init__(self, clients: TrainingContext, threads: int) -> None:

@@ -119,6 +119,7 @@ class Channel:
                 return done, _unpack(packed, self._answers, copy=True)
 
     def close(self) -> None:
+        """Close the connection: the worker's call of `serve` ends."""
         self.connection.close()
         self._answers.close()
 
@@ -187,6 +188,7 @@ class LocalChannels:
         self._elsewhere.discard(worker)
 
     def close(self) -> None:
+        """Forget all workers, and give the shared memory back."""
         for worker in list(self.channels):
             self.forget(worker)
         if self._shared is not None:

@@ -78,6 +78,7 @@ class Actor:
         return os.getpid()
 
     def decide(self, cohort: int, algorithms: tuple[ClientAlgorithm, ...]) -> Decision:
+        """As `CohortWorker.decide`."""
         return self._worker.decide(cohort, algorithms)
 
     def train(
@@ -88,6 +89,7 @@ class Actor:
         execution: ExecutionPlan,
         reduce: bool,
     ) -> tuple[Reply, list[Arrays]]:
+        """As `CohortWorker.train`; the reply is `packed`."""
         return packed(
             self._worker.train(as_tensors(weights), instruction, cohort, execution, reduce)
         )
@@ -95,6 +97,7 @@ class Actor:
     def evaluate(
         self, weights: Arrays, cohort: Sequence[int], states: ClientStates | None
     ) -> Evaluations:
+        """As `CohortWorker.evaluate`."""
         return self._worker.evaluate(as_tensors(weights), cohort, states)
 
     def evaluate_splits_of(
@@ -103,12 +106,15 @@ class Actor:
         cohort: Sequence[int],  # noqa: ARG002 - it is that of the states
         states: ClientStates,
     ) -> dict[str, Metrics]:
+        """As `CohortWorker.evaluate_splits_of`."""
         return self._worker.evaluate_splits_of(as_tensors(weights), states)
 
     def evaluate_centrally(self, weights: Arrays, part: int, parts: int) -> dict[str, Metrics]:
+        """As `CohortWorker.evaluate_centrally`."""
         return self._worker.evaluate_centrally(as_tensors(weights), part, parts)
 
     def peak_rss_bytes(self) -> int:
+        """Return the most memory that this process has had resident, in bytes."""
         return peak_rss_bytes()
 
 

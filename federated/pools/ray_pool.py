@@ -40,6 +40,7 @@ from ..engine.execution import Decision, ExecutionPlan
 from ..engine.thread_lane import Reply
 from ..engine.time_limit import HANG_SECONDS, Hung, read_hang
 from ..updates import Instruction, Weights
+from .base import Pool
 from .cohort_worker import assign_clients
 from .local_channel import LocalChannels
 from .ray_actor import TRAIN, Actor, as_arrays, unpacked
@@ -67,7 +68,7 @@ _LOOK_SECONDS = 0.002  # between looks at workers here, which have channels, and
 _ATTEMPTS = 3  # times one part of a cohort may kill its worker before the run gives up
 
 
-class RayPool:
+class RayPool(Pool):
     """`federated.workers` actors in the placement group that holds each one's `share`.
 
     `share` are CPUs, which are its threads, and perhaps a part of a GPU.

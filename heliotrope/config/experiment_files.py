@@ -33,6 +33,7 @@ class OwnExperiments(ConfigSource):
         return "own-experiments"
 
     def load_config(self, config_path: str) -> ConfigResult:
+        """Return the file's content, with paths in it counted from its folder."""
         path = own_experiment(config_path.removeprefix(_GROUP))
         assert path is not None, "Hydra asks for what is_config has found"
         with path.open(encoding="utf-8") as file:
@@ -43,9 +44,11 @@ class OwnExperiments(ConfigSource):
         return ConfigResult(self.provider, self.full_path(), config, header)
 
     def is_group(self, config_path: str) -> bool:  # noqa: ARG002
+        """Return False: a file is no folder of choices."""
         return False
 
     def is_config(self, config_path: str) -> bool:
+        """Return whether `config_path` is the group `experiment` and the path of a file."""
         if not config_path.startswith(_GROUP):
             return False
         return own_experiment(config_path.removeprefix(_GROUP)) is not None

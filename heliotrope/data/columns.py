@@ -35,7 +35,7 @@ class Column(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Values:
+class Values(Column):
     """Numbers: [N, ...], such as pixels in bytes, class indices, or measurements.
 
     A missing measurement is NaN.
@@ -51,7 +51,7 @@ class Values:
 
 
 @dataclass(frozen=True, eq=False)
-class Strings:
+class Strings(Column):
     """Words of a small set, such as the values of a categorical column.
 
     Parameters
@@ -81,7 +81,7 @@ class Strings:
 
 
 @dataclass(frozen=True, eq=False)
-class Texts:
+class Texts(Column):
     """A text an example."""
 
     texts: Sequence[str]
@@ -96,7 +96,7 @@ class Texts:
 
 
 @dataclass(frozen=True, eq=False)
-class Pieces:
+class Pieces(Column):
     """A piece of one long stream of characters an example.
 
     The stream goes on for at least one character after each piece, so that every character of a
@@ -122,7 +122,7 @@ class Pieces:
 
 
 @dataclass(frozen=True, eq=False)
-class Items:
+class Items(Column):
     """The input of each item of a user's map-style dataset, read whenever it is asked for.
 
     Parameters

@@ -76,7 +76,7 @@ class Affine:
         return torch.add(self._shift, numbers, alpha=self.scale, out=out)
 
 
-class Dense:
+class Dense(Field):
     """One value or array an example.
 
     Parameters

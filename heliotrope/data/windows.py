@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heliotrope.data.fields import Batch, Rows, array_of, tensor_of
+from heliotrope.data.fields import Batch, Field, Rows, array_of, tensor_of
 
 __all__ = ["Ragged", "Windows", "length_of"]
 
@@ -26,7 +26,7 @@ def length_of(name: str) -> str:
     return f"{name}_length"
 
 
-class Windows:
+class Windows(Field):
     """A piece of one long stream an example: pieces may overlap, and differ in length.
 
     A batch has them padded with zeros, ``name`` [B, W, ...], and their lengths, ``name_length``

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heliotrope.metrics.base import Batch, Cell, Direction, Sums
+from heliotrope.metrics.base import Batch, Cell, Direction, Metric, MetricWithPanels, Sums
 
 __all__ = ["Accuracy", "CalibrationError", "Confusion"]
 
 
 @dataclass(frozen=True)
-class Confusion:
+class Confusion(MetricWithPanels):
     """The confusion matrix of C classes, and from it `accuracy` and `macro_f1`.
 
     Outputs are [B, C], of which the largest is the prediction; labels are int64 [B] in [0, C).
@@ -61,7 +61,7 @@ class Confusion:
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class Accuracy(Metric):
     """`accuracy`, or `top_5_accuracy` for `k` of 5, without a confusion matrix.
 
     The share of labels whose class is among the `k` of the largest outputs. Equal outputs of
@@ -102,7 +102,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class CalibrationError:
+class CalibrationError(MetricWithPanels):
     """`calibration_error`: how far confidence is from accuracy, 0 to 1.
 
     The expected calibration error of the predicted class (Guo et al. 2017, equation 3) with

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from heliotrope.metrics.base import Batch, Cell, Direction, Sums
+from heliotrope.metrics.base import Batch, Cell, Direction, MetricWithPanels, Sums
 
 __all__ = ["ScoreCurves"]
 
@@ -20,7 +20,7 @@ _DIGITS = 6  # of what is drawn
 
 
 @dataclass(frozen=True)
-class ScoreCurves:
+class ScoreCurves(MetricWithPanels):
     """`auroc` and `average_precision`, from counts in `bins` fixed bins of the score.
 
     The score of a class is the logit of its probability, x = log(p / (1 - p)); of two classes that

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from heliotrope.metrics.base import Batch, Cell, Direction, Sums
+from heliotrope.metrics.base import Batch, Cell, Direction, Metric, Sums
 
 __all__ = ["Loss", "TokenLoss"]
 
 
 @dataclass(frozen=True)
-class Loss:
+class Loss(Metric):
     """`loss`: the sum of the examples' losses over the sum of their weights.
 
     `losses(outputs, batch)` returns each example's sum of losses, [B]; `weights(batch)` its

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from heliotrope.metrics.base import Batch, Cell, Direction, Sums
+from heliotrope.metrics.base import Batch, Cell, Direction, Metric, Sums
 
 __all__ = ["HitRate", "Ndcg", "Recall"]
 
 
 @dataclass(frozen=True)
-class _AtK:
+class _AtK(Metric):
     """The mean over examples of a number that follows from the best `k` candidates."""
 
     k: int = 10

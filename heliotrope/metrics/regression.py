@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from heliotrope.metrics.base import Batch, Cell, Direction, Sums
+from heliotrope.metrics.base import Batch, Cell, Direction, Metric, MetricWithPanels, Sums
 
 __all__ = ["PredictionHistogram", "RegressionErrors"]
 
@@ -17,7 +17,7 @@ _CANCELLED = 1e-12  # of the mean square: a variance below it is rounding
 
 
 @dataclass(frozen=True)
-class RegressionErrors:
+class RegressionErrors(Metric):
     """`rmse`, `mae` (in the unit of the targets) and `r2`, from sums in float64.
 
     `r2` is 1 - (squared errors) / (squared distances of the targets from their own mean). It is
@@ -51,7 +51,7 @@ class RegressionErrors:
 
 
 @dataclass(frozen=True)
-class PredictionHistogram:
+class PredictionHistogram(MetricWithPanels):
     """How often each target met each prediction, as the report shows it: no number.
 
     Both are counted in `bins` bins of equal width from `low` to `high`; what lies outside counts

@@ -31,9 +31,6 @@ _IN_PROGRESS = {
     "bytes_down": "bytes_down",
 }
 
-# Of the runs of versions that did not write it down.
-_BEFORE = {"accuracy": "max", "loss": "min", "macro_f1": "max"}
-
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -86,7 +83,7 @@ class RunRecord:
         """Return whether `max` or `min` is better of `metric`, or None where nothing says so."""
         told = self._said("directions", "directions")
         told = told if isinstance(told, Mapping) else {}
-        way = {**_BEFORE, **told}.get(metric.rpartition("/")[2])
+        way = {"loss": "min", **told}.get(metric.rpartition("/")[2])  # 0.1 did not write it down
         return way if way in ("max", "min") else None
 
     @property

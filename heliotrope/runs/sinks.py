@@ -55,7 +55,7 @@ def _values(event: Event) -> Iterator[tuple[str, float]]:
             yield name, math.nan if value is None else float(value)
 
 
-class TensorBoard:
+class TensorBoard(Sink):
     """Writes event files that TensorBoard shows."""
 
     name = "TensorBoard"
@@ -107,7 +107,7 @@ def _await_a_later_second(directory: Path) -> None:
         time.sleep(0.02)
 
 
-class MlFlow:
+class MlFlow(Sink):
     """Logs into one MLflow run, whose id the run's directory keeps for a resume.
 
     MLflow's parameters never change: those that a resume has changed become tags of that name.

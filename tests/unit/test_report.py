@@ -466,7 +466,6 @@ def test_a_run_under_way_says_what_is_better(tmp_path: Path) -> None:
     directory = make_run(tmp_path, events=told, finished=False)
     assert read_run(directory).direction("test/rmse") == "min"
     assert read_run(directory).direction("clients/loss") == "min", "as in runs of old versions"
-    assert read_run(directory).direction("test/accuracy") == "max"
     assert read_run(directory).direction("test/made_up") is None
 
 
