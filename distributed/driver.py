@@ -207,11 +207,12 @@ def _given_up(
     failures: list[WorkerFailure], run: Run, run_dir: RunDirectory, why: str = ""
 ) -> WorkerError:
     last = failures[-1]
+    go_on = going_on(run, run_dir.path, last.reason)
+    mend = "Mend that, and continue" if "plugins_changed" in go_on else "Continue"
     return WorkerError(
         f"rank {last.rank} failed: {last.reason}.{why} {len(failures)} failure(s), "
         f"distributed.max_failures={run.distributed.max_failures}. {run_dir.log} has what the "
-        "workers said. Continue from the last checkpoint with "
-        f"{going_on(run, run_dir.path, last.reason)}."
+        f"workers said. {mend} from the last checkpoint with {go_on}."
     )
 
 

@@ -33,6 +33,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from heliotrope import config, registry
 from heliotrope.commands import sweeps
 from heliotrope.commands.directories import refuse_unnamed
+from heliotrope.commands.output import say
 from heliotrope.commands.overrides import prepared
 from heliotrope.config import Mode, Run
 from heliotrope.config.explain import composing, explain
@@ -145,7 +146,7 @@ def run_mode(
     if len(jobs.done) > 1:
         shown = [shlex.quote(str(directory)) for directory in jobs.done]
         listed = shown if any(jobs.codes) else [f"{shlex.quote(str(jobs.done[0].parent))}/*/"]
-        print(f"compare them: python -m heliotrope compare {' '.join(listed)}")
+        say(f"compare them: python -m heliotrope compare {' '.join(listed)}")
     return outside or next((code for code in jobs.codes if code), 0)
 
 
@@ -175,7 +176,7 @@ class _Jobs:
             self._refuse_unnamed(directory, whole, key)
             return
         if sweeping:
-            print(masked(f"[{hydra_cfg.job.num}] {' '.join(overrides)}"), flush=True)
+            say(masked(f"[{hydra_cfg.job.num}] {' '.join(overrides)}"))
             _mask(whole / "multirun.yaml")
             this = sweeps.Job.of(overrides, sys.argv[1:])
             if cfg.resume is True:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from heliotrope.commands.output import say
 from heliotrope.runs.display import Display
 from heliotrope.runs.events import Tracker
 from heliotrope.system.signals import signals_heard
@@ -109,6 +110,9 @@ def test_an_output_that_nobody_reads_asks_the_run_to_stop(
             stop.leave()
     assert ended.value.code == 141
     assert capsys.readouterr().err.count("the run is stopped: the command that its output") == 2
+    with pytest.raises(SystemExit) as ended:
+        say("a line of a sweep")
+    assert ended.value.code == 141
     with Display("federated x", "round", 2) as display:
         display.over = True
         display.say("where the results are")

@@ -139,6 +139,12 @@ def test_mlflow_has_one_run_with_its_parameters_and_numbers(tmp_path: Path) -> N
     points = client.get_metric_history(found.info.run_id, "train/loss")
     assert [(point.step, point.value) for point in points] == [(10, 3.0), (20, 2.0), (30, 1.0)]
 
+    client.delete_experiment(experiment.experiment_id)
+    said: list[str] = []
+    check_trackers(run, tmp_path / "two", said.append).join()
+    [line] = said
+    assert "its experiment tracked is deleted" in line
+
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow, about its own dependencies
 def test_an_experiment_that_another_job_has_just_made_is_used(tmp_path: Path) -> None:
