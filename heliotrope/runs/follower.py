@@ -123,7 +123,7 @@ class Follower:
             _log.exception("%s could not be closed", self._sink.name)
 
     def _pass_on(self, closing: bool) -> None:
-        if self._rewound.is_set():
+        while self._rewound.is_set():  # again, if the run was taken back while the sink began
             self._rewound.clear()
             self._kept.write_text(str(self._offset))
             self._sink.begin(self._last_steps())
