@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from heliotrope.data.columns import Values
+from heliotrope.data.preparation import Preparation, Statistics
 from heliotrope.data.sources.folders import images, texts
 
 _EXIF_ORIENTATION = 0x0112
@@ -74,6 +76,19 @@ def test_hidden_folders_are_no_classes_and_hidden_files_no_examples(tmp_path: Pa
     found = images(path=str(tmp_path), test=str(tmp_path))
     assert found.notes == (f"{tmp_path}: 10 files of 2 classes: cat, dog",)
     assert len(found.test) == 10
+
+
+def test_a_class_is_known_by_its_name_in_a_folder_of_other_classes(tmp_path: Path) -> None:
+    """As where a run is evaluated on pictures of some of its classes: they are numbered anew."""
+    for folder in ("train/ant", "train/bee", "train/cat", "new/bee", "new/cat"):
+        (tmp_path / folder).mkdir(parents=True)
+        for grey in (9, 90, 200):
+            Image.new("L", (4, 4), grey).save(tmp_path / folder / f"{grey}.png")
+    trained, new = (images(path=str(tmp_path / name), size=4) for name in ("train", "new"))
+    statistics = Statistics.of(trained.steps, trained.train, "training")
+    preparation = Preparation.of(trained.steps, statistics, "training", trained.task)
+    labels = preparation.apply(new.train).take(torch.arange(len(new.train)))["label"]
+    assert labels.unique().tolist() == [1, 2]
 
 
 def test_a_hidden_folder_does_not_make_classes_of_texts(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope.config.own_files import absent
-from heliotrope.data.columns import Column, Raw, Texts, Values
+from heliotrope.data.columns import Column, Raw, Strings, Texts, Values
 from heliotrope.data.preparation import Labels, Pixels, Step, Words
 from heliotrope.data.sources.pictures import PICTURES, read_image
 from heliotrope.data.sources.streams import next_characters
@@ -168,11 +168,10 @@ def _by_class(
                 f"{folder} holds none of the files {', '.join('*' + e for e in endings)} in the "
                 f"folders {', '.join(classes)}."
             )
-        label = [classes.index(path.relative_to(folder).parts[0]) for path, _ in items]
+        codes = [classes.index(path.relative_to(folder).parts[0]) for path, _ in items]
+        label = Strings(np.array(codes, dtype=np.int32), tuple(classes))
         columns = column([item for _, item in items])
-        return Raw({**columns, "label": Values(np.array(label))}, origin=str(folder)), _left_out(
-            bad
-        )
+        return Raw({**columns, "label": label}, origin=str(folder)), _left_out(bad)
 
     train, bad = split(folder)
     notes = [
@@ -184,8 +183,8 @@ def _by_class(
         notes += bad
     else:
         label = train.columns["label"]
-        assert isinstance(label, Values)
-        mask = held_out(files.test_fraction, label.values, count=len(train))
+        assert isinstance(label, Strings)
+        mask = held_out(files.test_fraction, label.codes, count=len(train))
         train, test = (train.subset(np.flatnonzero(rows)) for rows in (~mask, mask))
     steps = (step, Labels(tuple(classes)))
     return Unprepared(train, test, steps, "classification", tuple(notes))
