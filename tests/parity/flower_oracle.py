@@ -16,11 +16,11 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
+from federated.engine.context import assemble, divide
 from federated.flower.app import client_app
 from heliotrope import registry
 from heliotrope.config import Run, from_resolved
 from heliotrope.data import load
-from heliotrope.models import build
 from heliotrope.tasks import task_of
 
 
@@ -33,7 +33,7 @@ def simulate(runs: dict[str, Run], output: Path) -> None:
     first = next(iter(runs.values()))
     clients = first.federated.clients_per_round
     dataset = load(first.data, first.seed)
-    model = build(first.model, task_of(dataset), first.seed)
+    start = assemble(first, task_of(dataset, first), dataset.train, divide(first, dataset))
     app = ServerApp()
 
     @app.main()
@@ -46,7 +46,7 @@ def simulate(runs: dict[str, Run], output: Path) -> None:
             strategy.fraction_evaluate = 0.0
             strategy.min_train_nodes = strategy.min_available_nodes = clients
             result = strategy.start(
-                grid, ArrayRecord(model.state_dict()), num_rounds=run.federated.rounds
+                grid, ArrayRecord(dict(start.global_weights)), num_rounds=run.federated.rounds
             )
             arrays = {key: array.numpy() for key, array in result.arrays.items()}
             np.savez(output / f"{name}.npz", **arrays)
