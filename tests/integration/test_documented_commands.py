@@ -88,6 +88,7 @@ KEPT = (
         "--workloads embedding --cohorts 4 --rounds 1 --patience 0",
         slow=True,
     ),
+    Kept(r"/gpt_step\.py$", "--pairs 1 --epochs 2 --patience 0", slow=True),
     Kept(r"/checkpoint_stall\.py$", "--checkpoints 2 --patience 0", slow=True),
     Kept(
         r"/data_parallel\.py$",
@@ -237,7 +238,14 @@ def test_the_documents_have_commands() -> None:
 
 @pytest.mark.parametrize(
     "script",
-    ["cohort.py", "layers.py", "population.py", "checkpoint_stall.py", "data_parallel.py"],
+    [
+        "cohort.py",
+        "layers.py",
+        "population.py",
+        "checkpoint_stall.py",
+        "data_parallel.py",
+        "gpt_step.py",
+    ],
 )
 def test_a_benchmark_finds_all_that_it_imports(
     script: str, type_: Callable[..., subprocess.CompletedProcess[str]]
