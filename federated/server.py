@@ -78,7 +78,7 @@ class Server:
     def __init__(
         self,
         run: Run,
-        clients: TrainingContext,
+        context: TrainingContext,
         preparation: Preparation,
         strategy: Strategy,
         grid: CohortGrid,
@@ -87,23 +87,23 @@ class Server:
         say: Callable[[str], None],
     ) -> None:
         self._run = run
-        self._start = clients.global_weights
-        self._task = clients.task
+        self._start = context.global_weights
+        self._task = context.task
         self._preparation = preparation.to_json()
-        self._population = clients.population
+        self._population = context.population
         self._strategy = strategy
         self._grid = grid
         self._tracker = tracker
         self._checkpoints = checkpoints
         self._directory = checkpoints.parent
         self._say = say  # a line to the person who watches
-        holding = len(clients.population.evaluating())
+        holding = len(context.population.evaluating())
         self._evaluating = clients_to_evaluate(run.federated, holding) if holding else 0
         self._said_alone = False
-        self._model_bytes = sum(v.nbytes for v in clients.global_weights.values())
+        self._model_bytes = sum(v.nbytes for v in context.global_weights.values())
         self._saved_at = time.monotonic()
-        self.target = Target(run.target, clients.task.metrics.directions)
-        self.state = ServerState(to_record(clients.global_weights))
+        self.target = Target(run.target, context.task.metrics.directions)
+        self.state = ServerState(to_record(context.global_weights))
         self.final: dict[str, Metrics] = {}
         self._noted: _Noted
         self._saved: _Noted | None = None

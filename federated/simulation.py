@@ -59,7 +59,7 @@ _log = logging.getLogger(__name__)
 class Components:
     """What a configuration means, found to fit before any work."""
 
-    clients: TrainingContext
+    context: TrainingContext
     preparation: Preparation
     exchange: Exchange
     notes: tuple[str, ...]
@@ -77,25 +77,25 @@ def build_components(run: Run) -> Components:
     check_chosen_metrics(run, "federated", task.metrics.directions)
     parts = divide(run, dataset)
     owners = owners_of(run, central, dataset.train, parts)
-    clients = assemble(run, task, prepared_for(parts, dataset), parts, central, owners)
-    check_batches(clients, run.model.name)
+    context = assemble(run, task, prepared_for(parts, dataset), parts, central, owners)
+    check_batches(context, run.model.name)
     if run.federated.holdout_fraction:
-        clients_to_evaluate(run.federated, len(clients.population.evaluating()))
+        clients_to_evaluate(run.federated, len(context.population.evaluating()))
     facts = ModelFacts.of(
-        clients.model,
-        clients.total_weight,
-        len(clients.population.training()),
-        clients.global_weights,
+        context.model,
+        context.total_weight,
+        len(context.population.training()),
+        context.global_weights,
     )
     strategy = build_strategy(run, facts)
     check_savable(strategy)
     if not registry.entry("strategy", run.federated.strategy.name).built_in:
-        weights, cohort = clients.global_weights, run.federated.clients_per_round
+        weights, cohort = context.global_weights, run.federated.clients_per_round
         if (later := after_a_round(strategy, weights, cohort)) is not None:
             check_savable(later)
     assert dataset.fitting is not None
     return Components(
-        clients=clients,
+        context=context,
         preparation=dataset.preparation,
         exchange=dataset.fitting.exchange(parts),
         notes=dataset.notes,
@@ -106,19 +106,19 @@ def build_components(run: Run) -> Components:
 
 def simulate(run: Run, directory: Path, parts: Components, cluster: Cluster | None) -> None:
     """Train the clients of `run`, in this process or on a Ray cluster, and write its results."""
-    clients = parts.clients.on(pick_device(run.device if cluster is None else "cpu"))
+    context = parts.context.on(pick_device(run.device if cluster is None else "cpu"))
     torch.set_num_threads(threads_of(available_cpus()))
     with (
         run_directory(run, "federated", directory, "server") as (run_dir, display),
         Tracker(run_dir.metrics, (display, *listeners(run, run_dir.path, display.say))) as tracker,
     ):
-        with _pool(run, clients, cluster, run_dir.log, tracker) as pool:
+        with _pool(run, context, cluster, run_dir.log, tracker) as pool:
             takes_mean = isinstance(parts.strategy, MeanStrategy)
-            states = _states(clients, parts.strategy)
+            states = _states(context, parts.strategy)
             grid = CohortGrid(pool, parts.reduce, takes_mean=takes_mean, states=states)
             server = Server(
                 run,
-                clients,
+                context,
                 parts.preparation,
                 parts.strategy,
                 grid,
@@ -131,8 +131,8 @@ def simulate(run: Run, directory: Path, parts: Components, cluster: Cluster | No
             _begin(run, server, grid, tracker, run_dir, display)
             for note in parts.notes:
                 display.say(note)
-            _say_who_weighs_nothing(clients.population, display)
-            _say_who_holds_out(clients.population, display)
+            _say_who_weighs_nothing(context.population, display)
+            _say_who_holds_out(context.population, display)
             with _frozen_heap():
                 state = server.train()
             outcome = Outcome(
@@ -141,7 +141,7 @@ def simulate(run: Run, directory: Path, parts: Components, cluster: Cluster | No
                 counts=state.counts,
                 clock=state.clock,
                 startup_seconds=state.startup_seconds or 0.0,
-                parameters=parameter_count(clients.model),
+                parameters=parameter_count(context.model),
                 peak_rss_bytes=peak_rss_bytes() + pool.peak_rss_bytes(),
                 target=server.target.summary(),
                 preparation=asdict(parts.exchange),
@@ -150,22 +150,22 @@ def simulate(run: Run, directory: Path, parts: Components, cluster: Cluster | No
         write_outcome(run, "federated", run_dir, tracker, server.final, outcome, display)
 
 
-def _states(clients: TrainingContext, strategy: Strategy) -> StateStore | None:
+def _states(context: TrainingContext, strategy: Strategy) -> StateStore | None:
     """Return where the clients' state is kept; None if they keep none."""
-    weights = clients.global_weights
+    weights = context.global_weights
     beside = strategy.beside(weights) if isinstance(strategy, MeanStrategy) else {}
-    if not (clients.personal or beside):
+    if not (context.personal or beside):
         return None
-    return StateStore(clients.personal, beside, clients.population.partition.identities)
+    return StateStore(context.personal, beside, context.population.partition.identities)
 
 
 @contextmanager
 def _pool(
-    run: Run, clients: TrainingContext, cluster: Cluster | None, log: Path, tracker: Tracker
+    run: Run, context: TrainingContext, cluster: Cluster | None, log: Path, tracker: Tracker
 ) -> Iterator[Pool]:
     if cluster is None:
         cpus = run.federated.cpus_per_worker or available_cpus()
-        yield InProcessPool(clients, threads_of(cpus))
+        yield InProcessPool(context, threads_of(cpus))
         return
     from .pools.ray_pool import RayPool
 
@@ -184,7 +184,7 @@ def _pool(
                 "CPUs. device=cuda waits for them."
             )
         environment = driver_environment(run.cluster, inherited=not cluster.can_grow)
-        pool = RayPool(run, clients, request.each, group, log, on_failure, environment)
+        pool = RayPool(run, context, request.each, group, log, on_failure, environment)
         try:
             yield pool
         finally:

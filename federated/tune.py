@@ -39,17 +39,17 @@ def tune_command(arguments: Sequence[str]) -> None:
     with initialize_config_dir(config_dir=str(config.conf_dir()), version_base="1.3"):
         run = config.load(compose("config", overrides=list(arguments)), "federated")
     console = Console(soft_wrap=True)
-    clients = build_components(run).clients.on(pick_device(run.device))
+    context = build_components(run).context.on(pick_device(run.device))
     threads = run.federated.cpus_per_worker or max(1, available_cpus() // run.federated.workers)
-    worker = CohortWorker(clients, threads)
-    cohort = list(range(min(len(clients.population), run.federated.clients_per_round)))
+    worker = CohortWorker(context, threads)
+    cohort = list(range(min(len(context.population), run.federated.clients_per_round)))
     ruled = worker.decide(len(cohort), ()).execution
     if ruled is None:
         raise ConfigError(
             f"federated.client_training={run.federated.client_training} is not possible for this "
             "model. Set federated.client_training=auto."
         )
-    verdict = examine(clients, (), Watch(), FAST)
+    verdict = examine(context, (), Watch(), FAST)
     choices = [ruled, *(c for c in candidates(run, verdict, worker, len(cohort)) if c != ruled)]
     seconds = {execution: _seconds(worker, execution, cohort) for execution in choices}
     best = min(seconds, key=lambda execution: seconds[execution])
@@ -70,21 +70,21 @@ def candidates(
     run: Run, verdict: Verdict, worker: CohortWorker, cohort: int
 ) -> list[ExecutionPlan]:
     """Return the ways that the model allows, and that the configuration does not exclude."""
-    clients, threads, cfg = worker.clients, worker.threads, run.federated
+    context, threads, cfg = worker.context, worker.threads, run.federated
     asked = cfg.client_training
     kinds = [k for k in (*FAST, "sequential") if asked in ("auto", k) and k not in verdict.reasons]
     counts = sorted({1, threads})
     choices = []
     for kind in kinds:
         if kind == "batched":
-            most = min(cohort, most_stacked(clients, verdict))
+            most = min(cohort, most_stacked(context, verdict))
             stacks = {cfg.stack_size} if cfg.stack_size else {min(size, most) for size in _STACKS}
             choices += [
                 ExecutionPlan(kind, count, stack) for stack in sorted(stacks) for count in counts
             ]
             continue
         choices += [ExecutionPlan(kind, count) for count in counts]
-        if threads > 1 and cohort > 1 and may_have_lanes(kind, clients, verdict):
+        if threads > 1 and cohort > 1 and may_have_lanes(kind, context, verdict):
             choices.append(ExecutionPlan(kind, 1, lanes=min(threads, cohort)))
     return choices
 

@@ -17,18 +17,18 @@ __all__ = ["check_batches"]
 _Ints = NDArray[np.int64]
 
 
-def check_batches(clients: TrainingContext, model: str) -> None:
+def check_batches(context: TrainingContext, model: str) -> None:
     """Raise `ConfigError` if a batch of a client has one example, and the model cannot take one.
 
     `model` is its name. Where `federated.quorum` lets rounds go on without some clients, only if
     all have such a batch.
     """
-    cfg, training = clients.federated, clients.population.training()
-    sizes = np.array(clients.population.train_sizes(training))
+    cfg, training = context.federated, context.population.training()
+    sizes = np.array(context.population.train_sizes(training))
     alone = _have_one(sizes, cfg.batch_size)
     if not alone.any() or (cfg.quorum < 1 and not alone.all()):
         return
-    if (why := why_not_one(clients.model, clients.task)) is None:
+    if (why := why_not_one(context.model, context.task)) is None:
         return
     first = int(np.flatnonzero(alone)[0])
     others = f", and so have {int(alone.sum()) - 1:,} others" if alone.sum() > 1 else ""
@@ -36,7 +36,7 @@ def check_batches(clients: TrainingContext, model: str) -> None:
     raise ConfigError(
         f"model={model} cannot be trained on one example at a time ({why}), but with "
         f"federated.batch_size={given} client {training[first]}, of {sizes[first]:,} training "
-        f"example(s), has a batch of one{others}. {_remedy(clients, sizes)}, or normalise without "
+        f"example(s), has a batch of one{others}. {_remedy(context, sizes)}, or normalise without "
         "the other examples of a batch, such as by torch.nn.GroupNorm."
     )
 
@@ -52,9 +52,9 @@ def _have_one(sizes: _Ints, batch_size: int | None) -> NDArray[np.bool_]:
     return alone
 
 
-def _remedy(clients: TrainingContext, sizes: _Ints) -> str:
+def _remedy(context: TrainingContext, sizes: _Ints) -> str:
     """Return a batch size for which no client has such a batch, or how to have larger clients."""
-    cfg, distinct = clients.federated, np.unique(sizes)
+    cfg, distinct = context.federated, np.unique(sizes)
     if distinct[0] == 1:
         having = f"{int((sizes == 1).sum()):,} client(s) have one training example"
         if hasattr(cfg.partition, "min_size"):

@@ -55,10 +55,10 @@ class ClientUpdates:
         self._names = list(by_id.values())  # of each parameter
 
     @classmethod
-    def of(cls, clients: TrainingContext) -> ClientUpdates:
+    def of(cls, context: TrainingContext) -> ClientUpdates:
         """Return those of a run's clients."""
-        transforms = transforms_of(clients.federated)
-        return cls(clients.model, clients.optimizer, clients.run_seed, transforms)
+        transforms = transforms_of(context.federated)
+        return cls(context.model, context.optimizer, context.run_seed, transforms)
 
     def __call__(
         self, stack: Stack, weights: Weights, instruction: Instruction, *, rounded: bool

@@ -14,11 +14,11 @@ from .context import TrainingContext
 __all__ = ["double", "in_double"]
 
 
-def in_double(clients: TrainingContext) -> TrainingContext:
+def in_double(context: TrainingContext) -> TrainingContext:
     """Return the clients with floating-point weights and numbers of their data in float64."""
-    model = clients.fresh_model(clients.model.state_dict()).double()
-    fields = {name: _InDouble(field) for name, field in clients.train.fields.items()}
-    return replace(clients, model=model, train=replace(clients.train, fields=fields))
+    model = context.fresh_model(context.model.state_dict()).double()
+    fields = {name: _InDouble(field) for name, field in context.train.fields.items()}
+    return replace(context, model=model, train=replace(context.train, fields=fields))
 
 
 class _InDouble:

@@ -85,10 +85,10 @@ def merged(parts: Sequence[Evaluations]) -> Evaluations:
 class ClientEvaluator:
     """Evaluates clients, each from the module as it was built, but for the weights."""
 
-    def __init__(self, clients: TrainingContext, watch: Watch) -> None:
-        self._clients = clients
+    def __init__(self, context: TrainingContext, watch: Watch) -> None:
+        self._context = context
         self._watch = watch
-        self._nobody = Evaluations((), clients.task.metrics.zero_groups(0))
+        self._nobody = Evaluations((), context.task.metrics.zero_groups(0))
         self._held: dict[tuple[int, ...], _Held] = {}  # of the blocks of the last evaluation
 
     def evaluate(
@@ -98,9 +98,9 @@ class ClientEvaluator:
 
         A client that raises, takes too long or has a loss that is no number is a failure.
         """
-        if states is not None or self._clients.task.joint:
+        if states is not None or self._context.task.joint:
             return merged([self._nobody, *self._one_by_one(weights, cohort, states)])
-        module = _Module(self._clients, weights)
+        module = _Module(self._context, weights)
         waiting = self._blocks(cohort)
         self._held = {block: self._held.get(block) or self._held_by(block) for block in waiting}
         done = [self._nobody]
@@ -131,15 +131,15 @@ class ClientEvaluator:
         """Evaluate clients whose models differ, or that compare their own examples."""
         for client in cohort:
             own = {} if states is None else states.of(client)
-            whole = self._clients.personal.start(weights, own)
-            yield self._alone(_Module(self._clients, whole), client)
+            whole = self._context.personal.start(weights, own)
+            yield self._alone(_Module(self._context, whole), client)
 
     def _alone(self, module: _Module, client: int) -> Evaluations:
         """Evaluate one client by itself."""
-        limit = limit_of(self._clients.federated.client_timeout)
+        limit = limit_of(self._context.federated.client_timeout)
         try:
             with self._watch.over([client], limit):
-                metrics = evaluate_client(self._clients, module.as_built(), client, limit)
+                metrics = evaluate_client(self._context, module.as_built(), client, limit)
         except Exception as error:  # noqa: BLE001 - whatever it raises is its own failure
             _log.exception("client %d failed in evaluation", client)
             failed = Failure.of(client, error, doing="evaluation: ")
@@ -148,15 +148,15 @@ class ClientEvaluator:
 
     def _blocks(self, cohort: Sequence[int]) -> list[tuple[int, ...]]:
         """Return the clients in parts that are evaluated together."""
-        clients = self._clients
-        most = max(1, _CELLS // clients.task.metrics.size)
-        limited = clients.federated.client_timeout is not None  # each block has a client's time
+        context = self._context
+        most = max(1, _CELLS // context.task.metrics.size)
+        limited = context.federated.client_timeout is not None  # each block has a client's time
         examples_at_most = (
-            _LIMITED_BATCHES * clients.evaluation_batch_size if limited else _EXAMPLES
+            _LIMITED_BATCHES * context.evaluation_batch_size if limited else _EXAMPLES
         )
         blocks: list[tuple[int, ...]] = []
         first, examples = 0, 0
-        for place, size in enumerate(clients.population.holdout_sizes(cohort)):
+        for place, size in enumerate(context.population.holdout_sizes(cohort)):
             if place > first and (examples + size > examples_at_most or place - first == most):
                 blocks.append(tuple(cohort[first:place]))
                 first, examples = place, 0
@@ -164,7 +164,7 @@ class ClientEvaluator:
         return [*blocks, tuple(cohort[first:])] if cohort else []
 
     def _held_by(self, block: Sequence[int]) -> _Held:
-        population = self._clients.population
+        population = self._context.population
         positions = torch.from_numpy(population.holdout_examples(block))
         sizes = population.holdout_sizes(block)
         return _Held(positions, sizes, torch.repeat_interleave(torch.tensor(sizes)))
@@ -174,20 +174,20 @@ class ClientEvaluator:
 
         All of it must be done in the time that a single client may take: then each of them is.
         """
-        clients, task = self._clients, self._clients.task
+        context, task = self._context, self._context.task
         held = self._held.get(block) or self._held_by(block)
-        limit = limit_of(clients.federated.client_timeout)
+        limit = limit_of(context.federated.client_timeout)
         places = _to_check(held.sizes, self._size)
         checked = [held.first_batch(place, self._size) for place in places]
         kept: list[tuple[int, _Said]] = []  # passes with examples of those clients
         sums = np.zeros((len(block), task.metrics.size))
-        with self._watch.over(block, limit), isolated_rng(seed(clients.run_seed, "evaluation")):
+        with self._watch.over(block, limit), isolated_rng(seed(context.run_seed, "evaluation")):
             before = generator_states()
             model = module.as_built()
             for start in range(0, len(held.positions), self._size):
                 limit.check()
                 rows = slice(start, start + self._size)
-                batch = taken(clients.train, held.positions[rows], model)
+                batch = taken(context.train, held.positions[rows], model)
                 said = self._said(model, batch)
                 owners = held.owners[rows]
                 first, count = int(owners[0]), int(owners[-1] - owners[0]) + 1
@@ -202,11 +202,11 @@ class ClientEvaluator:
 
     @property
     def _size(self) -> int:
-        return self._clients.evaluation_batch_size
+        return self._context.evaluation_batch_size
 
     def _said(self, model: nn.Module, batch: Batch) -> _Said:
         """Return what a model says of a batch in evaluation mode."""
-        task = self._clients.task
+        task = self._context.task
         with evaluating(model):
             outputs = task.call(model, batch)
             return _Said(outputs, task.losses(outputs, batch))
@@ -230,7 +230,7 @@ class ClientEvaluator:
         for number, mine in enumerate(checked):
             limit.check()
             model = module.as_built()
-            alone = self._said(model, taken(self._clients.train, positions[mine], model))
+            alone = self._said(model, taken(self._context.train, positions[mine], model))
             alike = all(
                 said.rows(both.start - start, both.stop - start).is_like(
                     alone.rows(both.start - mine.start, both.stop - mine.start)
@@ -252,8 +252,8 @@ class ClientEvaluator:
         None if the module refuses such examples, as an embedding does numbers it has not.
         """
         model = module.as_built()
-        batch = taken(self._clients.train, torch.cat([others, mine]), model)
-        for name in self._clients.task.inputs:
+        batch = taken(self._context.train, torch.cat([others, mine]), model)
+        for name in self._context.task.inputs:
             batch[name][: len(others)] = _made_up(batch[name][: len(others)])
         try:
             said = self._said(model, batch)
@@ -299,14 +299,14 @@ class _Held:
 class _Module:
     """A module as it was built, with given weights: copied anew only if a pass has changed it."""
 
-    def __init__(self, clients: TrainingContext, weights: Weights) -> None:
-        self._clients, self._weights = clients, weights
+    def __init__(self, context: TrainingContext, weights: Weights) -> None:
+        self._context, self._weights = context, weights
         self._model: nn.Module | None = None
         self._state: Mapping[str, object] = {}  # of the model when it was copied
 
     def as_built(self) -> nn.Module:
         if self._model is None or self._has_changed(self._model):
-            self._model = self._clients.fresh_model(self._weights)
+            self._model = self._context.fresh_model(self._weights)
             self._state = hidden_state(self._model)
         return self._model
 

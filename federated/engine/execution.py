@@ -80,77 +80,77 @@ class Decision:
 
 
 def decide(
-    clients: TrainingContext,
+    context: TrainingContext,
     cohort: int,
     threads: int,
     algorithms: tuple[ClientAlgorithm, ...],
     watch: Watch,
 ) -> Decision:
     """Return how `cohort` clients a round are trained by a worker with `threads` CPUs."""
-    cfg = clients.federated
+    cfg = context.federated
     asked = cfg.client_training
     kinds = FAST if asked == "auto" else tuple({asked} & set(FAST))
-    verdict = examine(clients, algorithms, watch, kinds, _HEAVY)
+    verdict = examine(context, algorithms, watch, kinds, _HEAVY)
     reasons = dict(verdict.reasons)
     if asked in reasons:
         return Decision(None, {asked: reasons[asked]})
     if asked != "auto":
-        return Decision(execution_plan(asked, clients, cohort, threads, verdict), {})
-    preferred = ("captured", "batched") if _is_heavy(clients, verdict) else ("batched", "captured")
+        return Decision(execution_plan(asked, context, cohort, threads, verdict), {})
+    preferred = ("captured", "batched") if _is_heavy(context, verdict) else ("batched", "captured")
     kind = next((kind for kind in preferred if kind not in reasons), "sequential")
-    return Decision(execution_plan(kind, clients, cohort, threads, verdict), reasons)
+    return Decision(execution_plan(kind, context, cohort, threads, verdict), reasons)
 
 
 def execution_plan(
-    kind: str, clients: TrainingContext, cohort: int, threads: int, verdict: Verdict
+    kind: str, context: TrainingContext, cohort: int, threads: int, verdict: Verdict
 ) -> ExecutionPlan:
     """Return the threads, the stack and the lanes of one kind of client training."""
-    cfg = clients.federated
-    work = _work(clients, verdict)
+    cfg = context.federated
+    work = _work(context, verdict)
     if kind == "batched":
-        stack = cfg.stack_size or min(_STACK, most_stacked(clients, verdict))
+        stack = cfg.stack_size or min(_STACK, most_stacked(context, verdict))
         stack = max(1, min(stack, cohort))
-        return ExecutionPlan(kind, _threads(clients, threads, stack * work), stack)
+        return ExecutionPlan(kind, _threads(context, threads, stack * work), stack)
     lanes = 1
-    if may_have_lanes(kind, clients, verdict):
+    if may_have_lanes(kind, context, verdict):
         lanes = cfg.lanes or (threads if work >= _WORTH_LANES else 1)
         lanes = max(1, min(lanes, cohort))
     if lanes > 1:
         return ExecutionPlan(kind, max(1, threads // lanes), lanes=lanes)
-    return ExecutionPlan(kind, _threads(clients, threads, work))
+    return ExecutionPlan(kind, _threads(context, threads, work))
 
 
-def may_have_lanes(kind: str, clients: TrainingContext, verdict: Verdict) -> bool:
+def may_have_lanes(kind: str, context: TrainingContext, verdict: Verdict) -> bool:
     """Return whether clients can train side by side in one process.
 
     Only the main thread can be cut off, and all threads share the generators of the process:
     what is trained sequentially may come to draw from them after the trial's steps.
     """
-    timed = clients.federated.client_timeout is not None
-    drawing = verdict.draws or (kind == "sequential" and may_draw(clients.model))
-    return not (timed or drawing or clients.train.device.type == "cuda")
+    timed = context.federated.client_timeout is not None
+    drawing = verdict.draws or (kind == "sequential" and may_draw(context.model))
+    return not (timed or drawing or context.train.device.type == "cuda")
 
 
-def most_stacked(clients: TrainingContext, verdict: Verdict) -> int:
+def most_stacked(context: TrainingContext, verdict: Verdict) -> int:
     """Return how many clients fit into the memory that a stack may take."""
-    weights = sum(p.nbytes for p in clients.model.parameters())
+    weights = sum(p.nbytes for p in context.model.parameters())
     each = 5 * weights + (verdict.activation_bytes or 0)  # trained, final, gradient, two slots
     return int(max(1, _STACK_BYTES // each))
 
 
-def _threads(clients: TrainingContext, threads: int, work: int) -> int:
+def _threads(context: TrainingContext, threads: int, work: int) -> int:
     """Return the threads of one lane: tiny kernels run slower on more than one."""
-    fixed = clients.federated.cpus_per_worker is not None
+    fixed = context.federated.cpus_per_worker is not None
     return threads if fixed or work >= _WORTH_THREADS else 1
 
 
-def _is_heavy(clients: TrainingContext, verdict: Verdict) -> bool:
-    return clients.train.device.type != "cuda" and _work(clients, verdict) >= _HEAVY
+def _is_heavy(context: TrainingContext, verdict: Verdict) -> bool:
+    return context.train.device.type != "cuda" and _work(context, verdict) >= _HEAVY
 
 
-def _work(clients: TrainingContext, verdict: Verdict) -> int:
+def _work(context: TrainingContext, verdict: Verdict) -> int:
     """Return the multiplications of a client's step, as if of dense layers if they are unknown."""
     if verdict.work is not None:
         return verdict.work
-    batch = clients.federated.batch_size or int(clients.population.partition.sizes.mean())
-    return 3 * batch * sum(p.numel() for p in clients.model.parameters())
+    batch = context.federated.batch_size or int(context.population.partition.sizes.mean())
+    return 3 * batch * sum(p.numel() for p in context.model.parameters())

@@ -16,22 +16,22 @@ __all__ = ["evaluate_splits_of"]
 
 
 def evaluate_splits_of(
-    clients: TrainingContext, weights: Weights, states: ClientStates
+    context: TrainingContext, weights: Weights, states: ClientStates
 ) -> dict[str, Metrics]:
     """Return the metrics of the clients in `states` on their own examples of the central splits.
 
     By split; the sums of disjoint clients add up.
     """
-    model, size = clients.fresh_model(weights), clients.evaluation_batch_size
+    model, size = context.fresh_model(weights), context.evaluation_batch_size
     own = model.state_dict()
-    totals = {name: clients.task.metrics.zero() for name in clients.central}
-    with isolated_rng(seed(clients.run_seed, "evaluation")):
+    totals = {name: context.task.metrics.zero() for name in context.central}
+    with isolated_rng(seed(context.run_seed, "evaluation")):
         for client in states.clients:
             for name, value in states.of(client).items():
                 own[name].copy_(value)
-            for name, split in clients.central.items():
-                rows = torch.from_numpy(clients.owners[name][client])
+            for name, split in context.central.items():
+                rows = torch.from_numpy(context.owners[name][client])
                 if len(rows):
-                    measured = evaluate(model, clients.task, split, size, rows)
+                    measured = evaluate(model, context.task, split, size, rows)
                     totals[name] = totals[name] + measured
     return totals

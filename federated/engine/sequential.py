@@ -31,7 +31,7 @@ __all__ = ["evaluate_client", "train_client"]
 
 
 def train_client(
-    clients: TrainingContext,
+    context: TrainingContext,
     weights: Weights,
     instruction: Instruction,
     client: int,
@@ -45,10 +45,10 @@ def train_client(
     and client. `between` is called with the module before each step and after the last.
     `optimizer_of` makes the optimizer of its parameters.
     """
-    model = clients.fresh_model(weights, instruction.states, client)
+    model = context.fresh_model(weights, instruction.states, client)
     names = model.state_dict().keys()
-    plan = clients.plan(instruction.server_round, [client], limit.max_steps)
-    train, row_weights = clients.train, clients.row_weights(plan).tolist()
+    plan = context.plan(instruction.server_round, [client], limit.max_steps)
+    train, row_weights = context.train, context.row_weights(plan).tolist()
 
     def batches() -> Iterator[TrainingBatch]:
         for (chosen, step_seed), weight in zip(plan.batches(), row_weights, strict=True):
@@ -60,33 +60,33 @@ def train_client(
             between(model)
 
     drawing = may_draw(model)
-    identity = int(clients.population.partition.identities[client])
-    drawn = seed(clients.run_seed, "client", instruction.server_round, identity)
+    identity = int(context.population.partition.identities[client])
+    drawn = seed(context.run_seed, "client", instruction.server_round, identity)
     # Threads share the process's generators: those of models that cannot draw are left alone.
     with isolated_rng(drawn) if drawing else nullcontext():
         if train.device.type == "cuda":
             torch.cuda.manual_seed(drawn)
         totals = train_batches(
             model,
-            optimizer_of(instruction.optimizer(clients.optimizer), list(model.parameters())),
-            clients.task,
+            optimizer_of(instruction.optimizer(context.optimizer), list(model.parameters())),
+            context.task,
             batches(),
-            penalty_of(model, clients.loss),
+            penalty_of(model, context.loss),
             Recipe(
-                clip_norm=clients.optimizer.clip_norm,
+                clip_norm=context.optimizer.clip_norm,
                 around_forward=_draws_by_step(train.device) if drawing else nullcontext,
                 change_gradients=_adding(model, instruction, client),
             ),
         )
     _check_names(model, names)
-    sent, state = clients.personal.finish(model.state_dict())
+    sent, state = context.personal.finish(model.state_dict())
     return Stack(
         clients=(client,),
         arrays={name: torch.stack([value]) for name, value in sent.items()},
-        weights=clients.weights_of([client]),
+        weights=context.weights_of([client]),
         loss_sums=(totals.loss_sum,),
         seen=plan.seen,
-        weights_seen=clients.weights_seen(plan),
+        weights_seen=context.weights_seen(plan),
         steps=plan.steps,
         states={name: torch.stack([value]) for name, value in state.items()},
     )
@@ -128,17 +128,17 @@ def _adding(model: nn.Module, instruction: Instruction, client: int) -> Callable
 
 
 def evaluate_client(
-    clients: TrainingContext, model: nn.Module, client: int, limit: Limit = UNLIMITED
+    context: TrainingContext, model: nn.Module, client: int, limit: Limit = UNLIMITED
 ) -> Metrics:
     """Return the metrics of `model` on the client's held-out examples, by themselves.
 
     `model` is as it was built but for its weights. Process-wide generators are seeded by client.
     """
-    size, total = clients.evaluation_batch_size, clients.task.metrics.zero()
-    identity = int(clients.population.partition.identities[client])
-    with isolated_rng(seed(clients.run_seed, "evaluation", identity)):
-        held = torch.from_numpy(clients.population.holdout_indices(client))
-        for batch in [held] if clients.task.joint else torch.split(held, size):
+    size, total = context.evaluation_batch_size, context.task.metrics.zero()
+    identity = int(context.population.partition.identities[client])
+    with isolated_rng(seed(context.run_seed, "evaluation", identity)):
+        held = torch.from_numpy(context.population.holdout_indices(client))
+        for batch in [held] if context.task.joint else torch.split(held, size):
             limit.check()
-            total = total + evaluate(model, clients.task, clients.train, size, batch)
+            total = total + evaluate(model, context.task, context.train, size, batch)
     return total

@@ -55,14 +55,14 @@ class FastTrainer:
 
     def __init__(
         self,
-        clients: TrainingContext,
+        context: TrainingContext,
         *,
         captures: bool = True,
         captured: dict[_Shape, Step] | None = None,
     ) -> None:
-        self._clients = clients
-        self._model = clients.fresh_model(clients.model.state_dict()).train()
-        self._captures = captures and clients.train.device.type != "cuda"
+        self._context = context
+        self._model = context.fresh_model(context.model.state_dict()).train()
+        self._captures = captures and context.train.device.type != "cuda"
         trained = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
         self._names = list(trained)
         by_id = {id(p): name for name, p in trained.items()}
@@ -97,10 +97,10 @@ class FastTrainer:
 
         Returns a stack of one.
         """
-        train = self._clients.train
-        plan = self._clients.plan(instruction.server_round, [client], limit.max_steps)
+        train = self._context.train
+        plan = self._context.plan(instruction.server_round, [client], limit.max_steps)
         own = {} if instruction.states is None else instruction.states.of(client)
-        start = self._start(self._clients.personal.start(weights, own))
+        start = self._start(self._context.personal.start(weights, own))
         trained = [torch.stack([w]) for w in start]  # [1, *shape], always a copy
         mine = [w[0] for w in trained]
         positions, keys = self._on_device(plan)
@@ -123,7 +123,7 @@ class FastTrainer:
                 mean, gradients = self._step_of(given)(*given)
                 optimizer.step(mine, gradients)
                 means.append(mean)
-        sums = torch.stack(means).cpu().double() @ self._clients.row_weights(plan).double()
+        sums = torch.stack(means).cpu().double() @ self._context.row_weights(plan).double()
         return self._stack(plan, trained, sums)
 
     def train_stacked(
@@ -134,9 +134,9 @@ class FastTrainer:
         limit: Limit = UNLIMITED,
     ) -> Stack:
         """Train all of `cohort` from the global `weights`, together; the longest comes first."""
-        train = self._clients.train
-        plan = self._clients.plan(instruction.server_round, cohort, limit.max_steps)
-        start = self._start(self._clients.personal.start(weights, {}))
+        train = self._context.train
+        plan = self._context.plan(instruction.server_round, cohort, limit.max_steps)
+        start = self._start(self._context.personal.start(weights, {}))
         stack = [w.expand(len(cohort), *w.shape).clone() for w in start]  # [K, *shape]
         if instruction.states is not None:
             self._put_states(instruction.states, plan.clients, start, stack)
@@ -145,7 +145,7 @@ class FastTrainer:
         positions, keys = self._on_device(plan)
         row_means = self._row_means(plan)
         sums = torch.zeros(len(cohort), dtype=torch.float64, device=stack[0].device)
-        row_weights = self._clients.row_weights(plan).to(sums)
+        row_weights = self._context.row_weights(plan).to(sums)
         with torch.inference_mode():
             optimizer = self._optimizer(instruction, start, stack, plan.clients)
             steps = [plan.rows(number) for number in range(plan.steps[0])]
@@ -194,8 +194,8 @@ class FastTrainer:
         began = dict(zip(names, start, strict=True))
         added = gradient_term(instruction.algorithms, began, instruction.states_of(clients))
         return LocalOptimizer(
-            instruction.optimizer(self._clients.optimizer),
-            self._clients.loss,
+            instruction.optimizer(self._context.optimizer),
+            self._context.loss,
             trained,
             stacked=not isinstance(clients, int),
             term=None if added is None else lambda index, weight: added(names[index], weight),
@@ -210,7 +210,7 @@ class FastTrainer:
 
     def _on_device(self, plan: BatchPlan) -> tuple[Tensor, dict[str, Tensor]]:
         """Return positions, and each seeded layer's keys, int64 [R]."""
-        device = self._clients.train.device
+        device = self._context.train.device
         keys = layer_keys(self._model, plan.seeds)
         if may_draw(self._model):
             keys[_FUNCTIONS] = function_key(plan.seeds)
@@ -225,14 +225,14 @@ class FastTrainer:
             else self._fixed[name].expand(count, *self._fixed[name].shape).clone()
             for name in self._instruction
         }
-        sent, states = self._clients.personal.finish(arrays)
+        sent, states = self._context.personal.finish(arrays)
         return Stack(
             clients=plan.clients,
             arrays=sent,
-            weights=self._clients.weights_of(plan.clients),
+            weights=self._context.weights_of(plan.clients),
             loss_sums=tuple(loss_sums.view(-1).tolist()),
             seen=plan.seen,
-            weights_seen=self._clients.weights_seen(plan),
+            weights_seen=self._context.weights_seen(plan),
             steps=plan.steps,
             states=states,
         )
@@ -241,7 +241,7 @@ class FastTrainer:
         """Return the examples' factors [R, B] that give each row's mean: 0 for padding."""
         like = next(self._model.parameters())
         mask = torch.arange(plan.positions.shape[1]) < plan.sizes[:, None]
-        weights = self._clients.row_weights(plan).clamp(min=1)
+        weights = self._context.row_weights(plan).clamp(min=1)
         return (mask.to(_precision(self._types.values())) / weights[:, None]).to(like.device)
 
     def _step_of(self, given: _Given) -> Step:
@@ -293,7 +293,7 @@ class FastTrainer:
             layer.calls = 0
         if _FUNCTIONS in state:
             self._draws.begin(state.pop(_FUNCTIONS))
-        task = self._clients.task
+        task = self._context.task
         with self._stackable:
             outputs = functional_call(self._model, state, task.arguments(batch))
         if outputs.dtype in (torch.bfloat16, torch.float16):

@@ -12,7 +12,7 @@ __all__ = ["start_loss"]
 
 
 def start_loss(
-    clients: TrainingContext,
+    context: TrainingContext,
     weights: Weights,
     instruction: Instruction,
     client: int,
@@ -22,12 +22,12 @@ def start_loss(
 
     Of the data alone: neither penalties on weights nor a proximal term are in it.
     """
-    model, train = clients.fresh_model(weights, instruction.states, client).eval(), clients.train
-    mine = torch.from_numpy(clients.population.train_indices(client))
-    task, total = clients.task, 0.0
+    model, train = context.fresh_model(weights, instruction.states, client).eval(), context.train
+    mine = torch.from_numpy(context.population.train_indices(client))
+    task, total = context.task, 0.0
     outputs = []  # of a joint task, whose losses are of all examples of the client
     with torch.inference_mode():
-        for batch in torch.split(mine, clients.evaluation_batch_size):
+        for batch in torch.split(mine, context.evaluation_batch_size):
             limit.check()
             chosen = train.take(batch)
             outputs.append(task.call(model, chosen))
@@ -37,4 +37,4 @@ def start_loss(
         if outputs:
             losses = task.losses(torch.cat(outputs), train.take(mine))
             total += float(losses.sum(dtype=torch.float64))
-    return total / max(1, *clients.weights_of([client]))
+    return total / max(1, *context.weights_of([client]))

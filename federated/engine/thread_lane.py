@@ -37,20 +37,20 @@ class Reply:
 
 
 class ThreadLane:
-    """Trains clients in the model of `clients`, which is its own while it works.
+    """Trains clients in the model of `context`, which is its own while it works.
 
     Steps that are captured are shared with the lane `beside` it.
     """
 
     def __init__(
-        self, clients: TrainingContext, watch: Watch, beside: ThreadLane | None = None
+        self, context: TrainingContext, watch: Watch, beside: ThreadLane | None = None
     ) -> None:
-        self.clients = clients
+        self.context = context
         self._watch = watch
         self.stopped = False  # set from another thread: no more clients are begun
         captured = None if beside is None else beside._fast.captured  # noqa: SLF001 - its like
-        self._fast: FastTrainer = FastTrainer(clients, captured=captured)
-        self._finished = ClientUpdates.of(clients)
+        self._fast: FastTrainer = FastTrainer(context, captured=captured)
+        self._finished = ClientUpdates.of(context)
 
     def steps(
         self,
@@ -80,7 +80,7 @@ class ThreadLane:
         updates: list[Update] = []
         states: list[ClientStates] = []
         starts = instruction.starts(weights)
-        reduction = Reduction(starts, self.clients.total_weight) if reduce else None
+        reduction = Reduction(starts, self.context.total_weight) if reduce else None
         for trained in self._stacks(weights, instruction, cohort, execution, failures):
             stack = self._finished(trained, weights, instruction, rounded=not reduce)
             del trained
@@ -118,7 +118,7 @@ class ThreadLane:
             limit = self._limit(None)
             try:
                 with self._watch.over([client], limit):
-                    loss = start_loss(self.clients, weights, instruction, client, limit)
+                    loss = start_loss(self.context, weights, instruction, client, limit)
                 if math.isfinite(loss):
                     losses[client] = loss
                 else:
@@ -141,7 +141,7 @@ class ThreadLane:
         one_by_one: Sequence[int] = cohort
         if execution.kind == "batched":
             one_by_one = []
-            sizes = self.clients.population.train_sizes(cohort)
+            sizes = self.context.population.train_sizes(cohort)
             alike = [client for _, client in sorted(zip((-n for n in sizes), cohort, strict=True))]
             for start in range(0, len(alike), execution.stack):
                 part = alike[start : start + execution.stack]
@@ -179,7 +179,7 @@ class ThreadLane:
 
     def _limit(self, max_steps: int | None, clients: int = 1) -> Limit:
         """Return the limit of some clients that are trained together, from now on."""
-        return limit_of(self.clients.federated.client_timeout, clients, max_steps)
+        return limit_of(self.context.federated.client_timeout, clients, max_steps)
 
     def _one(
         self,
@@ -194,4 +194,4 @@ class ThreadLane:
                 return self._fast.train_one(weights, instruction, client, limit)
             except NotCapturableError as error:
                 _log.warning("client %d is trained without captured steps: %s", client, error)
-        return train_client(self.clients, weights, instruction, client, limit)
+        return train_client(self.context, weights, instruction, client, limit)

@@ -72,7 +72,7 @@ class Verdict:
 
 
 def examine(
-    clients: TrainingContext,
+    context: TrainingContext,
     algorithms: tuple[ClientAlgorithm, ...],
     watch: Watch,
     kinds: Sequence[str],
@@ -84,7 +84,7 @@ def examine(
     What fails in the reference as well, as by bad data, says nothing about a fast way; but then
     none is known to be right.
     """
-    trial = _Trial(trial_context(clients), algorithms, watch)
+    trial = _Trial(trial_context(context), algorithms, watch)
     try:
         trial.train_sequentially()
     except Exception as error:  # noqa: BLE001 - whatever a user's module raises
@@ -98,7 +98,7 @@ def examine(
         reason = trial.why_not(kind)
         if trial.apart and trial.agrees_in_double(kind):
             # Rounding may decide a lot where a number is at a kink: others are looked at.
-            other = _Trial(trial_context(clients, draw=1), algorithms, watch)
+            other = _Trial(trial_context(context, draw=1), algorithms, watch)
             other.train_sequentially()
             reason = reason if other.why_not(kind) else None
         if reason is not None:
@@ -113,36 +113,36 @@ class _Trial:
     """The made-up clients, trained in every way."""
 
     def __init__(
-        self, clients: TrainingContext, algorithms: tuple[ClientAlgorithm, ...], watch: Watch
+        self, context: TrainingContext, algorithms: tuple[ClientAlgorithm, ...], watch: Watch
     ) -> None:
-        self._clients = clients
+        self._context = context
         self._instruction = Instruction(0, algorithms)
         self._watch = watch
-        self._starts = starting_weights(clients)
+        self._starts = starting_weights(context)
         self._expected: list[dict[int, Stack]] = []
         self._changing: list[str] = []
         self._drawn = False
-        self.trainer = FastTrainer(clients)
+        self.trainer = FastTrainer(context)
 
     def train_sequentially(self) -> None:
         """Train by the reference, and note what a step changes besides the weights."""
-        self._expected = [self._sequential(self._clients, start) for start in self._starts]
+        self._expected = [self._sequential(self._context, start) for start in self._starts]
 
-    def _sequential(self, clients: TrainingContext, start: Weights) -> dict[int, Stack]:
+    def _sequential(self, context: TrainingContext, start: Weights) -> dict[int, Stack]:
         stacks = {}
         limit = self._limit()
         with self._watch.over(TRIED, limit):
             for client in TRIED:
                 watcher = _Watcher()
                 stacks[client] = train_client(
-                    clients, start, self._instruction, client, limit, watcher, _plain
+                    context, start, self._instruction, client, limit, watcher, _plain
                 )
                 self._changing += watcher.changing
                 self._drawn |= watcher.draws
         return stacks
 
     def _limit(self) -> Limit:
-        return limit_of(self._clients.federated.client_timeout, len(TRIED))
+        return limit_of(self._context.federated.client_timeout, len(TRIED))
 
     @property
     def draws(self) -> bool:
@@ -151,10 +151,10 @@ class _Trial:
 
     def general_reason(self) -> str | None:
         """Return why no fast way is right for this model, or None."""
-        optimizer = self._clients.optimizer
+        optimizer = self._context.optimizer
         if optimizer.name not in WRITTEN_OUT:
             return f"optimizer={optimizer.name} is torch's own, one client at a time"
-        for name, weight in self._clients.model.named_parameters():
+        for name, weight in self._context.model.named_parameters():
             if any(gradient_hooks(weight)):
                 return f"a hook changes or reads the gradient of {name}"
         if not any(_finite(stack) for stacks in self._expected for stack in stacks.values()):
@@ -221,7 +221,7 @@ class _Trial:
     def agrees_in_double(self, kind: str) -> bool:
         """Return whether a way gives the reference's updates where both are in float64."""
         try:
-            trial = _Trial(in_double(self._clients), self._instruction.algorithms, self._watch)
+            trial = _Trial(in_double(self._context), self._instruction.algorithms, self._watch)
             trial.train_sequentially()
             worst, _ = trial._distance(trial._of_kind(kind))
         except Exception:  # noqa: BLE001 - a user's module may know one precision only
@@ -231,7 +231,7 @@ class _Trial:
     def _own_distance(self, start: Weights, client: int, expected: dict[int, Stack]) -> float:
         """Return the reference's distance between its own precision and float64."""
         try:
-            exact = in_double(self._clients)
+            exact = in_double(self._context)
             trained = self._sequential(exact, {name: double(v) for name, v in start.items()})
         except Exception:  # noqa: BLE001 - a user's module may know one precision only
             return 0.0

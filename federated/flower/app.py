@@ -37,11 +37,13 @@ def client_app(run: Run) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         weights, instruction = content_of(message)
-        clients, client = _clients(text), _client(context)
+        training, client = _training_context(text), _client(context)
         instruction = replace(instruction, states=_states(context))
-        stack = train_client(clients, weights, instruction, client)
-        stack = ClientUpdates.of(clients)(stack, weights, instruction, rounded=True)
-        loss = start_loss(clients, weights, instruction, client) if instruction.start_loss else None
+        stack = train_client(training, weights, instruction, client)
+        stack = ClientUpdates.of(training)(stack, weights, instruction, rounded=True)
+        loss = (
+            start_loss(training, weights, instruction, client) if instruction.start_loss else None
+        )
         if stack.states:
             context.state[_STATE] = to_record({n: v[0] for n, v in stack.states.items()})
         return train_reply(stack.rows()[0], message, loss)
@@ -49,9 +51,9 @@ def client_app(run: Run) -> ClientApp:
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         weights, _ = content_of(message)
-        clients, client = _clients(text), _client(context)
-        model = clients.fresh_model(weights, _states(context), client)
-        metrics = evaluate_client(clients, model, client)
+        training, client = _training_context(text), _client(context)
+        model = training.fresh_model(weights, _states(context), client)
+        metrics = evaluate_client(training, model, client)
         return evaluate_reply(metrics, message)
 
     return app
@@ -70,7 +72,7 @@ def _states(context: Context) -> ClientStates | None:
 
 
 @lru_cache(maxsize=1)  # a process serves many messages of one run
-def _clients(text: str) -> TrainingContext:
+def _training_context(text: str) -> TrainingContext:
     run = from_yaml(text)
     dataset = load(run.data, run.seed, task=run.task_name)
     task = task_of(dataset, run)

@@ -50,14 +50,14 @@ def assign_clients(costs: Sequence[int], cohort: Sequence[int], workers: int) ->
 class CohortWorker:
     """Trains and evaluates clients in this process; the same object behind every pool."""
 
-    def __init__(self, clients: TrainingContext, threads: int, note: Path | None = None) -> None:
+    def __init__(self, context: TrainingContext, threads: int, note: Path | None = None) -> None:
         keep_freed_memory()
-        self.clients = clients
+        self.context = context
         self.watch = Watch(note)
         self.threads = threads
-        self._lanes = [ThreadLane(clients, self.watch)]
-        self._evaluator = ClientEvaluator(clients, self.watch)
-        if clients.federated.client_timeout is not None:
+        self._lanes = [ThreadLane(context, self.watch)]
+        self._evaluator = ClientEvaluator(context, self.watch)
+        if context.federated.client_timeout is not None:
             # torch.optim imports it at first use, and an import that is cut off cannot be redone.
             importlib.import_module("torch._dynamo")
 
@@ -67,11 +67,11 @@ class CohortWorker:
         With one thread: its few steps are as quick so, also where others use the CPUs.
         """
         torch.set_num_threads(1)
-        return decide(self.clients, cohort, self.threads, algorithms, self.watch)
+        return decide(self.context, cohort, self.threads, algorithms, self.watch)
 
     def steps(self, execution: ExecutionPlan, cohort: Sequence[int], max_steps: int) -> int:
         """Take at most `max_steps` local steps of each client; return how many there were."""
-        weights = self.clients.global_weights
+        weights = self.context.global_weights
 
         def take(lane: ThreadLane, part: Sequence[int]) -> int:
             return lane.steps(weights, Instruction(1), part, execution, max_steps)
@@ -116,11 +116,11 @@ class CohortWorker:
 
         The parts depend on the cohort alone, also where a resumed run has fewer threads.
         """
-        free = self.clients.federated.client_timeout is None  # only the main thread can be cut off
+        free = self.context.federated.client_timeout is None  # only the main thread can be cut off
         at_once = min(execution.lanes, self.threads) if free else 1
         while len(self._lanes) < execution.lanes:
-            model = self.clients.fresh_model(self.clients.model.state_dict())
-            mine = replace(self.clients, model=model)
+            model = self.context.fresh_model(self.context.model.state_dict())
+            mine = replace(self.context, model=model)
             self._lanes.append(ThreadLane(mine, self.watch, beside=self._lanes[0]))
 
         def do(lane: ThreadLane, part: Sequence[int]) -> _T:
@@ -130,7 +130,7 @@ class CohortWorker:
             return work(lane, part)
 
         lanes = self._lanes[: execution.lanes]
-        parts = assign_clients(self.clients.population.train_sizes(cohort), cohort, execution.lanes)
+        parts = assign_clients(self.context.population.train_sizes(cohort), cohort, execution.lanes)
         if at_once == 1:
             return [do(lane, part) for lane, part in zip(lanes, parts, strict=True)]
         with ThreadPoolExecutor(at_once) as threads:
@@ -153,20 +153,20 @@ class CohortWorker:
     def evaluate_splits_of(self, weights: Weights, states: ClientStates) -> dict[str, Metrics]:
         """Return the metrics of the clients in `states` on their examples of the other splits."""
         torch.set_num_threads(self.threads)
-        return evaluate_splits_of(self.clients, weights, states)
+        return evaluate_splits_of(self.context, weights, states)
 
     def evaluate_centrally(
         self, weights: Weights, part: int = 0, parts: int = 1
     ) -> dict[str, Metrics]:
         """Return the metrics on the validation and test splits, or on one of `parts` of each."""
         torch.set_num_threads(self.threads)
-        clients = self.clients
-        model, metrics = clients.fresh_model(weights), {}
-        with isolated_rng(seed(clients.run_seed, "evaluation")):
-            for name, split in clients.central.items():
+        context = self.context
+        model, metrics = context.fresh_model(weights), {}
+        with isolated_rng(seed(context.run_seed, "evaluation")):
+            for name, split in context.central.items():
                 first, end = (len(split) * edge // parts for edge in (part, part + 1))
-                if clients.task.joint:  # each example is compared with all: by the first worker
+                if context.task.joint:  # each example is compared with all: by the first worker
                     first, end = 0, len(split) if part == 0 else 0
                 mine = split.subset(slice(first, end))
-                metrics[name] = evaluate(model, clients.task, mine, clients.evaluation_batch_size)
+                metrics[name] = evaluate(model, context.task, mine, context.evaluation_batch_size)
         return metrics

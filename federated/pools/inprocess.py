@@ -22,8 +22,8 @@ __all__ = ["InProcessPool"]
 class InProcessPool(Pool):
     """One worker: this process. No copies, no start-up."""
 
-    def __init__(self, clients: TrainingContext, threads: int) -> None:
-        self._worker = CohortWorker(clients, threads)
+    def __init__(self, context: TrainingContext, threads: int) -> None:
+        self._worker = CohortWorker(context, threads)
 
     def decide(self, cohort: int, algorithms: tuple[ClientAlgorithm, ...]) -> Decision:
         return self._worker.decide(cohort, algorithms)

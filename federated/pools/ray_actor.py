@@ -60,9 +60,9 @@ class Actor:
         log_to(log, f"worker process {os.getpid()}")
         central = dict(zip(names, splits, strict=True))
         parts = Partition(indices, offsets, identities)
-        clients = assemble(run, task, central.pop(TRAIN), parts, central, owners)
+        context = assemble(run, task, central.pop(TRAIN), parts, central, owners)
         device = torch.device("cuda" if share.get("GPU") else "cpu")
-        self._worker = CohortWorker(clients.on(device), threads, note)
+        self._worker = CohortWorker(context.on(device), threads, note)
 
     def do(self, method: str, hung: Hung, *arguments: Any) -> Any:
         """Call one of the methods below; clients in `hung` fail in it without being tried."""

@@ -81,7 +81,7 @@ class RayPool(Pool):
     def __init__(
         self,
         run: Run,
-        clients: TrainingContext,
+        context: TrainingContext,
         share: Mapping[str, float],
         group: PlacementGroup,
         log: Path,
@@ -89,14 +89,14 @@ class RayPool(Pool):
         environment: DriverEnvironment = _INHERITED,
     ) -> None:
         workers = run.federated.workers
-        self._population = clients.population
+        self._population = context.population
         self._patience = run.federated.client_timeout
         self._grace = _GRACE
         self._on_failure = on_failure
-        parts = clients.population.partition
-        central = sum(map(len, clients.central.values())) / (workers * parts.sizes.mean())
+        parts = context.population.partition
+        central = sum(map(len, context.central.values())) / (workers * parts.sizes.mean())
         self._central_seconds = self._patience and _GRACE + central * self._patience
-        splits = {TRAIN: clients.train, **clients.central}
+        splits = {TRAIN: context.train, **context.central}
         data: list[Any] = [
             ray.put(array) for array in (parts.indices, parts.offsets, parts.identities)
         ]
@@ -105,7 +105,7 @@ class RayPool(Pool):
             num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), max_restarts=0, max_task_retries=0
         )
         kind: Any = remote(Process)
-        setting = (run, clients.task, dict(clients.owners), dict(share), log)
+        setting = (run, context.task, dict(context.owners), dict(share), log)
         parts_of_actor = [ray.put((Actor, setting, list(splits))), *data]
         self._notes = [log.with_name(f"worker_{worker}.note") for worker in range(workers)]
         self._forget()

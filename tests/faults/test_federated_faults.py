@@ -184,7 +184,7 @@ def test_batched_training_leaves_out_only_the_diverging_client(tmp_path: Path) -
 
 def _weights(worker: CohortWorker) -> Weights:
     """Return copies: training one by one uses the model's own tensors."""
-    return {name: value.clone() for name, value in worker.clients.model.state_dict().items()}
+    return {name: value.clone() for name, value in worker.context.model.state_dict().items()}
 
 
 def _worker(*settings: str) -> CohortWorker:
@@ -209,8 +209,8 @@ def test_clients_that_are_only_slow_leave_no_trace(kind: str) -> None:
 
 def test_a_broken_client_does_not_decide_how_the_others_are_trained() -> None:
     worker = _worker("federated.client_training=auto")
-    mine = worker.clients.population.train_indices(0)
-    values_of(worker.clients.train, "label")[mine] = 99
+    mine = worker.context.population.train_indices(0)
+    values_of(worker.context.train, "label")[mine] = 99
     weights = _weights(worker)
     choice = worker.decide(5, ()).execution
     assert choice is not None
@@ -221,7 +221,7 @@ def test_a_broken_client_does_not_decide_how_the_others_are_trained() -> None:
 def test_equal_examples_do_not_upset_clipping() -> None:
     settings = ("federated.batch_size=null", "federated.local_epochs=100", "optimizer.clip_norm=1")
     worker = _worker(*settings, "optimizer.lr=0.005")
-    images = values_of(worker.clients.train, "image")
+    images = values_of(worker.context.train, "image")
     images[:] = images[0].clone()
     weights = _weights(worker)
     losses = []

@@ -83,7 +83,7 @@ def _updates(
     worker: CohortWorker, number: int, cohort: Sequence[int], choice: ExecutionPlan
 ) -> torch.Tensor:
     """Return the clients' changes of the weights, [clients, numbers]."""
-    weights = worker.clients.model.state_dict()
+    weights = worker.context.model.state_dict()
     start = {name: value.clone() for name, value in weights.items()}
     reply = worker.train(start, Instruction(number), cohort, choice, reduce=False)
     return torch.stack(
