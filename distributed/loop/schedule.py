@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 from heliotrope.config import DistributedConfig, Run
 from heliotrope.config.schedule import schedule_of
 from heliotrope.errors import ConfigError
+from heliotrope.training.optimizers import GroupRates
 
 __all__ = ["LearningRate", "check_schedule"]
 
@@ -33,18 +34,16 @@ def check_schedule(cfg: DistributedConfig, examples: int) -> None:
 class LearningRate:
     """Sets the learning rate of `optimizer` to that of a step, as the keys of `run` say.
 
-    `epoch_steps` is the number of steps of an epoch.
+    `optimizer` has the rates with which it was made, those of no checkpoint. `epoch_steps` is the
+    number of steps of an epoch.
     """
 
     def __init__(self, run: Run, optimizer: Optimizer, epoch_steps: int) -> None:
         cfg = run.distributed
-        self._optimizer = optimizer
-        self._lr = run.optimizer.lr
+        self._rates = GroupRates(optimizer)
         self._schedule = schedule_of(cfg)
         self._steps = (cfg.lr_horizon or cfg.epochs) * epoch_steps
 
     def set(self, step: int) -> None:
         """Set the rate of the `step`-th step of the run, counted from 0."""
-        rate = self._lr * self._schedule.factor(step, self._steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        self._rates.multiply(self._schedule.factor(step, self._steps))

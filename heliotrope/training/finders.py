@@ -30,7 +30,7 @@ from heliotrope.training.loop import (
     penalty_of,
     train_batches,
 )
-from heliotrope.training.optimizers import build_optimizer
+from heliotrope.training.optimizers import GroupRates, build_optimizer
 
 __all__ = ["Finding", "Trainer", "find_batch_size", "find_lr"]
 
@@ -93,6 +93,7 @@ class _Trial:
         self._task = task_of(dataset, run)
         self._model = build(run.model, self._task, run.seed).to(device)
         self._trainer = trainer(run, self._model, self._task)
+        self._lr, self._rates = run.optimizer.lr, GroupRates(self._trainer.optimizer)
         self.train = dataset.train.to(device)
         self._weights = example_weights(self._task, dataset.train)
 
@@ -112,8 +113,7 @@ class _Trial:
 
     def step(self, batch: TrainingBatch, lr: float) -> float:
         """Take one step and return the mean loss before it."""
-        for group in self._trainer.optimizer.param_groups:
-            group["lr"] = lr
+        self._rates.multiply(lr / self._lr)
         return self._trainer.step(batch)
 
 

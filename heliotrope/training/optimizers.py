@@ -12,15 +12,40 @@ from heliotrope import plugin_loading, registry
 from heliotrope.config import OptimizerConfig
 from heliotrope.errors import ConfigError
 
-__all__ = ["adafactor", "adam", "adamw", "build_optimizer", "check_optimizer", "sgd"]
+__all__ = [
+    "GroupRates",
+    "adafactor",
+    "adam",
+    "adamw",
+    "build_optimizer",
+    "check_optimizer",
+    "sgd",
+]
 
 Parameters = Iterable[nn.Parameter]
 
 
 def build_optimizer(cfg: OptimizerConfig, parameters: Parameters) -> Optimizer:
-    """Return the optimizer that `cfg` names, over `parameters`."""
-    built: Optimizer = registry.entry("optimizer", cfg.name).build(vars(cfg), params=parameters)
+    """Return the optimizer that `cfg` names, over `parameters`, which it is given as a list."""
+    given = list(parameters)  # a plug-in may go through them more than once, for several groups
+    built: Optimizer = registry.entry("optimizer", cfg.name).build(vars(cfg), params=given)
     return built
+
+
+class GroupRates:
+    """The learning rates of an optimizer's groups as it was made, which schedules multiply.
+
+    So a group that a plug-in has given a rate of its own keeps it in proportion to the others.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def multiply(self, factor: float) -> None:
+        """Set each group's rate to `factor` times that with which it was made."""
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
 
 
 def check_optimizer(cfg: OptimizerConfig) -> None:
@@ -43,6 +68,10 @@ def check_optimizer(cfg: OptimizerConfig) -> None:
         raise ConfigError(f"{what} cannot be built: {plugin_loading.raised(error)}") from error
     if not isinstance(built, Optimizer):
         raise ConfigError(f"{what} gave a {type(built).__name__}. Return a torch.optim.Optimizer.")
+    if any("lr" not in group for group in built.param_groups):
+        raise ConfigError(
+            f"{what} has groups of parameters without lr, which schedules change. Give each one lr."
+        )
 
 
 def sgd(

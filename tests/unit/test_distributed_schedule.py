@@ -77,14 +77,15 @@ def test_one_cycle_is_that_of_torch() -> None:
 
 
 def test_each_step_has_the_rate_of_its_place_in_the_whole_run() -> None:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=123.0)
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.5, 0.05)]
+    optimizer = torch.optim.SGD(groups)  # such as a plug-in makes, with a tenth for some weights
     keys = ("distributed.lr_schedule=linear", "distributed.epochs=2", "optimizer.lr=0.5")
     learning_rate = LearningRate(compose("distributed", *keys), optimizer, epoch_steps=4)
     rates = []
     for step in range(4, 8):  # the second of two epochs
         learning_rate.set(step)
-        rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([0.25, 0.1875, 0.125, 0.0625])
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    assert rates == [pytest.approx([lr, lr / 10]) for lr in (0.25, 0.1875, 0.125, 0.0625)]
 
 
 @pytest.mark.parametrize("key", ["lr_warmup_steps", "lr_decay_steps"])

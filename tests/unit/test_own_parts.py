@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from distributed.driver import build_components as build_distributed
 from federated.job import run_job
@@ -16,6 +17,7 @@ from federated.strategies import ModelFacts, build_strategy, reduces
 from heliotrope import config, plugin_loading
 from heliotrope.config import Mode, Run
 from heliotrope.errors import ConfigError, HeliotropeError, RunFailedError
+from heliotrope.training.optimizers import build_optimizer
 from tests.support import compose, type_command
 
 _HEAD = """
@@ -144,6 +146,11 @@ _REFUSED = {
         "optimizer=mine",
         "gave a int. Return a torch.optim.Optimizer",
     ),
+    "class O(torch.optim.Optimizer):\n    def __init__(self, p): super().__init__(p, {'rate': 1})\n"
+    "@plugin.optimizer\ndef mine(params, *, lr: float = 1.0): return O(params)": (
+        "optimizer=mine",
+        "has groups of parameters without lr",
+    ),
     "@plugin.optimizer\ndef mine(params, *, lr: float = 1.0): return torch.optim.SGD(params, lr)": (
         "optimizer=mine optimizer.weight_decay=0.1",
         "weight_decay=0.1 has no effect",
@@ -192,6 +199,18 @@ def test_what_cannot_be_registered_is_named_with_its_line(text: str, load: Load)
     with pytest.raises(HeliotropeError, match=_AT_ONCE[text]) as refused:
         load(text)
     assert "mine.py, line " in str(refused.value)
+
+
+def test_an_optimizer_may_go_through_the_parameters_for_each_of_its_groups(load: Load) -> None:
+    plugins = load(
+        "@plugin.optimizer\ndef mine(params, *, lr: float = 1.0):\n"
+        "    slow = [p for p in params if p.ndim < 2]\n"
+        "    fast = [p for p in params if p.ndim >= 2]\n"
+        "    return torch.optim.SGD([{'params': slow, 'lr': lr / 10}, {'params': fast}], lr=lr)"
+    )
+    run = compose("distributed", plugins, "optimizer=mine")
+    optimizer = build_optimizer(run.optimizer, torch.nn.Linear(3, 2).parameters())
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
 
 
 def test_a_strategy_says_whether_a_mean_is_enough(load: Load) -> None:
