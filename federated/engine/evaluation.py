@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -20,17 +21,18 @@ from torch import Tensor, nn
 
 from heliotrope.data import Batch
 from heliotrope.evaluation import evaluating, taken
-from heliotrope.metrics import GroupedMetrics, Metrics
+from heliotrope.metrics import GroupedMetrics
 from heliotrope.models.hidden import changed, hidden_state
 from heliotrope.seeding import generator_states, isolated_rng, same_generator_states, seed
 
 from ..client_state import ClientStates
 from ..updates import Failure, Weights
+from .client_metrics import Evaluations, merged
 from .context import TrainingContext
 from .sequential import evaluate_client
 from .time_limit import Limit, Watch, limit_of
 
-__all__ = ["ClientEvaluator", "Evaluations", "merged"]
+__all__ = ["ClientEvaluator"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,54 +43,13 @@ _CHECKED = 0.05  # share of a block's examples that is evaluated twice to check 
 _TOLERANCE = 1e-5  # of the outputs' length: rounding depends on the size of a batch
 
 
-@dataclass(frozen=True)
-class Evaluations:
-    """Metrics of `clients` on their held-out examples, in client order, and who gave none.
-
-    `alone` is why clients were evaluated one at a time, if they were.
-    """
-
-    clients: tuple[int, ...]
-    sums: GroupedMetrics
-    failures: list[Failure] = field(default_factory=list)
-    alone: str | None = None
-
-    @property
-    def metrics(self) -> dict[int, Metrics]:
-        """The metrics of each client."""
-        return {client: self.sums[place] for place, client in enumerate(self.clients)}
-
-    def rows(self) -> list[dict[str, float]]:
-        """Return the numbers of each client under `client`, `examples` and each metric's name."""
-        computed = self.sums.compute()
-        columns = [
-            self.clients,
-            self.sums.counts.tolist(),
-            *(v.tolist() for v in computed.values()),
-        ]
-        names = ("client", "examples", *computed)
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def merged(parts: Sequence[Evaluations]) -> Evaluations:
-    """Return the evaluations of one or more workers or blocks of clients as one."""
-    clients = [client for part in parts for client in part.clients]
-    order = np.argsort(clients, kind="stable")
-    return Evaluations(
-        tuple(np.asarray(clients, dtype=np.int64)[order].tolist()),
-        GroupedMetrics.joined([part.sums for part in parts]).take(order),
-        sorted((f for part in parts for f in part.failures), key=lambda failure: failure.client),
-        next((part.alone for part in parts if part.alone is not None), None),
-    )
-
-
 class ClientEvaluator:
     """Evaluates clients, each from the module as it was built, but for the weights."""
 
     def __init__(self, context: TrainingContext, watch: Watch) -> None:
         self._context = context
         self._watch = watch
-        self._nobody = Evaluations((), context.task.metrics.zero_groups(0))
+        self._nobody = Evaluations.of_nobody(context.task.metrics)
         self._held: dict[tuple[int, ...], _Held] = {}  # of the blocks of the last evaluation
 
     def evaluate(
@@ -99,20 +60,29 @@ class ClientEvaluator:
         A client that raises, takes too long or has a loss that is no number is a failure.
         """
         if states is not None or self._context.task.joint:
-            return merged([self._nobody, *self._one_by_one(weights, cohort, states)])
+            return merged(chain([self._nobody], self._one_by_one(weights, cohort, states)))
         module = _Module(self._context, weights)
-        waiting = self._blocks(cohort)
-        self._held = {block: self._held.get(block) or self._held_by(block) for block in waiting}
-        done = [self._nobody]
         left: list[int] = []
         reason: str | None = None
+        try:
+            together = merged(chain([self._nobody], self._in_blocks(module, cohort, left)))
+        except _DiffersError as error:
+            together, left, reason = self._nobody, list(cohort), str(error)
+        by_themselves = (self._alone(module, client) for client in left)
+        return replace(merged(chain([together], by_themselves)), alone=reason)
+
+    def _in_blocks(
+        self, module: _Module, cohort: Sequence[int], left: list[int]
+    ) -> Iterator[Evaluations]:
+        """Evaluate clients block by block; those who cannot be are added to `left`."""
+        waiting = self._blocks(cohort)
+        self._held = {block: self._held.get(block) or self._held_by(block) for block in waiting}
         while waiting:
             block = waiting.pop(0)
             try:
-                done.append(self._together(module, block))
-            except _DiffersError as error:
-                done, left, reason = [self._nobody], list(cohort), str(error)
-                break
+                done = self._together(module, block)
+            except _DiffersError:
+                raise
             except TimeoutError as error:  # it may be long until each of its parts is over, too
                 _log.warning("%d clients evaluated together are too slow: %s", len(block), error)
                 left += block
@@ -121,9 +91,8 @@ class ClientEvaluator:
                 half = len(block) // 2
                 waiting[:0] = [block[:half], block[half:]] if half else []
                 left += [] if half else block
-        return replace(
-            merged([*done, *(self._alone(module, client) for client in left)]), alone=reason
-        )
+            else:
+                yield done
 
     def _one_by_one(
         self, weights: Weights, cohort: Sequence[int], states: ClientStates | None
@@ -144,7 +113,7 @@ class ClientEvaluator:
             _log.exception("client %d failed in evaluation", client)
             failed = Failure.of(client, error, doing="evaluation: ")
             return replace(self._nobody, failures=[failed])
-        return _sound([client], GroupedMetrics(metrics.metric_set, metrics.sums[None]))
+        return Evaluations.of([client], GroupedMetrics(metrics.metric_set, metrics.sums[None]))
 
     def _blocks(self, cohort: Sequence[int]) -> list[tuple[int, ...]]:
         """Return the clients in parts that are evaluated together."""
@@ -198,7 +167,7 @@ class ClientEvaluator:
             if not same_generator_states(before, generator_states()):
                 raise _DiffersError("it draws random numbers in evaluation")
             self._check(module, checked, kept, held, limit)
-        return _sound(block, GroupedMetrics(task.metrics, sums))
+        return Evaluations.of(block, GroupedMetrics(task.metrics, sums))
 
     @property
     def _size(self) -> int:
@@ -319,21 +288,6 @@ class _Module:
 
 class _DiffersError(Exception):
     """Clients evaluated together do not get what they get by themselves; says why."""
-
-
-def _sound(clients: Sequence[int], sums: GroupedMetrics) -> Evaluations:
-    """Return the evaluations of clients, those whose loss is no number among the failures."""
-    sound = sums.finite
-    why = "evaluation: its loss is NaN or infinite"
-    return Evaluations(
-        tuple(client for client, well in zip(clients, sound, strict=True) if well),
-        sums.take(np.flatnonzero(sound)),
-        [
-            Failure(client, why, "diverged")
-            for client, well in zip(clients, sound, strict=True)
-            if not well
-        ],
-    )
 
 
 def _to_check(sizes: Sequence[int], batch_size: int) -> list[int]:

@@ -13,7 +13,7 @@ from flwr.supercore.run import Run as FlowerRun
 
 from ..aggregation import Mean, Partial, mean_of, merged
 from ..client_state import ClientStates, StateStore
-from ..engine.evaluation import Evaluations
+from ..engine.client_metrics import Evaluations
 from ..engine.execution import ExecutionPlan
 from ..pools.base import Pool
 from ..updates import Failure, Update
@@ -157,7 +157,7 @@ class CohortGrid(Grid):
         ]
         if done.clients:
             first = done.clients[0]
-            replies.append((first, evaluate_reply(done.sums.total(), asked[first])))
+            replies.append((first, evaluate_reply(done.total, asked[first])))
         return replies
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:

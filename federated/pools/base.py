@@ -9,7 +9,7 @@ from heliotrope.metrics import Metrics
 
 from ..algorithms import ClientAlgorithm
 from ..client_state import ClientStates
-from ..engine.evaluation import Evaluations
+from ..engine.client_metrics import Evaluations
 from ..engine.execution import Decision, ExecutionPlan
 from ..engine.thread_lane import Reply
 from ..updates import Instruction, Weights

@@ -20,8 +20,9 @@ from heliotrope.system.allocator import keep_freed_memory
 from ..aggregation import merged
 from ..algorithms import ClientAlgorithm
 from ..client_state import ClientStates
+from ..engine.client_metrics import Evaluations
 from ..engine.context import TrainingContext
-from ..engine.evaluation import ClientEvaluator, Evaluations
+from ..engine.evaluation import ClientEvaluator
 from ..engine.execution import Decision, ExecutionPlan, decide
 from ..engine.personal_evaluation import evaluate_splits_of
 from ..engine.thread_lane import Reply, ThreadLane

@@ -22,8 +22,8 @@ from heliotrope.tasks import Task
 
 from ..algorithms import ClientAlgorithm
 from ..client_state import ClientStates
+from ..engine.client_metrics import Evaluations
 from ..engine.context import assemble
-from ..engine.evaluation import Evaluations
 from ..engine.execution import Decision, ExecutionPlan
 from ..engine.thread_lane import Reply
 from ..engine.time_limit import Hung

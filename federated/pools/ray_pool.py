@@ -34,8 +34,8 @@ from heliotrope.system.signals import held_back
 
 from ..algorithms import ClientAlgorithm
 from ..client_state import ClientStates
+from ..engine.client_metrics import Evaluations, merged
 from ..engine.context import TrainingContext
-from ..engine.evaluation import Evaluations, merged
 from ..engine.execution import Decision, ExecutionPlan
 from ..engine.thread_lane import Reply
 from ..engine.time_limit import HANG_SECONDS, Hung, read_hang

@@ -113,10 +113,6 @@ class MetricSet:
         """Return the metrics of no examples: the zero of the sum."""
         return Metrics(self, np.zeros(self.size))
 
-    def zero_groups(self, count: int) -> GroupedMetrics:
-        """Return the metrics of `count` groups without examples."""
-        return GroupedMetrics(self, np.zeros((count, self.size)))
-
     def from_vector(self, vector: Sums) -> Metrics:
         """Return the metrics whose sums, or added sums, `Metrics.to_vector` gave."""
         return Metrics(self, np.asarray(vector, dtype=np.float64))
@@ -243,17 +239,6 @@ class GroupedMetrics:
 
     metric_set: MetricSet
     sums: Sums
-
-    @classmethod
-    def joined(cls, parts: Sequence[GroupedMetrics]) -> GroupedMetrics:
-        """Return the groups of one or more `parts`, one after the other."""
-        return cls(parts[0].metric_set, np.concatenate([part.sums for part in parts]))
-
-    def __len__(self) -> int:
-        return len(self.sums)
-
-    def __getitem__(self, group: int) -> Metrics:
-        return Metrics(self.metric_set, self.sums[group])
 
     def take(self, groups: NDArray[np.int64]) -> GroupedMetrics:
         """Return the groups at these places, in this order."""

@@ -19,8 +19,9 @@ import torch
 
 import federated.engine.evaluation as evaluation_module
 import federated.engine.thread_lane as lane_module
+from federated.engine.client_metrics import Evaluations
 from federated.engine.context import TrainingContext, assemble, divide
-from federated.engine.evaluation import ClientEvaluator, Evaluations
+from federated.engine.evaluation import ClientEvaluator
 from federated.engine.execution import ExecutionPlan
 from federated.engine.sequential import evaluate_client, train_client
 from federated.engine.time_limit import UNLIMITED, Limit, limit_of

@@ -414,11 +414,10 @@ def test_ray_workers_give_what_this_process_gives(
                 assert_same_tensors(dict(found), dict(mean))
         everyone = clients.population.evaluating()
         mine, theirs = here.evaluate(weights, everyone), there.evaluate(weights, everyone)
-        assert list(mine.metrics) == list(theirs.metrics) == everyone
+        assert list(mine.clients) == list(theirs.clients) == everyone
         assert mine.alone is theirs.alone is None
-        for client in everyone:
-            pair = [confusion_of(found.metrics[client]) for found in (mine, theirs)]
-            assert (pair[0] == pair[1]).all()
+        assert mine.rows() == [pytest.approx(row) for row in theirs.rows()]
+        assert (confusion_of(mine.total) == confusion_of(theirs.total)).all()
         mine, theirs = here.evaluate_centrally(weights), there.evaluate_centrally(weights)
         assert (confusion_of(mine["test"]) == confusion_of(theirs["test"])).all()
         assert mine["test"].compute() == pytest.approx(theirs["test"].compute())
@@ -453,4 +452,5 @@ def test_workers_on_other_machines_give_what_those_here_give(
                 for name, value in same.arrays.items():
                     assert torch.equal(update.arrays[name], value)
         assert evaluated.clients == found[0][1].clients
-        assert (evaluated.sums.sums == found[0][1].sums.sums).all()
+        assert (evaluated.numbers == found[0][1].numbers).all()
+        assert (evaluated.total.sums == found[0][1].total.sums).all()

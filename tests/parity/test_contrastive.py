@@ -263,7 +263,8 @@ def test_clients_have_the_negatives_of_their_own_batches() -> None:
     model = clients.fresh_model(weights)
     held = clients.population.holdout_indices(1)
     expected = evaluate(model, task, train, 50, held).compute()
-    assert worker.evaluate(weights, [0, 1]).metrics[1].compute() == pytest.approx(expected)
+    row = worker.evaluate(weights, [0, 1]).rows()[1]
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
     told = start_loss(clients, weights, Instruction(1), 1)  # also of batches of 2
     mine = task.call(
         model.eval(), train.take(torch.from_numpy(clients.population.train_indices(1)))

@@ -180,7 +180,7 @@ def test_every_metric_is_the_same_for_any_split_and_any_groups(name: str) -> Non
         for group in range(6):
             mine = groups == group
             alone = metrics.measure(outputs[mine], {k: v[mine] for k, v in batch.items()})
-            np.testing.assert_allclose(grouped[group].sums, alone.sums, rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(grouped.sums[group], alone.sums, rtol=1e-9, atol=1e-9)
             told = {key: values[group] for key, values in computed.items()}
             assert told == pytest.approx(alone.compute(), rel=1e-6, abs=1e-9, nan_ok=True)
         vectors = np.sum([part.to_vector() for part in parts], axis=0)

@@ -5,22 +5,25 @@ from __future__ import annotations
 import copy
 import random
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from federated.engine.client_metrics import Evaluations, merged
 from federated.engine.context import TrainingContext
-from federated.engine.evaluation import ClientEvaluator, Evaluations, merged
+from federated.engine.evaluation import ClientEvaluator
 from federated.engine.time_limit import Watch
 from federated.population import Population
 from heliotrope.config import FederatedConfig, chosen
 from heliotrope.config.training import LossConfig
 from heliotrope.data import Partition
 from heliotrope.evaluation import evaluate
-from heliotrope.metrics import Metrics
+from heliotrope.metrics import Metrics, ScoreCurves
 from tests.support import (
     confusion_of,
     fresh_seed,
@@ -134,14 +137,23 @@ def _by_itself(clients: TrainingContext, weights: dict[str, Tensor], client: int
     return evaluate(model, _TASK, clients.train, clients.evaluation_batch_size, held)
 
 
-def _loss(metrics: Metrics) -> float:
-    return metrics.compute()["loss"]
-
-
 def _evaluated(
     clients: TrainingContext, weights: dict[str, Tensor], cohort: Sequence[int]
 ) -> Evaluations:
     return ClientEvaluator(clients, Watch()).evaluate(weights, cohort)
+
+
+def _assert_each_got_its_own(
+    done: Evaluations, clients: TrainingContext, weights: dict[str, Tensor]
+) -> None:
+    """Fail unless each client got what it gets by itself, and the total is their sum."""
+    expected = {client: _by_itself(clients, weights, client) for client in done.clients}
+    for row, (client, metrics) in zip(done.rows(), expected.items(), strict=True):
+        numbers = metrics.compute() | {"client": client, "examples": metrics.count}
+        assert row == pytest.approx(numbers, rel=1e-5)
+    whole = sum(expected.values(), start=_TASK.metrics.zero())
+    assert (confusion_of(done.total) == confusion_of(whole)).all()
+    assert done.total.compute() == pytest.approx(whole.compute(), rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [3, 8, 1000])
@@ -153,15 +165,7 @@ def test_clients_together_get_what_each_gets_alone(name: str, batch_size: int) -
     assert done.alone is None
     assert done.failures == []
     assert done.clients == tuple(cohort)
-    for client, metrics in done.metrics.items():
-        expected = _by_itself(clients, weights, client)
-        assert (confusion_of(metrics) == confusion_of(expected)).all()
-        assert _loss(metrics) == pytest.approx(_loss(expected), rel=1e-5)
-    rows = done.rows()
-    for row, (client, metrics) in zip(rows, done.metrics.items(), strict=True):
-        assert row == pytest.approx(
-            {"client": client, "examples": metrics.count} | metrics.compute()
-        )
+    _assert_each_got_its_own(done, clients, weights)
 
 
 @pytest.mark.parametrize("batch_size", [8, 1000])
@@ -180,14 +184,11 @@ def test_a_model_that_looks_beyond_an_example_is_evaluated_client_by_client(
         assert done.alone is not None
         assert ("draws random numbers" in done.alone) == drawn
     assert done.failures == []
-    for client, metrics in done.metrics.items():
-        if not drawn:
-            expected = _by_itself(clients, weights, client)
-            assert (confusion_of(metrics) == confusion_of(expected)).all()
-            assert _loss(metrics) == pytest.approx(_loss(expected), rel=1e-5)
+    if not drawn:
+        _assert_each_got_its_own(done, clients, weights)
     again = _evaluated(clients, weights, cohort[3:])  # what a client draws is its own
-    for client, metrics in again.metrics.items():
-        assert _loss(metrics) == pytest.approx(_loss(done.metrics[client]), rel=1e-5)
+    for row, before in zip(again.rows(), done.rows()[3:], strict=True):
+        assert row == pytest.approx(before, rel=1e-5)
 
 
 def test_evaluation_leaves_the_module_and_the_generators_as_they_were() -> None:
@@ -215,8 +216,7 @@ def test_a_client_with_nan_or_a_label_that_is_none_is_named_and_the_others_are_r
     done = _evaluated(clients, weights, range(5))
     assert [failure.client for failure in done.failures] == [1, 3]
     assert done.alone is None
-    for client, metrics in done.metrics.items():
-        assert _loss(metrics) == pytest.approx(_loss(_by_itself(clients, weights, client)))
+    _assert_each_got_its_own(done, clients, weights)
 
 
 @pytest.mark.parametrize("sleeps", [0.4, 60.0])
@@ -250,8 +250,7 @@ def test_a_model_that_refuses_many_examples_is_evaluated_in_parts() -> None:
     done = _evaluated(clients, weights, range(6))
     assert done.clients == (0, 1, 2, 3, 4, 5)
     assert done.failures == []
-    for client, metrics in done.metrics.items():
-        assert _loss(metrics) == pytest.approx(_loss(_by_itself(clients, weights, client)))
+    _assert_each_got_its_own(done, clients, weights)
 
 
 def test_a_model_that_refuses_made_up_examples_is_evaluated_together() -> None:
@@ -267,8 +266,7 @@ def test_a_model_that_refuses_made_up_examples_is_evaluated_together() -> None:
     done = _evaluated(clients, weights, range(3))
     assert done.alone is None
     assert done.failures == []
-    for client, metrics in done.metrics.items():
-        assert _loss(metrics) == pytest.approx(_loss(_by_itself(clients, weights, client)))
+    _assert_each_got_its_own(done, clients, weights)
 
 
 def test_one_bad_client_among_many_does_not_make_each_one_be_evaluated_alone(
@@ -293,8 +291,26 @@ def test_workers_parts_are_put_together_in_client_order() -> None:
     parts = [_evaluated(clients, weights, part) for part in ([1, 4], [0, 3], [2])]
     whole, joined = _evaluated(clients, weights, range(5)), merged(parts)
     assert joined.clients == (0, 1, 2, 3, 4)
-    assert (joined.sums.counts == whole.sums.counts).all()
-    assert joined.sums.total().compute() == pytest.approx(whole.sums.total().compute())
+    assert joined.rows() == [pytest.approx(row) for row in whole.rows()]
+    assert joined.total.compute() == pytest.approx(whole.total.compute())
+
+
+@pytest.mark.parametrize("between", ["plain", "centred"])
+def test_no_more_than_a_block_of_clients_vectors_of_sums_is_in_memory(
+    between: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = _clients(_Net((_EACH_BY_ITSELF | _TOGETHER_DIFFERENT)[between]), [2] * 200)
+    task = small_task(classes=4, shape=(6,))
+    task.metrics = metrics = replace(task.metrics, members=(*task.metrics.members, ScoreCurves(4)))
+    clients = replace(clients, task=task)
+    monkeypatch.setattr("federated.engine.evaluation._CELLS", 8 * metrics.size)
+    tracemalloc.start()
+    done = _evaluated(clients, clients.global_weights, range(200))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (done.alone is None) == (between == "plain")
+    assert peak < 200 * metrics.zero().sums.nbytes / 3
+    assert len(done.clients) == len(done.numbers) == 200
 
 
 def test_metrics_of_groups_are_those_of_each_group() -> None:

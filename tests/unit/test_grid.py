@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 
 from federated.algorithms import ClientAlgorithm
-from federated.engine.evaluation import Evaluations
+from federated.engine.client_metrics import Evaluations
 from federated.engine.execution import Decision, ExecutionPlan
 from federated.engine.thread_lane import Reply
 from federated.flower.grid import CohortGrid
@@ -40,7 +40,7 @@ class _Answers:
         return self._replies
 
     def evaluate(self, weights: Weights, cohort: Sequence[int]) -> Evaluations:
-        return Evaluations((), small_task(2).metrics.zero_groups(0))
+        return Evaluations.of_nobody(small_task(2).metrics)
 
     def evaluate_centrally(self, weights: Weights) -> dict[str, Metrics]:
         return {}
