@@ -18,6 +18,7 @@ from heliotrope.config import Run
 from heliotrope.models import build
 from heliotrope.runs import checkpoint
 from heliotrope.runs.checkpoint import Checkpoint
+from heliotrope.seeding import hashed_number, isolated_rng
 from heliotrope.tasks import Task
 from heliotrope.training import optimizer_state
 from heliotrope.training.joint import Gather
@@ -71,6 +72,9 @@ class Engine:
         if cfg.activation_checkpointing:
             recompute(model)
         self._ours = registry.entry("model", run.model.name).built_in
+        optimizer = registry.entry("optimizer", run.optimizer.name)
+        of_ours = type(task).__module__.startswith("heliotrope.")
+        self._own_code = not (self._ours and optimizer.built_in and of_ours)
         self._exchanging = self._exchanging_model(model, task, topology)
         self._wrapped = self._exchanging
         if cfg.compile:
@@ -119,7 +123,20 @@ class Engine:
 
     def step(self, batch: TrainingBatch) -> None:
         """Take one optimizer step on this rank's part of a global batch, also an empty one."""
-        self._stepper.step(batch)
+        with self._seeded(batch):
+            self._stepper.step(batch)
+
+    def _seeded(self, batch: TrainingBatch) -> AbstractContextManager[None]:
+        """Return the context in which what a user's code draws follows from the step and the rank.
+
+        Our own code draws from streams of its own, so it is spared the time.
+        """
+        if not self._own_code:
+            return nullcontext()
+        drawn = hashed_number(batch.seed, batch.first)
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(drawn)
+        return isolated_rng(drawn)
 
     def after_step(self, step: int, steps: int) -> tuple[int, int]:  # noqa: ARG002 - others need it
         """Do what is due after a step, the `step`-th of an epoch of `steps`, on every rank.

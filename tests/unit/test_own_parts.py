@@ -5,20 +5,36 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from distributed.driver import build_components as build_distributed
+from distributed.strategies.engine import Engine
+from distributed.topology import Topology
 from federated.job import run_job
 from federated.simulation import build_components as build_federated
 from federated.strategies import ModelFacts, build_strategy, reduces
 from heliotrope import config, plugin_loading
 from heliotrope.config import Mode, Run
 from heliotrope.errors import ConfigError, HeliotropeError, RunFailedError
+from heliotrope.models import build
+from heliotrope.training.loop import TrainTotals
 from heliotrope.training.optimizers import build_optimizer
-from tests.support import compose, type_command
+from tests.support import (
+    assert_same_tensors,
+    compose,
+    everything,
+    fresh_seed,
+    global_random_state_untouched,
+    random_split,
+    small_task,
+    training_batch,
+    type_command,
+    weights,
+)
 
 _HEAD = """
 import threading
@@ -211,6 +227,30 @@ def test_an_optimizer_may_go_through_the_parameters_for_each_of_its_groups(load:
     run = compose("distributed", plugins, "optimizer=mine")
     optimizer = build_optimizer(run.optimizer, torch.nn.Linear(3, 2).parameters())
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
+
+
+def test_what_own_code_draws_follows_from_the_step_and_the_rank(load: Load, tmp_path: Path) -> None:
+    plugins = load(
+        "@plugin.model\nclass mine(torch.nn.Linear):\n"
+        "    def __init__(self, task):\n"
+        "        super().__init__(4, 3)\n"
+        "    def forward(self, x):\n"
+        "        kept = torch.nn.functional.dropout(x, 0.5, self.training)\n"
+        "        return super().forward(kept * float(np.random.rand()))"
+    )
+    run, task = compose("distributed", plugins, "model=mine"), small_task(3, (4,))
+    split = everything(random_split(6, task, torch.Generator().manual_seed(fresh_seed())))
+    batch = training_batch(split["image"], split["label"])
+    trained = []
+    for first in (0, 0, 6):
+        engine = Engine(run, build(run.model, task, 1), task, Topology(), tmp_path)
+        engine.begin(TrainTotals())
+        torch.rand(1)  # others in the process draw, too
+        with global_random_state_untouched():
+            engine.step(replace(batch, first=first))
+        trained.append(weights(engine.evaluated()))
+    assert_same_tensors(trained[0], trained[1])
+    assert not torch.equal(trained[1]["weight"], trained[2]["weight"])
 
 
 def test_a_strategy_says_whether_a_mean_is_enough(load: Load) -> None:
