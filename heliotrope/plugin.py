@@ -15,6 +15,7 @@ Where plug-ins come from, and which are executed, is in `heliotrope.plugin_loadi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -138,9 +139,10 @@ def _registered(group: Group, build: _Built) -> _Built:
 
 
 def _where(build: Callable[..., Any]) -> str:
+    if isinstance(build, type) and "__init__" not in vars(build):  # that of a base is elsewhere
+        frame = sys._getframe()  # noqa: SLF001 - the public way, inspect.stack, reads every file
+        while frame.f_code.co_filename == __file__ and frame.f_back is not None:
+            frame = frame.f_back
+        return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
     code = getattr(build, "__code__", None) or getattr(build.__init__, "__code__", None)
-    source = executing()
-    file = code.co_filename if code else "a plug-in"
-    if source is not None and not file.startswith(source.folder):  # its __init__ is inherited
-        file = source.path
-    return f"{file}, line {code.co_firstlineno}" if code else file
+    return f"{code.co_filename}, line {code.co_firstlineno}" if code else "a plug-in"

@@ -208,6 +208,11 @@ def register(
 
     Raises `ConfigError` naming `where` if its name is taken, or its parameters cannot be keys.
     """
+    if not name.isidentifier():
+        raise ConfigError(
+            f"{where}: what is registered as {group} is called {name}, which cannot be chosen. "
+            "Write a function with def, whose name it gets."
+        )
     if name in names(group):
         raise ConfigError(f"{where}: there is a {group}={name} already. Choose another name.")
     signature = inspected(target, _GIVEN[group], where, f"{group}={name}")

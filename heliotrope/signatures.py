@@ -11,10 +11,13 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from heliotrope.errors import ConfigError
 
@@ -103,6 +106,13 @@ def inspected(target: Callable[..., Any], given: frozenset[str], where: str, of:
                 "configuration cannot hold. Write int, float, bool, str, one of these or None, or "
                 "a list of these."
             )
+        if not _holds(key):
+            raise ConfigError(
+                f"{where}: parameter {name} of {of} has the type {shown(hints[name])}, which its "
+                f"default {key.default!r} is not. Change one of them, such as to "
+                f"{name}: {shown(type(key.default) if key.default is not None else hints[name])}"
+                f"{' | None' if key.default is None else ''} = {key.default!r}."
+            )
         keys[name] = key
     code = getattr(target, "__code__", None) or getattr(target.__init__, "__code__", None)
     line = code.co_firstlineno if code else 0
@@ -151,6 +161,18 @@ def _key(kind: Any, default: Any) -> Key | None:
     if get_origin(kind) is list and isinstance(default, tuple):
         default = list(default)
     return Key(kind, default) if _is_plain(kind) else None
+
+
+def _holds(key: Key) -> bool:
+    """Return whether a configuration takes the default of a key for one of its type."""
+    if key.default is REQUIRED:
+        return True
+    default = field(default_factory=lambda: key.default)
+    try:
+        OmegaConf.structured(make_dataclass("Keys", [("key", key.type, default)]))
+    except OmegaConfBaseException:
+        return False
+    return True
 
 
 def _is_plain(kind: Any) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 from heliotrope import plugin_loading, registry
 from heliotrope.config.groups import defaults_of
 from heliotrope.errors import ConfigError, HeliotropeError
 from heliotrope.metrics import Accuracy, CalibrationError, Metric, MetricSet, ScoreCurves
+from heliotrope.metrics.base import Direction
 from heliotrope.tasks.base import Task
 from heliotrope.tasks.usable import outputs_of_zeros, shown_to_metrics, why_mixing
 
@@ -63,7 +65,7 @@ def measure_too(task: Task, names: Sequence[str]) -> None:
             added = entry.build(defaults_of(entry), task=task)
             extended = replace(task.metrics, members=(*task.metrics.members, added))
             extended.measure(*shown_to_metrics(task, outputs, outputs, two)).compute()
-            why = why_mixing(task, MetricSet((added,)))
+            why = _bad_directions(added) or why_mixing(task, MetricSet((added,)))
         except HeliotropeError:
             raise
         except Exception as error:
@@ -74,6 +76,14 @@ def measure_too(task: Task, names: Sequence[str]) -> None:
         if why is not None:
             raise ConfigError(f"{what} cannot be measured with data={task.facts.name}: {why}")
         _extend(task, extended)
+
+
+def _bad_directions(metric: Metric) -> str | None:
+    """Return what is wrong if it is not said of each number whether more of it is better."""
+    for name, way in metric.directions.items():
+        if way not in get_args(Direction):
+            return f"its direction of {name} is {way!r}. Say 'max' or 'min', whichever is better."
+    return None
 
 
 def _extend(task: Task, extended: MetricSet) -> None:

@@ -24,6 +24,8 @@ def why_unusable(task: Task) -> str | None:
 
     It is tried on two examples of zeros, with outputs of zeros, and random ones of each by itself.
     """
+    if not hasattr(task, "facts"):
+        return "its __init__ leaves out that of Task. Begin it with super().__init__(facts)."
     lacking = [name for name in task.inputs if name not in task.facts.example]
     if lacking or not task.inputs:
         named = ", ".join(lacking) or "nothing"

@@ -129,6 +129,22 @@ _REFUSED = {
         "task=mine metrics=[auroc]",
         "metrics=[auroc] is of the logits of classes, and mine of data=digits has others",
     ),
+    _METRIC.format(value="outputs[:, 0]", number="m").replace('"max"', '"maximum"'): (
+        "metrics=[mine]",
+        "its direction of m is 'maximum'. Say 'max' or 'min'",
+    ),
+    _METRIC.format(value="outputs[:, 11]", number="number"): (  # the line of the decorator
+        "metrics=[mine]",
+        f"mine.py, line {_HEAD.count(chr(10)) + 2}) cannot be measured",
+    ),
+    _TASK.format(losses="outputs.sum()"): (
+        "task=mine",
+        f"mine.py, line {_HEAD.count(chr(10)) + 2}) cannot be trained",
+    ),
+    _TASK.format(losses="outputs[:, 0]") + "    def __init__(self, facts): self.a = 1\n": (
+        "task=mine",
+        "its __init__ leaves out that of Task. Begin it with super().__init__(facts)",
+    ),
     "@plugin.metric\ndef mine(task): return 3": ("metrics=[mine]", "AttributeError"),
     "@plugin.partition\ndef mine(): return [1, 2]": (
         "federated/partition=mine",
@@ -176,6 +192,9 @@ _AT_ONCE = {
     "@plugin.optimizer\ndef mine(params, *, rate: float = 1.0): ...": "has no parameter lr",
     "@plugin.schedule\ndef mine(done, *, low: float = 0.0): ...": "parameter low, which nothing",
     "@plugin.model\ndef mine(task, *, name: str = 'a'): ...": "has a parameter called name",
+    "@plugin.model\ndef mine(task, *, w: int = 'a'): ...": "w of model=mine has the type int",
+    "@plugin.model\ndef mine(task, *, w: int = None): ...": r"Change .* to w: int \| None = None",
+    "plugin.model(lambda task: 1)": "is called <lambda>, which cannot be chosen. Write a function",
     "@plugin.data\ndef digits(): ...": "there is a data=digits already",
     "@plugin.strategy\nclass fedavg(FedAvg): ...": "there is a strategy=fedavg already",
     "@plugin.data\ndef mine(rows): ...": "parameter rows of data=mine has no type",
