@@ -17,7 +17,7 @@ from heliotrope.runs.changed_plugins import going_on
 from .flower.messages import read_arrays
 from .updates import Failure
 
-__all__ = ["naming", "of_divergence", "of_failure"]
+__all__ = ["naming", "of_divergence", "of_failure", "of_other_weights"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,18 @@ def of_failure(run: Run, directory: Path, failure: Failure, before: ArrayRecord)
     if failure.kind == "late":
         return f"Raise federated.client_timeout={run.federated.client_timeout:g}: {go_on}."
     return f"Mend what raises that, see run.log, and go on: {go_on}."
+
+
+def of_other_weights(before: ArrayRecord, after: ArrayRecord) -> str | None:
+    """Return how the weights `after` a strategy are not those of the model `before`; None if so."""
+    if differing := sorted(before.keys() ^ after.keys()):
+        does = "adds" if differing[0] in after else "leaves out"
+        return f"{does} {differing[0]}. Return all weights that were sent, and no others."
+    for name, array in before.items():
+        old, new = tuple(array.shape), tuple(after[name].shape)
+        if old != new and {old, new} != {(), (1,)}:  # torch takes these for one another
+            return f"gave {name} {list(new)}, which is {list(old)}. Return it in that shape."
+    return None
 
 
 def of_divergence(run: Run, before: ArrayRecord, *, updates_finite: bool = False) -> str:

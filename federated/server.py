@@ -39,7 +39,7 @@ from .flower.grid import CohortGrid
 from .flower.messages import LEARNING_RATE, read_arrays, to_record
 from .fractions import fraction_rounded_up
 from .population.evaluated import clients_to_evaluate, rows_due
-from .remedies import naming, of_divergence, of_failure
+from .remedies import naming, of_divergence, of_failure, of_other_weights
 from .strategies.mean import MeanStrategy
 from .strategies.state import restore, snapshot
 from .updates import is_finite
@@ -217,6 +217,8 @@ class Server:
                 f"{self._cfg.clients_per_round - len(self._grid.failures)} updates; the run's "
                 "log has its reason."
             )
+        if (why := of_other_weights(self.state.arrays, arrays)) is not None:
+            raise RunFailedError(f"round {server_round}: strategy {name} {why}")
         for key, value in read_arrays(arrays).items():
             if not is_finite(value):
                 raise RunFailedError(

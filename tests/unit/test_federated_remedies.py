@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from flwr.app import ArrayRecord
 
 from federated.job import run_job
-from federated.remedies import naming, of_failure
+from federated.remedies import naming, of_failure, of_other_weights
 from federated.updates import Failure
 from heliotrope import plugin_loading, registry
 from heliotrope.config import Run
@@ -97,3 +98,18 @@ def test_the_rate_at_fault_is_named(
         run_job(run, tmp_path / "run")
     assert named in str(caught.value)
     assert others not in str(caught.value)
+
+
+def test_a_strategy_that_gives_other_weights_is_told_which() -> None:
+    def record(**shapes: tuple[int, ...]) -> ArrayRecord:
+        return ArrayRecord({name: torch.zeros(shape) for name, shape in shapes.items()})
+
+    sent = record(a=(2, 3), b=())
+    assert of_other_weights(sent, record(b=(1,), a=(2, 3))) is None
+    assert of_other_weights(sent, record(a=(2, 3))) == (
+        "leaves out b. Return all weights that were sent, and no others."
+    )
+    assert str(of_other_weights(sent, record(a=(2, 3), b=(), c=(1,)))).startswith("adds c.")
+    assert of_other_weights(sent, record(a=(6,), b=())) == (
+        "gave a [6], which is [2, 3]. Return it in that shape."
+    )
