@@ -23,6 +23,7 @@ WRITTEN_OUT = ("sgd", "adam", "adamw")
 """The optimizers whose updates are here; others train sequentially, with torch's own."""
 
 _ADAMS = ("adam", "adamw")
+_ADDED_AT_ONCE = 128  # products in a sum that BLAS adds to a number with one rounding of it
 
 
 class LocalOptimizer:
@@ -169,8 +170,13 @@ def _dense(gradient: Gradient) -> Tensor:
 
 
 def _add(target: Tensor, gradient: Gradient, scale: float) -> None:
-    """Add `scale` times the gradient in place, without forming a product of factors."""
+    """Add `scale` times the gradient in place, without forming a product of short factors.
+
+    BLAS adds the product of long ones part by part, and rounds the weights after each.
+    """
     assert gradient is not None
+    if isinstance(gradient, tuple) and gradient[0].shape[-1] > _ADDED_AT_ONCE:
+        gradient = _dense(gradient)
     if not isinstance(gradient, tuple):
         target.add_(gradient, alpha=scale)
     elif target.dim() == 2:

@@ -7,14 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from federated.engine.context import TrainingContext
+from federated.engine.local_optimizer import LocalOptimizer
 from federated.engine.sequential import train_client
 from federated.engine.stacked import FastTrainer
 from federated.pools.cohort_worker import CohortWorker
 from federated.population import Population
 from federated.updates import Instruction, Stack
+from heliotrope.config import chosen
+from heliotrope.config.training import LossConfig
 from heliotrope.data import Dense, Examples, Partition
 from tests.exemplars import EXEMPLARS
 from tests.support import compose, fresh_seed
@@ -98,3 +102,13 @@ def test_no_model_is_left_to_the_slow_way(name: str) -> None:
     assert decision.execution is not None
     assert decision.execution.kind != "sequential", decision.line()
     assert not decision.reasons, decision.line()
+
+
+def test_a_gradient_of_many_examples_rounds_the_weights_once() -> None:
+    generator = torch.Generator().manual_seed(fresh_seed())
+    weight, a, b = (torch.randn(s, generator=generator) for s in ((12, 9), (12, 5000), (5000, 9)))
+    exact = weight.double() - 1e-6 * (a.double() @ b.double())
+    sgd = chosen("optimizer", "sgd", lr=1e-6)
+    LocalOptimizer(sgd, LossConfig(), [weight]).step([weight], [(a, b)])
+    once = exact.float().double() - exact
+    assert (weight.double() - exact).norm() <= 1.5 * once.norm()
