@@ -159,7 +159,7 @@ def test_clients_evaluate_as_a_model_with_the_users_of_all() -> None:
     held = pool.evaluate(weights, [0, 1, 2], store.take([0, 1, 2]))
     rows = clients.population.holdout_examples([0, 1, 2])
     expected = evaluate(whole, task, dataset.train, 16, rows)
-    assert held.sums.total().compute() == pytest.approx(expected.compute(), rel=1e-5)
+    assert held.total.compute() == pytest.approx(expected.compute(), rel=1e-5)
 
 
 def test_pages_hold_what_was_put_and_are_not_changed_after_a_snapshot() -> None:
