@@ -24,13 +24,11 @@ __all__ = [
     "most_stacked",
 ]
 
-# Multiplications of a step. Measured on two cores with AVX-512, by `heliotrope tune`: a stack saves
-# overhead, which is lost in a client's step of `_HEAVY`; lanes wait for each other once a round,
-# threads in every operation, so that with 6 M in a step two are no quicker than one, and where
-# other programs use the cores they take several times as long.
+# Multiplications of a client's step. Measured on two idle cores with AVX-512, by `heliotrope tune`:
+# a stack saves overhead, which is lost in a step of this length; and from so many in a step on,
+# two threads take less time than one.
 _HEAVY = 100_000_000
-_WORTH_LANES = 2_000_000
-_WORTH_THREADS = 10_000_000
+_WORTH_THREADS = 2_000_000
 _STACK = 128  # clients trained together; beyond, nothing gets faster
 _STACK_BYTES = 1 << 28  # of weights, gradients, optimizer's state and activations of a stack
 
@@ -113,7 +111,7 @@ def execution_plan(
         return ExecutionPlan(kind, _threads(context, threads, stack * work), stack)
     lanes = 1
     if may_have_lanes(kind, context, verdict):
-        lanes = cfg.lanes or (threads if work >= _WORTH_LANES else 1)
+        lanes = cfg.lanes or (threads if work >= _WORTH_THREADS else 1)
         lanes = max(1, min(lanes, cohort))
     if lanes > 1:
         return ExecutionPlan(kind, max(1, threads // lanes), lanes=lanes)
