@@ -223,20 +223,18 @@ def mean_of(partials: Sequence[Partial], weights: Weights) -> Mean:
     for name, start in weights.items():
         if name in all_units:
             own = sorted((o for o in whole.outliers if o.name == name), key=lambda o: o.client)
-            total = _difference(whole, name, start, all_units[name], own)
+            total = _difference(whole, name, start, own)
         else:
             total = whole.sums[name].double()
         differences[name] = total.div_(whole.weight).view(start.shape)
     return Mean(whole.clients, whole.weight, differences)
 
 
-def _difference(
-    whole: Partial, name: str, start: Tensor, units: Units, outliers: Sequence[Outlier]
-) -> Tensor:
+def _difference(whole: Partial, name: str, start: Tensor, outliers: Sequence[Outlier]) -> Tensor:
     """Return the sum of differences of one tensor, float64 [D]; outliers last, in client order."""
     flat = start.reshape(-1)
     regular = whole.weight - sum(outlier.weight for outlier in outliers)
-    difference = sum_of_differences(whole.sums[name], flat, regular, units)
+    difference = sum_of_differences(whole.sums[name], flat, regular)
     for outlier in outliers:
         step = outlier.values.reshape(-1).double() - flat.double()
         difference.add_(step, alpha=outlier.weight)

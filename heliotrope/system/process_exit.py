@@ -112,7 +112,8 @@ def stoppable() -> Iterator[None]:
     def listen() -> None:
         while not over.is_set():
             came = signal.sigtimedwait(heard, _LISTEN_SECONDS)
-            if came is not None:
+            # Interrupted as the time is over, CPython gives a number that means nothing.
+            if came is not None and came.si_signo in heard:
                 leave_at_once(128 + came.si_signo)
 
     before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)

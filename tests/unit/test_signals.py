@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from heliotrope.system import process_exit
 from heliotrope.system.processes import children, end, killed_once_told
 from heliotrope.system.signals import held_back, signals_heard
 from tests.support import ROOT, environment
@@ -121,6 +124,24 @@ def test_a_process_stopped_where_it_may_be_says_its_words_and_leaves_no_child(
     while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_wait_that_is_cut_off_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython gives memory that nobody has written for an interrupted wait whose time is over."""
+    answers, asked = iter([SimpleNamespace(si_signo=2029270616)]), threading.Event()
+
+    def wait(*_: object) -> object:
+        answer = next(answers, None)
+        if answer is None:
+            asked.set()
+        return answer
+
+    left: list[int] = []
+    monkeypatch.setattr(signal, "sigtimedwait", wait)
+    monkeypatch.setattr(process_exit, "leave_at_once", left.append)
+    with process_exit.stoppable():
+        assert asked.wait(10)
+    assert left == []
 
 
 _EXITS = """
