@@ -105,7 +105,8 @@ def add_slices(
 def sum_of_differences(sums: Tensor, start: Tensor, weight: int) -> Tensor:
     """Return what `sums` exceed `start` times the clients' weight by, float64 [D].
 
-    Rounded once a slice, by less than 2^-52 of the difference and of the last slice's unit each.
+    Every subtraction and sum is rounded once, to float64; for weights of float64 the product of
+    `start` and `weight` is, too. Nothing here depends on how the clients were divided.
 
     Parameters
     ----------
@@ -119,7 +120,7 @@ def sum_of_differences(sums: Tensor, start: Tensor, weight: int) -> Tensor:
     result = torch.empty(len(start), dtype=torch.float64)
     blocks = (torch.split(each, _BLOCK) for each in (result, start, *sums))
     for here, part, first, *others in zip(*blocks, strict=True):
-        # The product is exact: a weight of float32 has 24 bits, and float64 has room for 29 more.
+        # Of float32 the product is exact: its 24 bits leave room for 29 in float64.
         torch.sub(first, part.double(), alpha=weight, out=here)
         for total in others:
             here.add_(total)

@@ -81,19 +81,10 @@ def read_new_rows(
         return NewRows(raw, tuple(map(str, range(1, len(raw) + 1))))
     if kinds == {"image"}:
         (column,) = inputs
-        shape = preparation.info().image_shape
-        pictures, bad = read_files(
-            _files(path, PICTURES), lambda file: read_image(file, shape), skip_bad=skip_bad
-        )
-        images = Values(np.stack([image for _, image in pictures]))
-        files = tuple(str(file) for file, _ in pictures)
-        return NewRows(Raw({column: images}, origin=str(path)), files, tuple(bad))
+        return _from_pictures(path, column, preparation.info().image_shape, skip_bad)
     if kinds == {"text"}:
         (column,) = inputs
-        texts, bad = read_files(_files(path, (".txt",)), read_text, skip_bad=skip_bad)
-        files = tuple(str(file) for file, _ in texts)
-        column_of_texts = Texts([text for _, text in texts])
-        return NewRows(Raw({column: column_of_texts}, origin=str(path)), files, tuple(bad))
+        return _from_texts(path, column, skip_bad)
     wanted = ", ".join(f"{name} ({kind})" for name, kind in inputs.items())
     raise DataError(
         f"{path} is not what the model takes: {wanted}. Name a {' or '.join(TABLES)} file with "
@@ -109,6 +100,21 @@ def _from_table(
     raw, bad = convert(rows, inputs, skip_bad=skip_bad)
     assert raw.numbers is not None
     return NewRows(raw, tuple(map(str, raw.numbers.tolist())), tuple(bad))
+
+
+def _from_pictures(path: Path, column: str, shape: tuple[int, ...], skip_bad: bool) -> NewRows:
+    files = _files(path, PICTURES)
+    pictures, bad = read_files(files, lambda file: read_image(file, shape), skip_bad=skip_bad)
+    images = Values(np.stack([image for _, image in pictures]))
+    names = tuple(str(file) for file, _ in pictures)
+    return NewRows(Raw({column: images}, origin=str(path)), names, tuple(bad))
+
+
+def _from_texts(path: Path, column: str, skip_bad: bool) -> NewRows:
+    texts, bad = read_files(_files(path, (".txt",)), read_text, skip_bad=skip_bad)
+    names = tuple(str(file) for file, _ in texts)
+    raw = Raw({column: Texts([text for _, text in texts])}, origin=str(path))
+    return NewRows(raw, names, tuple(bad))
 
 
 def _files(path: Path, endings: tuple[str, ...]) -> list[Path]:

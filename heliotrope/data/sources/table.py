@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,18 +110,17 @@ def table(
     skip_bad, csv_format = bad_rows == "skip", CsvFormat(delimiter, encoding)
     rows = read_rows(Path(path), key="data.path", skip_bad=skip_bad, csv_format=csv_format)
     kinds, notes = _infer(rows, roles)
-    train, bad = convert(
-        rows, kinds, required=(target,), key=client, skip_bad=skip_bad, categories=True
+    converted = partial(
+        convert, kinds=kinds, required=(target,), skip_bad=skip_bad, categories=True
     )
+    train, bad = converted(rows, key=client)
     notes += _left_out(bad)
     words = None if text is None else Words(vocabulary, max_words, column=text)
     steps = _steps(train, kinds, target, words)
     if test is not None:
         test_rows = read_rows(Path(test), key="data.test", skip_bad=skip_bad, csv_format=csv_format)
         key = client if client in test_rows.columns else None
-        tested, bad = convert(
-            test_rows, kinds, required=(target,), key=key, skip_bad=skip_bad, categories=True
-        )
+        tested, bad = converted(test_rows, key=key)
         notes += _left_out(bad)
     else:
         mask = _held_out(train, target, test_fraction)
