@@ -37,6 +37,7 @@ _EVALUATE_KEYS = (
     "data.test",
     "data.delimiter",
     "data.encoding",
+    "data.decimal",
     "data.download",
     "device",
     "evaluation_batch_size",
@@ -56,6 +57,7 @@ def evaluate_command(arguments: Sequence[str]) -> None:
         data.test=FILE             another file or folder of test rows
         data.delimiter=CHARACTER   of a .csv file
         data.encoding=NAME         of a .csv file
+        data.decimal=CHARACTER     of numbers written as text: a point or a comma
         data.download=true         fetch what is not there
         device=auto|cpu|cuda
         evaluation_batch_size=N

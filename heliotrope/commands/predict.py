@@ -36,7 +36,7 @@ __all__ = ["predict_command"]
 
 _KEYS = (
     *("run", "input", "output", "checkpoint", "device", "evaluation_batch_size"),
-    *("data.bad_rows", "data.delimiter", "data.encoding", "plugins"),
+    *("data.bad_rows", "data.delimiter", "data.encoding", "data.decimal", "plugins"),
 )
 _NEEDED = {
     "run": "DIR, the directory of a run",
@@ -56,6 +56,7 @@ def predict_command(arguments: Sequence[str]) -> None:
         data.bad_rows=skip         leave out and count what cannot be read
         data.delimiter=CHARACTER   of a .csv file, if it is not that of the run's
         data.encoding=NAME         of a .csv file, if it is not that of the run's
+        data.decimal=CHARACTER     a point or a comma, if it is not that of the run's
         device=auto|cpu|cuda
         evaluation_batch_size=N    rows that the model is given at once
         plugins=[mine.py]          code that the run needs, if it was never named here
@@ -107,7 +108,7 @@ def _csv_format(run: Run, given: Mapping[str, str]) -> CsvFormat:
     own = {name: getattr(run.data, name, usual) for name, usual in asdict(AS_USUAL).items()}
     typed = {name: given[f"data.{name}"].strip("\"'") for name in own if f"data.{name}" in given}
     found = CsvFormat(**own | typed)
-    check_csv_format(found.delimiter, found.encoding)
+    check_csv_format(found.delimiter, found.encoding, found.decimal)
     return found
 
 

@@ -144,6 +144,11 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
         ("data=table", "data.path=a.csv", "data.target=b", "data.encoding=lateen"),
         ("data.encoding=lateen", "such as utf-8, latin-1"),
     ),
+    (
+        "federated",
+        ("data=table", "data.path=a.csv", "data.target=b", "data.decimal=x"),
+        ("data.decimal=x must be data.decimal=. or 'data.decimal=\",\"'",),
+    ),
     ("federated", ("data=shakespeare", "data.length=0"), ("data.length=0", "at least 1")),
     (
         "distributed",

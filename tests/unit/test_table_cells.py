@@ -18,7 +18,7 @@ from heliotrope.data.preparation import Preparation, Statistics
 from heliotrope.data.sources.arrays import arrays
 from heliotrope.data.sources.new_rows import read_new_rows
 from heliotrope.data.sources.table import table
-from heliotrope.data.sources.table_files import read_rows
+from heliotrope.data.sources.table_files import CsvFormat, read_rows
 from heliotrope.data.sources.unprepared import Unprepared
 from heliotrope.errors import DataError
 
@@ -107,6 +107,29 @@ def test_long_texts_and_marks_at_the_beginning_are_read(tmp_path: Path) -> None:
     assert read_rows(Path(path), key="data.path", skip_bad=False).numbers == [1, 2]
     path = csv_of(tmp_path / "windows.jsonl", ['{"x": 1}', '{"x": 2}'], encoding="utf-8-sig")
     assert list(read_rows(Path(path), key="data.path", skip_bad=False).columns) == ["x"]
+
+
+def test_numbers_with_decimal_commas_are_read_or_named(tmp_path: Path) -> None:
+    """As European spreadsheets write them; they were taken for categories, and for classes."""
+    rows = [(n / 4, n % 3 + 0.5, "ab"[n % 2], n / 8) for n in range(24)]
+    lines = [f"{a};{b};{c};{y}" for a, b, c, y in rows]
+    points = csv_of(tmp_path / "points.csv", ["a;b;c;y", *lines])
+    commas = csv_of(tmp_path / "commas.csv", ["a;b;c;y", *(x.replace(".", ",") for x in lines)])
+    found = table(path=commas, target="y", delimiter=";", decimal=",")
+    assert found.task == "regression"
+    preparation = preparation_of(found)
+    assert preparation == preparation_of(table(path=points, target="y", delimiter=";"))
+    for ignored, column, cell in (([], "a", "0,0"), (["a"], "b", "0,5"), (["a", "b"], "y", "0,0")):
+        refused = rf"row 1, column {column}: '{cell}' .* set 'data.decimal=\",\"'.*=\[{column}\]"
+        with pytest.raises(DataError, match=refused):
+            table(path=commas, target="y", delimiter=";", ignore=ignored)
+    with pytest.raises(DataError, match=r"row 1, column a: '0\.0' .* set data\.decimal=\.\."):
+        table(path=points, target="y", delimiter=";", decimal=",")
+    kept = table(path=commas, target="y", delimiter=";", ignore=["a"], categories=["b", "y"])
+    assert (kept.task, len(preparation_of(kept).info().class_names)) == ("classification", 24)
+    new = Path(csv_of(tmp_path / "new.csv", ["a;b;c", "1,25;0,5;a"]))
+    with pytest.raises(DataError, match=r"'1,25' is no finite number, but with 'data\.decimal="):
+        read_new_rows(new, preparation, csv_format=CsvFormat(";"))
 
 
 @pytest.mark.parametrize("kind", ["table", "arrays"])

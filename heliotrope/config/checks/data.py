@@ -23,17 +23,22 @@ def check_data(cfg: DataConfig) -> None:
     if "bad_rows" in keys:
         one_of("data.bad_rows", keys["bad_rows"], ("refuse", "skip"))
     if "delimiter" in keys:
-        check_csv_format(keys["delimiter"], keys["encoding"])
+        check_csv_format(keys["delimiter"], keys["encoding"], keys["decimal"])
     if "test_fraction" in keys:
         within("data.test_fraction", keys["test_fraction"], 0, 0.9, open_low=True)
 
 
-def check_csv_format(delimiter: str, encoding: str) -> None:
-    """Raise `ConfigError` for a delimiter that is no character, or an encoding without a name."""
+def check_csv_format(delimiter: str, encoding: str, decimal: str) -> None:
+    """Raise `ConfigError` if one of these is none: a character, an encoding's name, . or ,."""
     if (len(delimiter) != 1 and delimiter != r"\t") or delimiter in '\r\n"':
         raise ConfigError(
             f"{typed('data.delimiter', delimiter)} must be one character, or "
             f"{typed('data.delimiter', chr(92) + 't')} for a tab."
+        )
+    if decimal not in (".", ","):
+        raise ConfigError(
+            f"{typed('data.decimal', decimal)} must be {typed('data.decimal', '.')} or "
+            f"{typed('data.decimal', ',')}."
         )
     try:
         "".encode(encoding)

@@ -12,11 +12,20 @@ from heliotrope.data.columns import Column, Raw, Strings, Texts, Values
 from heliotrope.data.preparation import Kind
 from heliotrope.data.sources.table_files import Rows
 from heliotrope.errors import DataError, closest
+from heliotrope.shell import typed
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["as_numbers", "as_words", "convert", "present", "refuse_types", "require"]
+__all__ = [
+    "as_numbers",
+    "as_words",
+    "convert",
+    "other_decimal",
+    "present",
+    "refuse_types",
+    "require",
+]
 
 
 def require(rows: Rows, key: str, name: str) -> str:
@@ -112,30 +121,46 @@ def _bad_rows(
     """Return what is wrong with each bad row, and those that would be good as categories."""
     bad: dict[int, str] = {}
     choosable: set[int] = set()
+    other = other_decimal(rows)
     for name in needed:
         for row in np.flatnonzero(~present(rows.columns[name])).tolist():
             bad.setdefault(row, f"column {name}: it is empty")
     for name, kind in kinds.items():
         if kind in ("number", "id"):
-            for row in as_numbers(rows.columns[name])[1]:
-                found = rows.columns[name][row].as_py()
+            column = rows.columns[name]
+            otherwise = set(as_numbers(column, other)[1])
+            for row in as_numbers(column, rows.decimal)[1]:
+                found = column[row].as_py()
+                hint = "" if row in otherwise else f", but with {typed('data.decimal', other)}"
                 if row not in bad and categories and name not in needed:
                     choosable.add(row)
-                bad.setdefault(row, f"column {name}: '{found}' is no finite number")
+                bad.setdefault(row, f"column {name}: '{found}' is no finite number{hint}")
         elif kind == "text":
             for row in np.flatnonzero(~_has_letters(rows.columns[name])).tolist():
                 bad.setdefault(row, f"column {name}: the text is empty")
     return bad, choosable
 
 
-def as_numbers(array: pa.Array) -> tuple[NDArray[np.float64], list[int]]:
-    """Return cells as numbers, NaN for the missing ones, and the places of those that are none."""
+def other_decimal(rows: Rows) -> str:
+    """Return what the file may have before its fractions instead: a comma, or a point."""
+    return "," if rows.decimal == "." else "."
+
+
+def as_numbers(array: pa.Array, decimal: str) -> tuple[NDArray[np.float64], list[int]]:
+    """Return cells as numbers, NaN for the missing ones, and the places of those that are none.
+
+    Of a text, a fraction comes after `decimal`; with a comma, a point is none: it would group
+    digits.
+    """
     import pyarrow as pa
     from pyarrow import compute
 
     there = present(array)
     if pa.types.is_string(array.type):
         trimmed = compute.utf8_trim_whitespace(array)
+        if decimal == ",":
+            pointed = compute.match_substring(trimmed, ".")
+            trimmed = compute.if_else(pointed, "", compute.replace_substring(trimmed, ",", "."))
         try:
             numbers = _floats(trimmed.cast(pa.float64()))
         except pa.ArrowInvalid:
@@ -183,7 +208,7 @@ def _raw(rows: Rows, kinds: Mapping[str, Kind], key: str | None) -> Raw:
     for name, kind in kinds.items():
         array = rows.columns[name]
         if kind in ("number", "id"):
-            columns[name] = Values(as_numbers(array)[0])
+            columns[name] = Values(as_numbers(array, rows.decimal)[0])
         elif kind == "word":
             columns[name] = as_words(array)
         else:

@@ -18,6 +18,7 @@ from heliotrope.data.sources.cells import (
     as_numbers,
     as_words,
     convert,
+    other_decimal,
     present,
     refuse_types,
     require,
@@ -25,6 +26,7 @@ from heliotrope.data.sources.cells import (
 from heliotrope.data.sources.table_files import CsvFormat, Rows, read_rows
 from heliotrope.data.sources.unprepared import Unprepared, held_out
 from heliotrope.errors import DataError
+from heliotrope.shell import typed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,6 +58,7 @@ def table(
     bad_rows: str = "refuse",
     delimiter: str = ",",
     encoding: str = "utf-8",
+    decimal: str = ".",
     client: str | None = None,
     ignore: Sequence[str] = (),
     categories: Sequence[str] = (),
@@ -87,12 +90,14 @@ def table(
         What separates the cells of a .csv file: one character, or \t for a tab.
     encoding
         Of a .csv file, as Python calls it, such as latin-1.
+    decimal
+        What comes before the fraction of a number that is written as text: a point or a comma.
     client
         The column of the natural groups; null: there is none.
     ignore
         Columns to be left out.
     categories
-        Columns of numbers that stand for categories.
+        Columns of numbers that stand for categories; the target among them, for classes.
     text
         A column that holds sentences; null: there is none.
     vocabulary
@@ -107,7 +112,7 @@ def table(
         file, row and column.
     """
     roles = _Roles(target, client, text, ignore, categories)
-    skip_bad, csv_format = bad_rows == "skip", CsvFormat(delimiter, encoding)
+    skip_bad, csv_format = bad_rows == "skip", CsvFormat(delimiter, encoding, decimal)
     rows = read_rows(Path(path), key="data.path", skip_bad=skip_bad, csv_format=csv_format)
     kinds, notes = _infer(rows, roles)
     converted = partial(
@@ -146,37 +151,56 @@ def _infer(rows: Rows, roles: _Roles) -> tuple[dict[str, Kind], list[str]]:
         if name in roles.ignore or name == roles.client:
             continue
         if name == roles.target:
-            kinds[name] = "word" if _is_class(array) else "number"
+            is_class = name in roles.categories or _is_class(array, rows.decimal)
+            kinds[name] = "word" if is_class else "number"
         elif name == roles.text:
             kinds[name] = "text"
         elif not present(array).any() or _INDEX.fullmatch(name):
             left.append(name)
-        elif name not in roles.categories and _is_number(array):
+        elif name not in roles.categories and _is_number(array, rows.decimal):
             kinds[name] = "number"
         else:
             kinds[name] = "word"
+        if kinds.get(name) == "word" and name not in roles.categories:
+            _refuse_other_decimal(rows, name)
+        if kinds.get(name) == "word" and name != roles.target:
             _refuse_many_words(rows, name)
     if set(kinds) == {roles.target}:
         raise DataError(f"{rows.path}: beside data.target={roles.target} no column is left.")
     return kinds, _said(rows, kinds, roles, left)
 
 
-def _is_number(array: pa.Array) -> bool:
+def _is_number(array: pa.Array, decimal: str) -> bool:
     """Return whether most values are numbers: those that are not are mistakes then."""
-    return 2 * len(as_numbers(array)[1]) < int(present(array).sum())
+    return 2 * len(as_numbers(array, decimal)[1]) < int(present(array).sum())
 
 
-def _is_class(array: pa.Array) -> bool:
+def _is_class(array: pa.Array, decimal: str) -> bool:
     """Return whether a target is a class: a word, or a whole number written as one."""
     import pyarrow as pa
     from pyarrow import compute
 
     if pa.types.is_floating(array.type):
         return False
-    if not pa.types.is_string(array.type) or not _is_number(array):
+    if not pa.types.is_string(array.type) or not _is_number(array, decimal):
         return True
     whole = compute.match_substring_regex(array, r"^\s*[+-]?\d+\s*$")
     return bool(compute.all(whole).as_py())
+
+
+def _refuse_other_decimal(rows: Rows, name: str) -> None:
+    """Refuse words that are numbers if fractions are written otherwise, such as 1,5 for 1.5."""
+    array, other = rows.columns[name], other_decimal(rows)
+    if _is_number(array, rows.decimal) or not _is_number(array, other):
+        return
+    wrong = set(as_numbers(array, other)[1])
+    row = next(row for row in as_numbers(array, rows.decimal)[1] if row not in wrong)
+    mark = {",": "comma", ".": "point"}[other]
+    raise DataError(
+        f"{rows.path}, row {rows.numbers[row]}, column {name}: '{array[row]}' is a number if its "
+        f"{mark} comes before a fraction. Then set {typed('data.decimal', other)}. Remove it if it "
+        f"groups digits, or, if the column holds categories, set data.categories=[{name}]."
+    )
 
 
 def _refuse_many_words(rows: Rows, name: str) -> None:

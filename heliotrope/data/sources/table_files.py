@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,14 @@ _MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"]
 
 @dataclass(frozen=True)
 class CsvFormat:
-    r"""How a .csv file is written; a delimiter `\t`, as one types it, is a tab."""
+    r"""How a .csv file is written; a delimiter `\t`, as one types it, is a tab.
+
+    `decimal` goes for numbers that another kind of file holds as text, too.
+    """
 
     delimiter: str = ","
     encoding: str = "utf-8"
+    decimal: str = "."
 
     @property
     def character(self) -> str:
@@ -39,7 +43,7 @@ class CsvFormat:
 
 
 AS_USUAL = CsvFormat()
-"""Commas and UTF-8."""
+"""Commas between cells, points in numbers, and UTF-8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +60,21 @@ class Rows:
         Of each row, its place among the rows of the file, counted from 1: bad ones are left out.
     bad
         Why rows were left out, a line each.
+    decimal
+        What comes before the fraction of a number that is written as text: a point or a comma.
     """
 
     path: Path
     columns: dict[str, pa.Array]
     numbers: list[int]
     bad: list[str]
+    decimal: str = "."
 
     def keep(self, rows: list[int], bad: list[str]) -> Rows:
         """Return these rows alone; `bad` says why the others go."""
         columns = {name: column.take(rows) for name, column in self.columns.items()}
         numbers = [self.numbers[row] for row in rows]
-        return Rows(self.path, columns, numbers, self.bad + bad)
+        return replace(self, columns=columns, numbers=numbers, bad=self.bad + bad)
 
 
 def read_rows(path: Path, *, key: str, skip_bad: bool, csv_format: CsvFormat = AS_USUAL) -> Rows:
@@ -95,7 +102,7 @@ def read_rows(path: Path, *, key: str, skip_bad: bool, csv_format: CsvFormat = A
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not rows.numbers:
         raise DataError(f"{path} holds no rows.")
-    return rows
+    return replace(rows, decimal=csv_format.decimal)
 
 
 def _read_csv(path: Path, skip_bad: bool, csv_format: CsvFormat) -> Rows:
