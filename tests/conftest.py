@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from heliotrope import registry
+from heliotrope.config import Mode
 from heliotrope.plugin_loading import execution, importing
+from tests.support import Started, Type, type_command
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,3 +59,22 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(*_arguments: object) -> None: ...
 
     monkeypatch.setattr("heliotrope.report.write_report", nothing)
+
+
+@pytest.fixture
+def type_(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Type:
+    """Type a command in an empty folder: `type_(mode, *arguments, job=job) -> exit code`."""
+    monkeypatch.chdir(tmp_path)
+
+    def typed(mode: Mode, *arguments: str, job: Started) -> int:
+        return type_command(monkeypatch, mode, *arguments, job=job)
+
+    return typed
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Draw other random inputs in each run of a test."""
+    seed = secrets.randbits(32)
+    print(f"rng seed: {seed}")  # shown by pytest on failure
+    return np.random.default_rng(seed)

@@ -57,14 +57,6 @@ def weights_of(directory: Path) -> dict[str, torch.Tensor]:
     return dict(saved_by(directory).model)
 
 
-def events_of(directory: Path, *kinds: str) -> list[dict[str, Any]]:
-    """Return a run's events, of `kinds` if given, without what no second run can repeat."""
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    events = [event for event in map(json.loads, lines) if not kinds or event["event"] in kinds]
-    once = ("time", "seconds", "timing")
-    return [{k: v for k, v in e.items() if k not in once} for e in events]
-
-
 def seconds_of(directory: Path, part: str = '"seconds"') -> list[float]:
     """Return 0, for none yet, and what the events, those that hold `part`, say of the time."""
     lines = (directory / "metrics.jsonl").read_text().splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import json
 import os
 import random
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ from heliotrope.training.loop import TrainingBatch
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES: tuple[Mode, Mode] = ("distributed", "federated")
+Type = Callable[..., int]  # what the fixture `type_` is
 
 
 def experiments() -> list[str]:
@@ -175,6 +178,14 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+def events_of(directory: Path, *kinds: str) -> list[dict[str, Any]]:
+    """Return a run's events, of `kinds` if given, without what no second run can repeat."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    events = [event for event in map(json.loads, lines) if not kinds or event["event"] in kinds]
+    once = ("time", "seconds", "timing")
+    return [{k: v for k, v in e.items() if k not in once} for e in events]
+
+
 class LaterClock:
     """Stands in for the module `time` in `heliotrope.runs.clock`: hours pass at once."""
 
@@ -202,6 +213,15 @@ class Started:
         self.runs.append(run)
         self.directories.append(directory)
         self.action(run, directory)
+
+
+def raising(error: BaseException) -> Started:
+    """Return a job that fails."""
+
+    def fail(_run: Run, _directory: Path) -> None:
+        raise error
+
+    return Started(fail)
 
 
 def type_command(monkeypatch: pytest.MonkeyPatch, mode: Mode, *arguments: str, job: Started) -> int:

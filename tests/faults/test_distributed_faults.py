@@ -32,7 +32,6 @@ from tests.distributed_runs import (
     alive,
     checkpoints,
     cut,
-    events_of,
     process,
     process_of_rank,
     ready,
@@ -41,7 +40,7 @@ from tests.distributed_runs import (
     wait_until,
     weights_of,
 )
-from tests.support import assert_same_tensors, fresh_seed
+from tests.support import assert_same_tensors, events_of, fresh_seed
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

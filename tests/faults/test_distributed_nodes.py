@@ -20,14 +20,13 @@ from tests.distributed_runs import (
     RAY,
     TORCHRUN,
     checkpoints,
-    events_of,
     process,
     process_of_rank,
     train,
     wait_until,
     weights_of,
 )
-from tests.support import assert_same_tensors, fresh_seed
+from tests.support import assert_same_tensors, events_of, fresh_seed
 
 pytestmark = [pytest.mark.usefixtures("no_report"), pytest.mark.slow]
 

@@ -1,14 +1,8 @@
-"""Clients that fail, updates that are no numbers, workers and runs that are stopped."""
+"""Clients that fail, updates that are no numbers, and evaluations that hang."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,38 +21,21 @@ from federated.engine.sequential import evaluate_client, train_client
 from federated.engine.time_limit import UNLIMITED, Limit, limit_of
 from federated.job import run_job
 from federated.pools.cohort_worker import CohortWorker
-from federated.pools.local_channel import LocalChannels
 from federated.pools.ray_actor import Actor
-from federated.pools.ray_pool import RayPool
 from federated.updates import Instruction, Stack, Weights
 from heliotrope.data import load
 from heliotrope.errors import QuorumError, WorkerError
 from heliotrope.runs import checkpoint
 from heliotrope.tasks import task_of
+from tests.federated_runs import SMALL, assert_same_end
 from tests.support import (
-    ROOT,
-    assert_same_tensors,
     compose,
-    fresh_seed,
+    events_of,
     values_of,
     with_images,
 )
 
 pytestmark = pytest.mark.usefixtures("no_report")
-
-_SMALL = (
-    "model.hidden=[8]",
-    "federated.rounds=3",
-    "federated.clients_per_round=5",
-    "federated.partition.clients=5",
-    "federated.client_training=sequential",
-    "federated.cpus_per_worker=1",
-)
-
-
-def _events(directory: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
 @pytest.fixture
@@ -108,11 +85,11 @@ def test_a_bad_client_is_named_and_left_out(
 ) -> None:
     spoiled[3] = what
     settings = (f"federated.reduce={reduce}", "federated.quorum=0.8", "federated.rounds=2")
-    run = compose("federated", *_SMALL, *settings, "federated.client_timeout=0.3")
+    run = compose("federated", *SMALL, *settings, "federated.client_timeout=0.3")
 
     run_job(run, tmp_path)
 
-    failures = _events(tmp_path, "failure")
+    failures = events_of(tmp_path, "failure")
     assert [(event["round"], event["client"]) for event in failures] == [(1, 3), (2, 3)]
     assert reason in failures[0]["reason"]
     final = checkpoint.latest(tmp_path / "checkpoints", pytest.fail)
@@ -126,23 +103,23 @@ def test_a_bad_client_is_named_and_left_out(
 def test_clients_of_a_ray_worker_that_take_too_long_are_named(tmp_path: Path) -> None:
     settings = ("federated.pool=ray", "federated.workers=1", "federated.client_timeout=1e-4")
     with pytest.raises(QuorumError, match=r"0 of 5 clients .* client 0, .*not done after 0.0001 s"):
-        run_job(compose("federated", *_SMALL, *settings), tmp_path)
-    assert [event["client"] for event in _events(tmp_path, "failure")] == [0, 1, 2, 3, 4]
+        run_job(compose("federated", *SMALL, *settings), tmp_path)
+    assert [event["client"] for event in events_of(tmp_path, "failure")] == [0, 1, 2, 3, 4]
 
 
 def test_a_round_below_its_quorum_ends_the_run_and_leaves_it_resumable(
     spoiled: dict[int, str], tmp_path: Path
 ) -> None:
-    run_job(compose("federated", *_SMALL), tmp_path / "whole")
+    run_job(compose("federated", *SMALL), tmp_path / "whole")
     spoiled[3] = "nan"
     with pytest.raises(QuorumError, match=r"round 1: 4 of 5 clients .* client 3") as caught:
-        run_job(compose("federated", *_SMALL), tmp_path / "cut")
+        run_job(compose("federated", *SMALL), tmp_path / "cut")
     assert caught.value.exit_code == 1
     assert not (tmp_path / "cut" / "result.json").exists()
 
     spoiled.clear()
-    run_job(compose("federated", *_SMALL, "resume=true"), tmp_path / "cut")
-    _assert_same_end(tmp_path / "whole", tmp_path / "cut")
+    run_job(compose("federated", *SMALL, "resume=true"), tmp_path / "cut")
+    assert_same_end(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_quorum_of_55_percent_is_met_by_55_of_100(
@@ -151,16 +128,16 @@ def test_a_quorum_of_55_percent_is_met_by_55_of_100(
     spoiled |= dict.fromkeys(range(45), "raise")
     hundred = ("federated.clients_per_round=100", "federated.partition.clients=100")
     alike = ("federated/partition=iid", "federated.rounds=1", "federated.quorum=0.55")
-    run_job(compose("federated", *_SMALL, *alike, *hundred), tmp_path / "enough")
+    run_job(compose("federated", *SMALL, *alike, *hundred), tmp_path / "enough")
     spoiled[45] = "raise"
     with pytest.raises(QuorumError, match=r"54 of 100 clients .*quorum=0.55 asks for 55"):
-        run_job(compose("federated", *_SMALL, *alike, *hundred), tmp_path / "few")
+        run_job(compose("federated", *SMALL, *alike, *hundred), tmp_path / "few")
 
 
 def test_batched_training_leaves_out_only_the_diverging_client(tmp_path: Path) -> None:
     run = compose(
         "federated",
-        *_SMALL,
+        *SMALL,
         "federated.client_training=batched",
         "federated.partition.alpha=100",
         "federated.quorum=0.2",
@@ -189,7 +166,7 @@ def _weights(worker: CohortWorker) -> Weights:
 
 
 def _worker(*settings: str) -> CohortWorker:
-    run = compose("federated", *_SMALL, *settings)
+    run = compose("federated", *SMALL, *settings)
     dataset = load(run.data, run.seed)
     clients = assemble(run, task_of(dataset), dataset.train, divide(run, dataset))
     return CohortWorker(clients, 1)
@@ -234,27 +211,6 @@ def test_equal_examples_do_not_upset_clipping() -> None:
         assert reply.partial is not None
         losses.append(sum(reply.partial.loss_sums))
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_worker_that_hangs_is_killed_and_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("federated.pools.ray_pool._GRACE", 2.0)
-    train, stopped = RayPool.train, []
-
-    def train_with_a_stop(pool: RayPool, *arguments: Any) -> Any:
-        if not stopped:
-            stopped.append(pool.processes()[0])
-            os.kill(stopped[0], signal.SIGSTOP)
-        return train(pool, *arguments)
-
-    monkeypatch.setattr(RayPool, "train", train_with_a_stop)
-    settings = ("federated.pool=ray", "federated.workers=1", "federated.client_timeout=0.5")
-    run_job(compose("federated", *_SMALL, *settings), tmp_path)
-    (failure,) = _events(tmp_path, "failure")
-    assert failure["worker"] == 0
-    assert json.loads((tmp_path / "result.json").read_text())["rounds"] == 3
 
 
 def _actor_with_a_bad_client(bad: int, what: str) -> type[Actor]:
@@ -317,14 +273,14 @@ def test_a_client_that_no_signal_stops_is_named_and_left_out(
     for what in ("hang", "raise"):
         actor = _actor_with_a_bad_client(3, what)
         monkeypatch.setattr("federated.pools.ray_pool.Actor", actor)
-        run_job(compose("federated", *_SMALL, *settings), tmp_path / what)
+        run_job(compose("federated", *SMALL, *settings), tmp_path / what)
 
-    (failure,) = _events(tmp_path / "hang", "failure")
+    (failure,) = events_of(tmp_path / "hang", "failure")
     assert (failure["round"], failure["client"]) == (1, 3)
     assert "not done after 0.5 s, in code that could not be interrupted" in failure["reason"]
     assert "in train_client" in (tmp_path / "hang" / "run.log").read_text()  # says where
     assert not list((tmp_path / "hang").glob("*.note"))
-    _assert_same_end(tmp_path / "hang", tmp_path / "raise")
+    assert_same_end(tmp_path / "hang", tmp_path / "raise")
 
 
 @pytest.mark.parametrize("what", ["raise", "hang"])
@@ -352,21 +308,21 @@ def test_a_client_that_cannot_be_evaluated_is_named_and_left_out(
     monkeypatch.setattr(evaluation_module, "evaluate_client", alone)
     settings = ("federated.holdout_fraction=0.2", "federated.client_timeout=0.3")
     enough = ("federated.quorum=0.8", "federated.rounds=1")
-    run_job(compose("federated", *_SMALL, *settings, *enough), tmp_path / "on")
+    run_job(compose("federated", *SMALL, *settings, *enough), tmp_path / "on")
 
-    (failure,) = _events(tmp_path / "on", "failure")
+    (failure,) = events_of(tmp_path / "on", "failure")
     assert (failure["round"], failure["client"]) == (1, 3)
     reason = {"raise": "disk on fire", "hang": "TimeoutError: not done after 0.3 s"}[what]
     assert failure["reason"].startswith("evaluation: ")
     assert reason in failure["reason"]
-    (event,) = _events(tmp_path / "on", "clients")
+    (event,) = events_of(tmp_path / "on", "clients")
     assert [one["client"] for one in event["clients"]] == [0, 1, 2, 4]
     examples = [one["examples"] for one in event["clients"]]
     right = [one["accuracy"] * one["examples"] for one in event["clients"]]
     assert event["clients/accuracy"] == pytest.approx(sum(right) / sum(examples))
 
     with pytest.raises(QuorumError, match=r"round 1: 4 of 5 clients .* client 3 \(evaluation: "):
-        run_job(compose("federated", *_SMALL, *settings), tmp_path / "off")
+        run_job(compose("federated", *SMALL, *settings), tmp_path / "off")
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -383,129 +339,4 @@ def test_a_central_evaluation_that_hangs_ends_the_run(
     monkeypatch.setattr("federated.pools.ray_pool._GRACE", 10.0)
     settings = ("federated.pool=ray", "federated.workers=1", "federated.client_timeout=0.5")
     with pytest.raises(WorkerError, match=r"worker 0: central evaluation was not done after 1\d"):
-        run_job(compose("federated", *_SMALL, *settings), tmp_path)
-
-
-def _assert_same_end(*directories: Path) -> None:
-    left, right = (
-        checkpoint.latest(directory / "checkpoints", pytest.fail) for directory in directories
-    )
-    assert left is not None
-    assert right is not None
-    assert_same_tensors(left.model, right.model)
-
-
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_stops_at_once_and_can_go_on(
-    sent: signal.Signals, code: int, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-m", "federated", *_SMALL, f"hydra.run.dir={tmp_path}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    job = subprocess.Popen(
-        [*command, "federated.rounds=100000", "federated.checkpoint_every=100000"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 60
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 40:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    job.send_signal(sent)
-    _, error = job.communicate(timeout=20)
-    assert job.returncode == code
-    assert "Traceback" not in error
-    assert f"continue it: resume=true hydra.run.dir={tmp_path}" in error
-    assert not (tmp_path / "result.json").exists()
-
-    reached = max(int(path.name) for path in (tmp_path / "checkpoints").glob("0*"))
-    assert reached >= _events(tmp_path, "train")[-1]["round"] - 1
-    done = subprocess.run(
-        [*command, f"federated.rounds={reached + 2}", "resume=true"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "result.json").read_text())["rounds"] == reached + 2
-
-
-@pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("where", ["here", pytest.param("elsewhere", marks=pytest.mark.slow)])
-def test_a_killed_worker_is_replaced_and_its_clients_run_again(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _kill_workers_at(monkeypatch, {2: 1})
-    if where == "elsewhere":  # then Ray's own calls reach the workers
-        monkeypatch.setattr(LocalChannels, "connect", lambda *_: None)
-    settings = (*_SMALL, "federated.pool=ray", "federated.workers=2")
-
-    run_job(compose("federated", *settings), tmp_path / "cut")
-    monkeypatch.undo()
-    run_job(compose("federated", *settings), tmp_path / "whole")
-
-    (failure,) = _events(tmp_path / "cut", "failure")
-    assert failure["worker"] == 1
-    assert "died" in failure["reason"]
-    _assert_same_end(tmp_path / "whole", tmp_path / "cut")
-
-
-def _kill_workers_at(monkeypatch: pytest.MonkeyPatch, victims: dict[int, int]) -> None:
-    """Kill the process of worker `victims[round]` as soon as that round's work was handed out."""
-    ready, train = RayPool._ready, RayPool.train
-    current: dict[str, Any] = {}
-
-    def train_noting_the_round(pool: RayPool, weights: Weights, order: Instruction, *rest: Any):
-        current.update(round=order.server_round, victims=pool.processes())
-        return train(pool, weights, order, *rest)
-
-    def ready_after_the_kill(*arguments: Any) -> Any:
-        victim = victims.pop(current.get("round"), None)
-        if victim is not None:
-            os.kill(current["victims"][victim], signal.SIGKILL)
-        return ready(*arguments)
-
-    monkeypatch.setattr(RayPool, "train", train_noting_the_round)
-    monkeypatch.setattr(RayPool, "_ready", ready_after_the_kill)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_twenty_kills_at_random_moments_change_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = (
-        "federated.rounds=20",
-        "federated.clients_per_round=8",
-        "federated.client_training=captured",
-        "federated.cpus_per_worker=1",
-        "federated.pool=ray",
-        "federated.workers=2",
-        "model.hidden=[64,64]",
-        "federated.local_epochs=60",  # rounds longer than the moments of the kills
-    )
-    run_job(compose("federated", *settings), tmp_path / "whole")
-    draw = random.Random(fresh_seed())
-    train, killed = RayPool.train, []
-
-    def train_with_a_kill(pool: RayPool, *arguments: Any) -> Any:
-        victim = pool.processes()[draw.randrange(2)]
-        killed.append(victim)
-        timer = threading.Timer(draw.uniform(0.0, 0.3), os.kill, (victim, signal.SIGKILL))
-        timer.start()
-        replies = train(pool, *arguments)
-        timer.join()
-        return replies
-
-    monkeypatch.setattr(RayPool, "train", train_with_a_kill)
-    run_job(compose("federated", *settings), tmp_path / "cut")
-
-    assert len(set(killed)) == 20
-    reasons = [event["reason"] for event in _events(tmp_path / "cut", "failure")]
-    assert sum("with clients" in reason for reason in reasons) >= 10  # others died between rounds
-    _assert_same_end(tmp_path / "whole", tmp_path / "cut")
+        run_job(compose("federated", *SMALL, *settings), tmp_path)

@@ -19,7 +19,6 @@ from tests.distributed_runs import (
     Job,
     alive,
     checkpoints,
-    events_of,
     process_of_rank,
     result_of,
     seconds_of,
@@ -27,7 +26,7 @@ from tests.distributed_runs import (
     wait_until,
     weights_of,
 )
-from tests.support import assert_same_tensors, fresh_seed
+from tests.support import assert_same_tensors, events_of, fresh_seed
 
 _EPOCHS = 40
 

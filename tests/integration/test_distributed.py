@@ -18,18 +18,8 @@ from heliotrope.commands.evaluate import evaluate_run
 from heliotrope.errors import ConfigError
 from heliotrope.system.background import in_background
 from heliotrope.system.signals import Stop
-from tests.distributed_runs import (
-    INLINE,
-    RAY,
-    SMALL,
-    TORCHRUN,
-    events_of,
-    ready,
-    result_of,
-    train,
-    wait_until,
-)
-from tests.support import command, environment
+from tests.distributed_runs import INLINE, RAY, SMALL, TORCHRUN, ready, result_of, train, wait_until
+from tests.support import command, environment, events_of
 
 
 def test_the_default_launcher_leaves_all_that_a_run_promises(tmp_path: Path) -> None:

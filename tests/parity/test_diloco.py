@@ -30,12 +30,11 @@ from tests.distributed_runs import (
     SMALL,
     assert_close,
     cut,
-    events_of,
     result_of,
     train,
     weights_of,
 )
-from tests.support import assert_same_tensors, compose, everything, training_batch
+from tests.support import assert_same_tensors, compose, events_of, everything, training_batch
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

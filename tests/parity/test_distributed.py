@@ -21,12 +21,11 @@ from tests.distributed_runs import (
     SMALL,
     TORCHRUN,
     assert_close,
-    events_of,
     result_of,
     train,
     weights_of,
 )
-from tests.support import compose
+from tests.support import compose, events_of
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

@@ -18,7 +18,6 @@ from tests.distributed_runs import (
     assert_close,
     checkpoints,
     cut,
-    events_of,
     process,
     result_of,
     seconds_of,
@@ -26,7 +25,7 @@ from tests.distributed_runs import (
     wait_until,
     weights_of,
 )
-from tests.support import LaterClock, assert_same_tensors, fresh_seed
+from tests.support import LaterClock, assert_same_tensors, events_of, fresh_seed
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +16,7 @@ import torch
 from federated.job import run_job
 from heliotrope.errors import RunDirectoryError
 from heliotrope.runs import checkpoint
-from tests.support import ROOT, compose, fresh_seed
+from tests.support import ROOT, compose, events_of, fresh_seed
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -49,14 +47,7 @@ def _same(one: Path, other: Path) -> None:
     assert left.keys() == right.keys()
     for name, value in left.items():
         assert torch.equal(value, right[name]), name
-    assert _events(one) == _events(other)
-
-
-def _events(directory: Path) -> list[dict[str, Any]]:
-    """The events without what no second run can repeat: times."""
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    timeless = [json.loads(line) for line in lines]
-    return [{k: v for k, v in e.items() if k not in ("time", "seconds")} for e in timeless]
+    assert events_of(one) == events_of(other)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from heliotrope.errors import QuorumError, RunFailedError
 from heliotrope.runs import checkpoint
 from heliotrope.runs.clock import clock_from_now
 from heliotrope.runs.events import Tracker
-from tests.support import LaterClock, assert_same_tensors, compose
+from tests.support import LaterClock, assert_same_tensors, compose, events_of
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -42,12 +42,6 @@ _CUT = 3  # the round that is cut off
 
 def _train(directory: Path, *more: str) -> None:
     run_job(compose("federated", *_SMALL, *more), directory)
-
-
-def _events(directory: Path) -> list[dict[str, Any]]:
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    timeless = [json.loads(line) for line in lines]
-    return [{k: v for k, v in e.items() if k not in ("time", "seconds")} for e in timeless]
 
 
 def _saved(directory: Path) -> checkpoint.Checkpoint:
@@ -119,7 +113,7 @@ def test_an_interrupted_run_goes_on_from_the_last_whole_round(
 def _assert_same(whole: Path, cut: Path) -> None:
     assert_same_tensors(dict(_saved(whole).model), dict(_saved(cut).model))
     assert_same_tensors(dict(_saved(whole).arrays), dict(_saved(cut).arrays))
-    assert _events(whole) == _events(cut)
+    assert events_of(whole) == events_of(cut)
     results = [json.loads((path / "result.json").read_text()) for path in (whole, cut)]
     targets = [{k: v for k, v in r["target"].items() if k != "seconds"} for r in results]
     assert targets[0] == targets[1]
@@ -201,11 +195,11 @@ def test_the_last_round_of_a_shorter_run_is_evaluated(
         patched.setattr(CohortWorker, "train", _nth(CohortWorker.train, _CUT, _interrupt))
         with pytest.raises(KeyboardInterrupt):
             _train(tmp_path, seldom)
-    assert not [e for e in _events(tmp_path) if e["event"] in ("evaluate", "clients")]
+    assert not [e for e in events_of(tmp_path) if e["event"] in ("evaluate", "clients")]
 
     _train(tmp_path, seldom, "resume=true", "federated.rounds=2")
 
-    rounds = [e["round"] for e in _events(tmp_path) if e["event"] in ("evaluate", "clients")]
+    rounds = [e["round"] for e in events_of(tmp_path) if e["event"] in ("evaluate", "clients")]
     assert rounds == [2, 2]
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["target"]["reached"], result["target"]["rounds"]) == (True, 2)

@@ -29,7 +29,7 @@ from heliotrope.errors import ConfigError
 from heliotrope.models import seed_dropout
 from heliotrope.seeding import isolated_rng
 from heliotrope.tasks import task_of
-from tests import odd_modules, odd_state
+from tests import odd_computations, odd_modules, odd_state
 from tests.support import compose, global_random_state_untouched, with_images
 
 _COHORT = [0, 2, 3, 5]
@@ -99,7 +99,9 @@ def _apart(ours: Mapping[str, Tensor], theirs: Stack, start: Mapping[str, Tensor
 
 @pytest.mark.filterwarnings("ignore")  # of what these modules do
 @pytest.mark.parametrize(
-    "kind", odd_modules.MODULES + odd_state.MODULES, ids=lambda kind: str(kind.__name__)
+    "kind",
+    odd_modules.MODULES + odd_computations.MODULES + odd_state.MODULES,
+    ids=lambda kind: str(kind.__name__),
 )
 def test_the_default_way_gives_the_sequential_update(kind: type[nn.Module]) -> None:
     clients = _clients(kind)

@@ -16,13 +16,12 @@ from tests.distributed_runs import (
     RAY,
     assert_close,
     cut,
-    events_of,
     result_of,
     saved_by,
     train,
     weights_of,
 )
-from tests.support import assert_same_tensors
+from tests.support import assert_same_tensors, events_of
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import secrets
 import struct
 from pathlib import Path
 
@@ -13,13 +12,6 @@ import pytest
 
 from heliotrope.data.sources.idx import read_idx
 from heliotrope.errors import DataError
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    seed = secrets.randbits(32)
-    print(f"rng seed: {seed}")  # shown by pytest on failure
-    return np.random.default_rng(seed)
 
 
 def idx_bytes(array: npt.NDArray[np.uint8]) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -17,13 +16,6 @@ from heliotrope.data import Partition, Traits, partition
 from heliotrope.errors import PartitionError
 
 LABELS = 10
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    seed = secrets.randbits(32)
-    print(f"rng seed: {seed}")  # shown by pytest on failure
-    return np.random.default_rng(seed)
 
 
 def _chosen(name: str, **keys: Any) -> PartitionConfig:

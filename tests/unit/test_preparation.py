@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
 from dataclasses import replace
 from fractions import Fraction
 from functools import reduce
@@ -47,13 +46,6 @@ STEPS: tuple[Step, ...] = (
     Ids("item", 40),
 )
 LETTERS = "abcdefg, .\n"
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    seed = secrets.randbits(32)
-    print(f"rng seed: {seed}")  # shown by pytest on failure
-    return np.random.default_rng(seed)
 
 
 def rows(rng: np.random.Generator, count: int) -> Raw:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +20,6 @@ from heliotrope.data.summary import (
     summarize,
 )
 from tests.unit.test_partition import dirichlet
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    seed = secrets.randbits(32)
-    print(f"rng seed: {seed}")  # shown by pytest on failure
-    return np.random.default_rng(seed)
 
 
 def halves(count: int) -> Partition:
