@@ -107,7 +107,10 @@ def build_components(run: Run) -> Components:
 def simulate(run: Run, directory: Path, parts: Components, cluster: Cluster | None) -> None:
     """Train the clients of `run`, in this process or on a Ray cluster, and write its results."""
     context = parts.context.on(pick_device(run.device if cluster is None else "cpu"))
-    torch.set_num_threads(threads_of(available_cpus()))
+    # What workers have summed is soon added; a second thread would then spin for some ms on a CPU
+    # on which a worker has begun the next round.
+    idle = cluster is not None and parts.reduce
+    torch.set_num_threads(1 if idle else threads_of(available_cpus()))
     with (
         run_directory(run, "federated", directory, "server") as (run_dir, display),
         Tracker(run_dir.metrics, (display, *listeners(run, run_dir.path, display.say))) as tracker,
