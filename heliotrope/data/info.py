@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["PADDING", "UNKNOWN", "UNSEEN", "Info"]
+__all__ = ["MISSING", "PADDING", "UNKNOWN", "UNSEEN", "Info"]
 
 PADDING, UNKNOWN = 0, 1
 """The first two of a vocabulary: what fills a batch up, and what training has not seen."""
-UNSEEN = 0
-"""The first value of every category: what training has not seen."""
+UNSEEN, MISSING = 0, 1
+"""The first two values of every category: what training has not seen, and what is missing."""
 
 
 @dataclass(frozen=True)

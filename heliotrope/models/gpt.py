@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from heliotrope.errors import ConfigError
 from heliotrope.models.layers.blocks import check_dropout, check_size, dropout_layer
-from heliotrope.models.layers.tokens import vocabulary_size
+from heliotrope.models.layers.tokens import forget_unknown, vocabulary_size
 from heliotrope.tasks import Task
 
 __all__ = ["gpt"]
@@ -101,6 +101,7 @@ def _initialise(model: _Gpt) -> None:
         elif weight.dim() > 1:
             adds = name.endswith(("attention.out.weight", "feed.2.weight"))
             nn.init.normal_(weight, std=adding if adds else deviation)
+    forget_unknown(model.embedding)
 
 
 class _Gpt(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distributed.strategies.recompute import recompute
 from heliotrope.config import chosen
 from heliotrope.data import Batch, Examples
+from heliotrope.data.info import MISSING, UNSEEN
 from heliotrope.errors import ConfigError
 from heliotrope.models import build, parameter_count
 from heliotrope.models.char_lstm import char_lstm
@@ -169,13 +170,26 @@ def test_the_vector_of_a_user_can_be_taken_out_of_the_model() -> None:
     assert torch.equal(one(fours, items), model(fours, items))
 
 
+@pytest.mark.parametrize("name", [*TEXTS, "gpt-tied", "two_towers"])
+def test_an_unknown_word_tells_nothing_before_it_is_trained(name: str) -> None:
+    """Where training has all words in its vocabulary, its vector stays as it begins."""
+    model = problem(name)[0]
+    vectors = [
+        layer.weight[:3]
+        for layer in model.modules()
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag)
+    ]
+    assert [v.abs().sum(dim=1).gt(0).tolist() for v in vectors] == [[True, False, True]]
+
+
+@pytest.mark.parametrize("value", [UNSEEN, MISSING])
 @pytest.mark.parametrize("embedding", [0, 5])
-def test_a_category_that_training_has_not_seen_tells_nothing(embedding: int) -> None:
+def test_a_category_that_training_has_not_seen_tells_nothing(embedding: int, value: int) -> None:
     """Its weights are never trained: as drawn, they would move logits by one either way."""
     task, examples = problem("mlp")[1:]
     model = mlp(task, hidden=[], embedding=embedding)
     batch = examples.take(torch.arange(12))
-    unseen = {**batch, "category": torch.zeros_like(batch["category"])}
+    unseen = {**batch, "category": torch.full_like(batch["category"], value)}
     (linear,) = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
     numbers = batch["numeric"]
     told = numbers @ linear.weight[:, : numbers.shape[1]].T + linear.bias

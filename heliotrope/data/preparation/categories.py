@@ -12,13 +12,12 @@ import numpy as np
 from heliotrope.config.data import Fit
 from heliotrope.data.columns import Raw, Strings
 from heliotrope.data.fields import Dense, Field
-from heliotrope.data.info import UNSEEN, Info
+from heliotrope.data.info import MISSING, UNSEEN, Info
 from heliotrope.data.preparation.base import Fitted, Kind, Step
 from heliotrope.data.preparation.counts import Counts, bucket, counted, in_order, places, strings
 
 __all__ = ["Categories", "FittedCategories"]
 
-_MISSING = 1  # the number of a missing word, after UNSEEN
 _SPECIAL = 2  # numbers that stand for no word
 _BUCKETS = 32  # of a column that is not fitted
 
@@ -28,6 +27,7 @@ class Categories(Step):
     """Make the field `category` of columns of words: int64 [N, C].
 
     0 is a word that training has not seen, 1 a missing one, and the others follow in their order.
+    Weights of both begin at 0 in our models, and stay so where the training rows have none.
     Not fitted, words are numbered by their hash (Weinberger et al. 2009), in 32 buckets.
     """
 
@@ -68,7 +68,7 @@ class FittedCategories(Fitted):
         for place, name in enumerate(self.columns):
             column = strings(raw, name)
             table = self._table(place, column.words)
-            numbers[:, place] = np.array([*table, _MISSING])[column.codes]  # code -1: the last
+            numbers[:, place] = np.array([*table, MISSING])[column.codes]  # code -1: the last
         return {"category": Dense(numbers)}
 
     def describe(self, info: Info) -> Info:

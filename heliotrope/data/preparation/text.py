@@ -61,6 +61,8 @@ class Words(Step):
     ----------
     vocabulary
         How many words are known: the most frequent of the training rows. The others are `UNKNOWN`.
+        Where all of the training rows' words are known, none is `UNKNOWN`: its vector is not
+        trained, and stays zeros, as our models begin it.
     most
         Words of a text that are read, from its beginning; None: all.
     """

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from heliotrope.data.info import UNSEEN
+from heliotrope.data.info import MISSING, UNSEEN
 from heliotrope.errors import ConfigError
 from heliotrope.models.layers.inputs import other_model
 from heliotrope.tasks import Task
@@ -76,15 +76,16 @@ class Columns(nn.Module):
 
     @torch.no_grad()
     def forget_unseen(self, layer: nn.Linear) -> None:
-        """Make values that training has not seen tell nothing to the `layer` on these columns.
+        """Make unseen and missing values tell nothing at the start to the `layer` on these columns.
 
-        No training changes their weights: they would stay as they were drawn.
+        No training changes the weights of those that the training rows lack: they would stay as
+        they were drawn.
         """
-        unseen = [start + UNSEEN for start in self._starts[:-1]]
+        special = [start + value for start in self._starts[:-1] for value in (UNSEEN, MISSING)]
         if self.table is not None:
-            self.table.weight[unseen] = 0
+            self.table.weight[special] = 0
         else:
-            layer.weight[:, [self._before + place for place in unseen]] = 0
+            layer.weight[:, [self._before + place for place in special]] = 0
 
     def forward(self, *fields: Tensor) -> Tensor:
         """Return the fields side by side, [B, width]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from heliotrope.models.layers.blocks import check_dropout, check_size, dropout_layer
+from heliotrope.models.layers.tokens import forget_unknown
 
 __all__ = ["Recurrent"]
 
@@ -38,6 +39,7 @@ class Recurrent(nn.Module):
             check_size(f"model.{key}", size)
         check_dropout(dropout)
         self.embedding = nn.Embedding(vocabulary, width)
+        forget_unknown(self.embedding)
         sizes = [width] + [hidden] * (layers - 1)
         self.blocks = nn.ModuleList(_Layer(kind, size, hidden, dropout) for size in sizes)
         self.dropout = dropout_layer(dropout, variational=True)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from heliotrope.data.info import UNKNOWN
 from heliotrope.errors import ConfigError
 from heliotrope.models.layers.inputs import other_model
 from heliotrope.tasks import Task
 
-__all__ = ["MeanEmbedding", "inside", "require_inputs", "vocabulary_size"]
+__all__ = ["MeanEmbedding", "forget_unknown", "inside", "require_inputs", "vocabulary_size"]
 
 
 def require_inputs(task: Task, model: str, wanted: Sequence[str]) -> None:
@@ -40,11 +41,22 @@ def inside(tokens: Tensor, lengths: Tensor) -> Tensor:
     return torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
 
 
+@torch.no_grad()
+def forget_unknown(embedding: nn.Embedding | nn.EmbeddingBag) -> None:
+    """Make unknown words tell nothing at the start: their vector becomes zeros.
+
+    Where a vocabulary has all words of the training rows, no training changes that vector: it
+    would stay as it was drawn.
+    """
+    embedding.weight[UNKNOWN] = 0
+
+
 class MeanEmbedding(nn.EmbeddingBag):
     """The mean of the vectors of a text's tokens, [B, D]; zeros for a text without any."""
 
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__(vocabulary, width, mode="sum")
+        forget_unknown(self)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
         shares = inside(tokens, lengths) / lengths.clamp(min=1).unsqueeze(1)
