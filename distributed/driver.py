@@ -30,7 +30,7 @@ from heliotrope.system.background import in_background
 from heliotrope.system.resources import peak_rss_bytes
 from heliotrope.system.signals import signals_heard
 from heliotrope.tasks import Task, task_of
-from heliotrope.training.optimizers import check_optimizer
+from heliotrope.training.trial import check_step
 
 from .attempt import AttemptStart, RunAttempt, TrainingResult, WorkerFailure, WorkerResources
 from .communication import worker_lock
@@ -49,29 +49,33 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Components:
-    """What a configuration means on this machine, found to fit before any work."""
+    """What a configuration means on this machine, found to fit before any work.
+
+    `notes` are lines to be shown.
+    """
 
     dataset: Dataset
     task: Task
     model: nn.Module
+    notes: tuple[str, ...]
 
 
 def build_components(run: Run) -> Components:
     """Load the data and build the model once, so that what is wrong with them shows here."""
     dataset = load(run.data, run.seed, task=run.task_name)
     check_schedule(run.distributed, len(dataset.train))
-    check_optimizer(run.optimizer)
     task = task_of(dataset, run)
     check_mixup(run.distributed.mixup, task)
     check_chosen_metrics(run, "distributed", task.metrics.directions)
     model = build(run.model, task, run.seed)
+    notes = check_step(run, model, task)
     check_passes(run, model, task, len(dataset.train))
     if run.distributed.activation_checkpointing:
         recompute(model)
     check_batchnorm(run, model)
     if run.distributed.compile:
         check_compiler()
-    return Components(dataset, task, model)
+    return Components(dataset, task, model, (*dataset.notes, *notes))
 
 
 def drive(
@@ -86,7 +90,7 @@ def drive(
         run_directory(run, "distributed", directory, "driver") as (run_dir, display),
         clock.kept_in(run_dir.path),
     ):
-        for note in parts.dataset.notes:
+        for note in parts.notes:
             display.say(note)
         trained = _attempts(run, run_dir, parts, launcher, display, clock)
         closing = in_background(close)

@@ -90,6 +90,8 @@ def _lead(
         run_directory(run, "distributed", directory, "rank 0") as (run_dir, display),
         clock.kept_in(run_dir.path),
     ):
+        for note in parts.notes:
+            display.say(note)
         _note_begun(directory, clock)
         saved = begin(run, run_dir, parts, display, run.resume, clock)
         _note_begun(directory, clock)  # with the time of earlier commands

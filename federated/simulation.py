@@ -31,7 +31,7 @@ from heliotrope.runs.results import write_outcome
 from heliotrope.runs.trackers import listeners
 from heliotrope.system.resources import available_cpus, peak_rss_bytes, pick_device, threads_of
 from heliotrope.tasks import task_of
-from heliotrope.training.optimizers import check_optimizer
+from heliotrope.training.trial import check_step
 
 from .algorithms import proximal
 from .client_state import StateStore
@@ -72,12 +72,12 @@ def build_components(run: Run) -> Components:
     dataset = load(run.data, run.seed, task=run.task_name)
     splits = {"validation": dataset.validation, "test": dataset.test}
     central = {name: split for name, split in splits.items() if len(split)}
-    check_optimizer(run.optimizer)
     task = task_of(dataset, run)
     check_chosen_metrics(run, "federated", task.metrics.directions)
     parts = divide(run, dataset)
     owners = owners_of(run, central, dataset.train, parts)
     context = assemble(run, task, prepared_for(parts, dataset), parts, central, owners)
+    notes = check_step(run, context.model, task)
     check_batches(context, run.model.name)
     if run.federated.holdout_fraction:
         clients_to_evaluate(run.federated, len(context.population.evaluating()))
@@ -98,7 +98,7 @@ def build_components(run: Run) -> Components:
         context=context,
         preparation=dataset.preparation,
         exchange=dataset.fitting.exchange(parts),
-        notes=dataset.notes,
+        notes=(*dataset.notes, *notes),
         strategy=strategy,
         reduce=reduces(run.federated, strategy),
     )

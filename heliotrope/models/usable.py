@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from heliotrope.plugin_loading import raised
 from heliotrope.seeding import isolated_rng
 from heliotrope.system.tensor_file import SAVABLE
 from heliotrope.tasks import Task
+from heliotrope.tasks.usable import examples_of_zeros
 
-__all__ = ["why_not_one", "why_unusable"]
+__all__ = ["about_devices", "called", "why_not_one", "why_unusable"]
 
 _ABOUT_DEVICES = re.compile(r"\b(cuda|gpus?|cpu|device|triton|nccl|dtype)\b", re.IGNORECASE)
 
@@ -38,12 +39,10 @@ def why_not_one(model: nn.Module, task: Task) -> str | None:
         tried = copy.deepcopy(model).train()
     except Exception:  # noqa: BLE001 - who needs copies says what of it cannot be copied
         return None
-    types = [value.dtype for value in tried.parameters() if value.is_floating_point()]
-    arguments = task.arguments(task.facts.example)
     with isolated_rng(0), torch.no_grad():
         for count in (2, 1):
             try:
-                tried(*(_some_of(value, types, count) for value in arguments))
+                tried(*_inputs(tried, task, examples_of_zeros(task, count)))
             except Exception as error:  # noqa: BLE001 - whatever a user's code may raise
                 return raised(error, "") if count == 1 else None
     return None
@@ -77,40 +76,51 @@ def _bad_outputs(model: nn.Module, task: Task) -> str | None:
         tried = copy.deepcopy(model).eval()
     except Exception:  # noqa: BLE001 - who needs copies says what of it cannot be copied
         return None
-    types = [value.dtype for value in tried.parameters() if value.is_floating_point()]
-    inputs = [_some_of(value, types) for value in task.arguments(task.facts.example)]
+    with torch.no_grad():
+        return called(tried, task)[1]
+
+
+def called(model: nn.Module, task: Task, count: int = 2) -> tuple[Tensor | None, str | None]:
+    """Call a module on `count` examples of zeros; return its outputs, or why they do not fit.
+
+    Neither is known of a module for a device that is not here: a worker may have it.
+    """
+    batch = examples_of_zeros(task, count)
+    inputs = _inputs(model, task, batch)
     named = zip(task.inputs, inputs, strict=True)
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in named)
+    mode = " in training" if model.training else ""
     try:
-        with torch.no_grad():
-            outputs = tried(*inputs)
+        outputs = model(*inputs)
     except Exception as error:  # noqa: BLE001 - whatever a user's code may raise
-        if _ABOUT_DEVICES.search(str(error)):  # a worker may have what it needs
-            return None
-        return (
-            f"called with {shapes}, as {task.facts.name} has them, it raises "
+        if about_devices(error):
+            return None, None
+        return None, (
+            f"called{mode} with {shapes}, as {task.facts.name} has them, it raises "
             f"{raised(error, 'Mend it, or choose the data that it is made for.')}"
         )
-    return _unfit(outputs, task, shapes)
-
-
-def _some_of(value: Tensor, types: Sequence[torch.dtype], count: int = 2) -> Tensor:
-    """Return a batch of one example `count` times, in the type that the model computes in."""
-    batch = value.expand(count, *value.shape[1:])
-    return batch.to(types[0]) if types and value.is_floating_point() else batch
-
-
-def _unfit(outputs: object, task: Task, shapes: str) -> str | None:
-    """Return why outputs for two examples do not fit the task; None if they do."""
-    example = {name: _some_of(value, ()) for name, value in task.facts.example.items()}
-    wanted = list(task.output_shape(example))
+    wanted = list(task.output_shape(batch))
     if not isinstance(outputs, Tensor):
         got = f"a {type(outputs).__name__}"
     elif list(outputs.shape) != wanted or not outputs.is_floating_point():
         got = f"{outputs.dtype} of shape {list(outputs.shape)}"
     else:
-        return None
-    return (
-        f"called with {shapes} it gives {got}. Return the logits, floating-point numbers of shape "
-        f"{wanted}: one row an example, task.num_outputs in the last dimension."
+        return outputs, None
+    return None, (
+        f"called{mode} with {shapes} it gives {got}. Return the logits, floating-point numbers of "
+        f"shape {wanted}: one row an example, task.num_outputs in the last dimension."
     )
+
+
+def about_devices(error: Exception) -> bool:
+    """Return whether what was raised may be of a device that is not here."""
+    return _ABOUT_DEVICES.search(str(error)) is not None
+
+
+def _inputs(model: nn.Module, task: Task, batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return what a module is called with for a batch, in the type that it computes in."""
+    types = [value.dtype for value in model.parameters() if value.is_floating_point()]
+    return [
+        value.to(types[0]) if types and value.is_floating_point() else value
+        for value in task.arguments(batch)
+    ]

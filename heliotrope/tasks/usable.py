@@ -13,7 +13,13 @@ from heliotrope.metrics import Batch, MetricSet
 from heliotrope.plugin_loading import raised
 from heliotrope.tasks.base import Task
 
-__all__ = ["outputs_of_zeros", "shown_to_metrics", "why_mixing", "why_unusable"]
+__all__ = [
+    "examples_of_zeros",
+    "outputs_of_zeros",
+    "shown_to_metrics",
+    "why_mixing",
+    "why_unusable",
+]
 
 _MEND = "Mend it, or choose the data that it is made for."
 _ROUNDING = 1e-4  # of a number, whose last digits may differ with the number of examples
@@ -59,8 +65,14 @@ def why_unusable(task: Task) -> str | None:
 
 def outputs_of_zeros(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
     """Return outputs of zeros for two examples, and these."""
-    two = {name: value.expand(2, *value.shape[1:]) for name, value in task.facts.example.items()}
+    two = examples_of_zeros(task)
     return torch.zeros(task.output_shape(two)), two
+
+
+def examples_of_zeros(task: Task, count: int = 2) -> dict[str, Tensor]:
+    """Return a batch of `count` examples that hold nothing of the data."""
+    example = task.facts.example
+    return {name: value.expand(count, *value.shape[1:]) for name, value in example.items()}
 
 
 def shown_to_metrics(

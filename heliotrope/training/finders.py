@@ -31,6 +31,7 @@ from heliotrope.training.loop import (
     train_batches,
 )
 from heliotrope.training.optimizers import GroupRates, build_optimizer
+from heliotrope.training.trial import check_step
 
 __all__ = ["Finding", "Trainer", "find_batch_size", "find_lr"]
 
@@ -91,7 +92,9 @@ class _Trial:
         device = pick_device(run.device)
         self._seed = run.seed
         self._task = task_of(dataset, run)
-        self._model = build(run.model, self._task, run.seed).to(device)
+        built = build(run.model, self._task, run.seed)
+        check_step(run, built, self._task)
+        self._model = built.to(device)
         self._trainer = trainer(run, self._model, self._task)
         self._lr, self._rates = run.optimizer.lr, GroupRates(self._trainer.optimizer)
         self.train = dataset.train.to(device)

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from heliotrope import plugin_loading, registry
+from heliotrope import registry
 from heliotrope.config import OptimizerConfig
-from heliotrope.errors import ConfigError
 
 __all__ = [
     "GroupRates",
@@ -18,7 +17,6 @@ __all__ = [
     "adam",
     "adamw",
     "build_optimizer",
-    "check_optimizer",
     "sgd",
 ]
 
@@ -46,32 +44,6 @@ class GroupRates:
         """Set each group's rate to `factor` times that with which it was made."""
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-
-
-def check_optimizer(cfg: OptimizerConfig) -> None:
-    """Make an optimizer of a plug-in once, over a parameter of nothing.
-
-    Raises `ConfigError` naming its file if it fails, gives something else, or a key has no effect.
-    """
-    entry = registry.entry("optimizer", cfg.name)
-    if entry.built_in:
-        return
-    what = f"optimizer={cfg.name} ({entry.where})"
-    if cfg.weight_decay and "weight_decay" not in entry.signature.keys:
-        raise ConfigError(
-            f"optimizer.weight_decay={cfg.weight_decay:g} has no effect: {what} has no such "
-            "parameter. Leave it out, or add weight_decay: float."
-        )
-    try:
-        built: object = build_optimizer(cfg, [nn.Parameter(torch.zeros(1))])
-    except Exception as error:
-        raise ConfigError(f"{what} cannot be built: {plugin_loading.raised(error)}") from error
-    if not isinstance(built, Optimizer):
-        raise ConfigError(f"{what} gave a {type(built).__name__}. Return a torch.optim.Optimizer.")
-    if any("lr" not in group for group in built.param_groups):
-        raise ConfigError(
-            f"{what} has groups of parameters without lr, which schedules change. Give each one lr."
-        )
 
 
 def sgd(
