@@ -29,9 +29,16 @@ class HungRank(Exception):  # noqa: N818 - the failure of a worker, not a user's
 
     def __str__(self) -> str:
         """Name the ranks and the key to raise if they were only slow."""
-        names = ", ".join(map(str, self.ranks)) or "none"
+        waited = f"waited {self.seconds:g} s for the other workers"
+        if not self.ranks:
+            return (
+                f"{waited}, which all wait, too: they are at different exchanges, as where a model "
+                "leaves layers out of a pass on some of them. Add 0 times the outputs of those "
+                "layers, or set distributed.strategy=local_sgd"
+            )
+        names = ", ".join(map(str, self.ranks))
         return (
-            f"waited {self.seconds:g} s for the other workers; missing: rank {names}. If they "
+            f"{waited}; missing: rank {names}. If they "
             f"were only slow, raise distributed.collective_timeout={self.seconds:g}"
         )
 

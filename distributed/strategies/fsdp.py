@@ -7,7 +7,8 @@ must take part. With `distributed.sharded_checkpoints` nothing is gathered to be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from heliotrope.config import Run
 from heliotrope.models import build
 from heliotrope.tasks import Task
-from heliotrope.training.loop import weight_penalty
+from heliotrope.training.loop import TrainingBatch, weight_penalty
 
 from ..topology import Topology
 from .engine import HALF, Engine, Snapshot
+from .layer_order import LayerOrder
 
 __all__ = ["FsdpEngine"]
 
@@ -50,7 +52,20 @@ class FsdpEngine(Engine):
         policy = MixedPrecisionPolicy(
             param_dtype=half, reduce_dtype=None if half is None else torch.float32
         )
-        return self._sharded(model, topology, policy)
+        sharded = self._sharded(model, topology, policy)
+        self._order: LayerOrder | None = None
+        if not self._cfg.compile:  # a compiled part would be compiled anew for each turn
+            names = {id(module): name for name, module in model.named_modules()}
+            parts = {names[id(part)]: part for part in _parts(model)}
+            self._order = LayerOrder(parts, topology, self._device)
+        return sharded
+
+    def _forward_context(self) -> Callable[[TrainingBatch], AbstractContextManager[object]]:
+        return super()._forward_context() if self._order is None else self._in_order
+
+    def _in_order(self, batch: TrainingBatch) -> AbstractContextManager[object]:  # noqa: ARG002 - as the base
+        assert self._order is not None
+        return self._order.checked()
 
     def _as_trained(self, model: nn.Module, topology: Topology) -> nn.Module:
         return self._sharded(model, topology, MixedPrecisionPolicy())

@@ -60,7 +60,7 @@ def _assert_ended(job: Job, directory: Path, family: list[int], code: int, began
     assert job.returncode == code, output
     assert seconds < 3, output
     for noise in ("Traceback", "***", " E ", "terminate called"):
-        assert noise not in output
+        assert noise not in output, output
     wait_until(lambda: not any(map(alive, family)), 5)
     for name in (".lock", ".workers"):
         if (directory / name).exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -31,6 +32,12 @@ def test_ranks_that_never_come_are_named(rank: int) -> None:
     ):
         pytest.fail("two of three are not there")
     assert hung.value.ranks == tuple({0, 1, 2} - {rank})
+
+
+def test_ranks_that_all_wait_are_told_what_may_be_the_cause() -> None:
+    assert re.search(
+        r"all wait, too: .* leaves layers out .*strategy=local_sgd", str(HungRank((), 5))
+    )
 
 
 @pytest.mark.parametrize(
