@@ -96,7 +96,7 @@ def examine(
     reasons = {}
     for kind in kinds:
         reason = trial.why_not(kind)
-        if trial.apart and trial.agrees_in_double(kind):
+        if trial.rounding_decides:
             # Rounding may decide a lot where a number is at a kink: others are looked at.
             other = _Trial(trial_context(context, draw=1), algorithms, watch)
             other.train_sequentially()
@@ -122,6 +122,7 @@ class _Trial:
         self._expected: list[dict[int, Stack]] = []
         self._changing: list[str] = []
         self._drawn = False
+        self.rounding_decides = False  # of the kind asked about last: it is right in float64
         self.trainer = FastTrainer(context)
 
     def train_sequentially(self) -> None:
@@ -170,7 +171,7 @@ class _Trial:
 
     def why_not(self, kind: str) -> str | None:
         """Return why a fast way is not right for this model, or None."""
-        self.apart = False
+        self.rounding_decides = False
         try:
             worst, allowed = self._distance(self._of_kind(kind))
         except (NotCapturableError, NotStackableError) as error:
@@ -180,9 +181,11 @@ class _Trial:
             return _line(error)
         if worst <= allowed:
             return None
-        self.apart = True
+        self.rounding_decides = self._agrees_in_double(kind)
         cause = "a step hides something from its recording"
-        if kind == "batched":
+        if self.rounding_decides:
+            cause = "they agree in float64 only, so that rounding decides, or hides what is wrong"
+        elif kind == "batched":
             cause = "its examples enter one another's losses, or those of other clients"
         return f"its updates are {worst:.0e} of their length from the sequential ones: {cause}"
 
@@ -218,7 +221,7 @@ class _Trial:
                 worst = max(worst, distance)
         return worst, allowed
 
-    def agrees_in_double(self, kind: str) -> bool:
+    def _agrees_in_double(self, kind: str) -> bool:
         """Return whether a way gives the reference's updates where both are in float64."""
         try:
             trial = _Trial(in_double(self._context), self._instruction.algorithms, self._watch)

@@ -104,11 +104,21 @@ def test_no_model_is_left_to_the_slow_way(name: str) -> None:
     assert not decision.reasons, decision.line()
 
 
-def test_a_gradient_of_many_examples_rounds_the_weights_once() -> None:
+# Of weights, and of how many examples: long sums, narrow weights, and both in a stack.
+@pytest.mark.parametrize(
+    ("shape", "examples"),
+    [((12, 9), 5000), ((10, 4), 64), ((20, 11), 64), ((3, 40), 64), ((7, 10, 4), 64)],
+)
+def test_a_product_of_factors_rounds_the_weights_once(
+    shape: tuple[int, ...], examples: int
+) -> None:
     generator = torch.Generator().manual_seed(fresh_seed())
-    weight, a, b = (torch.randn(s, generator=generator) for s in ((12, 9), (12, 5000), (5000, 9)))
+    *stack, rows, columns = shape
+    shapes = (shape, (*stack, rows, examples), (*stack, examples, columns))
+    weight, a, b = (torch.randn(s, generator=generator) for s in shapes)
     exact = weight.double() - 1e-6 * (a.double() @ b.double())
     sgd = chosen("optimizer", "sgd", lr=1e-6)
-    LocalOptimizer(sgd, LossConfig(), [weight]).step([weight], [(a, b)])
+    optimizer = LocalOptimizer(sgd, LossConfig(), [weight], stacked=bool(stack))
+    optimizer.step([weight], [(a, b)])
     once = exact.float().double() - exact
     assert (weight.double() - exact).norm() <= 1.5 * once.norm()

@@ -61,7 +61,7 @@ _SEQUENTIAL = {
     "GradientHook": "gradient of fc.weight",
     "AccumulatedHook": "gradient of out.weight",
     "ClippingHook": "depends on the values",
-    "Bfloat16": "of their length",
+    "Bfloat16": "agree in float64 only",
     "ClosureCounter": "change tick",
     "HookCounter": "forward_hooks keep",
     "GlobalCounter": "the global _steps, which all clients",
@@ -287,6 +287,23 @@ def test_small_pulls_are_not_lost_in_rounding_over_many_steps(optimizer: str, de
     (ours,) = FastTrainer(clients).train_stacked(weights, order, [3]).rows()
     allowed = max(1e-5, 10 * _apart(own.arrays, exact, weights))
     assert _apart(ours.arrays, exact, weights) <= allowed
+
+
+class _Narrow(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(8, 4, batch_first=True)
+        self.out = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x.view(-1, 8, 8))[0][:, -1])
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.0001])
+def test_a_narrow_model_takes_a_fast_way_at_a_small_rate(rate: float) -> None:
+    clients = _clients(_Narrow, "federated.batch_size=null", f"optimizer.lr={rate}")
+    decision = decide(clients, 10, 1, (), Watch())
+    assert not decision.reasons, decision.line()
 
 
 def test_each_client_begins_with_the_module_as_built() -> None:
