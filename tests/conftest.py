@@ -13,10 +13,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from heliotrope import registry
+from heliotrope import cli, registry
 from heliotrope.config import Mode
 from heliotrope.plugin_loading import execution, importing
-from tests.support import Started, Type, type_command
+from tests.support import Command, Started, Type, type_command
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -78,3 +78,15 @@ def rng() -> np.random.Generator:
     seed = secrets.randbits(32)
     print(f"rng seed: {seed}")  # shown by pytest on failure
     return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def heliotrope(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Type a command: `heliotrope(*arguments) -> (exit code, output, errors)`."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main(list(arguments))
+        return code, *capsys.readouterr()
+
+    return call

@@ -36,6 +36,7 @@ from heliotrope.training.loop import TrainingBatch
 ROOT = Path(__file__).resolve().parent.parent
 MODES: tuple[Mode, Mode] = ("distributed", "federated")
 Type = Callable[..., int]  # what the fixture `type_` is
+Command = Callable[..., tuple[int, str, str]]  # what the fixture `heliotrope` is
 
 
 def experiments() -> list[str]:

@@ -103,17 +103,7 @@ class Studio:
         for index, curve in enumerate(chart.curves):
             points = [p for p in curve or () if drawable(p[1]) and (p[0] > 0 or not log)]
             points = thinned(points)
-            axes.plot(
-                [x / divide for x, _ in points],
-                [y for _, y in points],
-                color=_series(index),
-                linewidth=1.9,
-                marker=MARKERS[index % len(MARKERS)],
-                markevery=max(1, len(points) // 8),
-                markersize=5.5,
-                markeredgecolor=_CARD,
-                markeredgewidth=0.8,
-            )
+            _plot(axes, [(x / divide, y) for x, y in points], index)
         for goal in chart.goals:
             axes.axhline(goal, color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
         if drawn and not log and max(extents) > 0:  # what a run cost is read from zero
@@ -171,17 +161,7 @@ class Studio:
         if diagonal:
             axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
         for index, curve in enumerate(curves):
-            axes.plot(
-                [x for x, _ in curve],
-                [y for _, y in curve],
-                color=_series(index),
-                linewidth=1.9,
-                marker=MARKERS[index % len(MARKERS)],
-                markevery=max(1, len(curve) // 8),
-                markersize=5.5,
-                markeredgecolor=_CARD,
-                markeredgewidth=0.8,
-            )
+            _plot(axes, curve, index)
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         axes.set_xlabel(names[0], color=_MUTED, fontsize=11)
         axes.set_ylabel(names[1], color=_MUTED, fontsize=11)
@@ -262,6 +242,21 @@ def _canvas(width: int = 380, height: int = 236, left: int = 44) -> tuple[Figure
         axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(_tick))
     return figure, axes
+
+
+def _plot(axes: Axes, points: Sequence[Point], index: int) -> None:
+    """Draw one run's line in its colour, with up to about eight of its marks."""
+    axes.plot(
+        [x for x, _ in points],
+        [y for _, y in points],
+        color=_series(index),
+        linewidth=1.9,
+        marker=MARKERS[index % len(MARKERS)],
+        markevery=max(1, len(points) // 8),
+        markersize=5.5,
+        markeredgecolor=_CARD,
+        markeredgewidth=0.8,
+    )
 
 
 def _tick(value: float, _: object = None) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from heliotrope import cli
 from heliotrope.commands.evaluate import evaluate_run
 from heliotrope.config import Run
 from heliotrope.data import Dataset, load
@@ -21,7 +19,7 @@ from heliotrope.runs.clock import Clock
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.runs.events import Progress, Tracker
 from heliotrope.tasks import task_of
-from tests.support import classification, compose
+from tests.support import Command, classification, compose
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +68,6 @@ def measured(run: Run, digits: Dataset, progress: int) -> dict[str, float]:
         **named(evaluate(model, task, digits.validation, 1000), "validation"),
         **named(evaluate(model, task, digits.test, 1000), "test"),
     }
-
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def heliotrope(capsys: pytest.CaptureFixture[str]) -> Command:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main(list(arguments))
-        return code, *capsys.readouterr()
-
-    return call
 
 
 # --- evaluate -----------------------------------------------------------------------------

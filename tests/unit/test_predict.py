@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from heliotrope import cli, config, plugin_loading
+from heliotrope import config, plugin_loading
 from heliotrope.commands.generate import continued
 from heliotrope.config import Run
 from heliotrope.data import Dataset, load
@@ -23,9 +22,7 @@ from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.shell import typed
 from heliotrope.tasks import task_of
-from tests.support import compose, fresh_seed
-
-Command = Callable[..., tuple[int, str, str]]
+from tests.support import Command, compose, fresh_seed
 
 WORDS = dict.fromkeys(("cp", "fbs", "restecg", "exang", "slope", "thal"), "")
 NUMBERS = {"age": "63", "trestbps": "145", "chol": "", "thalach": "150", "oldpeak": "2.3"}
@@ -49,16 +46,6 @@ def leave_a_run(directory: Path, *overrides: str) -> Path:
     checkpoint.save(home.checkpoints, Checkpoint(1, weights, state=state))
     home.release()
     return directory
-
-
-@pytest.fixture
-def heliotrope(capsys: pytest.CaptureFixture[str]) -> Command:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main(list(arguments))
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def table(path: Path, *rows: dict[str, str]) -> Path:

@@ -129,8 +129,8 @@ def _lstm_written_out(
     return outputs, c
 
 
-class Gru:
-    """In the place of `torch.gru`."""
+class _OneState:
+    """In the place of a kernel whose layers keep one state, the hidden one."""
 
     def __init__(self, dropout: Dropout) -> None:
         self._dropout = dropout
@@ -148,6 +148,16 @@ class Gru:
     def _layer(
         self, inputs: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
+        """Return outputs and final states of one layer in one direction: see `Layer`."""
+        raise NotImplementedError
+
+
+class Gru(_OneState):
+    """In the place of `torch.gru`."""
+
+    def _layer(
+        self, inputs: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         h, from_inputs, from_hidden, *biases = (w.unsqueeze(0) for w in (*states, *weights))
         gates = _from_inputs(inputs.unsqueeze(1), from_inputs, biases[0] if biases else None)
         bias = biases[1] if biases else from_hidden.new_zeros(1, from_hidden.shape[1])
@@ -156,22 +166,12 @@ class Gru:
         return outputs, [outputs[-1]]
 
 
-class Rnn:
+class Rnn(_OneState):
     """In the place of `torch.rnn_tanh` and `torch.rnn_relu`."""
 
     def __init__(self, dropout: Dropout, nonlinearity: str) -> None:
-        self._dropout = dropout
+        super().__init__(dropout)
         self._is_tanh = nonlinearity == "tanh"
-
-    def __call__(
-        self, inputs: Tensor, hx: Tensor, params: Sequence[Tensor], *args: Any, **how: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Return outputs and the final hidden state."""
-        if isinstance(params, Tensor):
-            refuse_packing()
-        options = _Options(*args, **how)
-        outputs, (h,) = _layers(self._layer, self._dropout, inputs, [hx], params, options)
-        return outputs, h
 
     def _layer(
         self, inputs: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
