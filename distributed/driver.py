@@ -79,7 +79,7 @@ def build_components(run: Run) -> Components:
 
 
 def drive(
-    run: Run, directory: Path, parts: Components, launcher: Launcher, close: Callable[[], None]
+    run: Run, directory: Path, components: Components, launcher: Launcher, close: Callable[[], None]
 ) -> None:
     """Attempt the run until it is trained or has failed too often, and write its results.
 
@@ -90,12 +90,12 @@ def drive(
         run_directory(run, "distributed", directory, "driver") as (run_dir, display),
         clock.kept_in(run_dir.path),
     ):
-        for note in parts.notes:
+        for note in components.notes:
             display.say(note)
-        trained = _attempts(run, run_dir, parts, launcher, display, clock)
+        trained = _attempts(run, run_dir, components, launcher, display, clock)
         closing = in_background(close)
         try:
-            write_results(run, run_dir, parts, clock, trained, display)
+            write_results(run, run_dir, components, clock, trained, display)
         finally:
             closing.result()
 
@@ -103,7 +103,7 @@ def drive(
 def _attempts(
     run: Run,
     run_dir: RunDirectory,
-    parts: Components,
+    components: Components,
     launcher: Launcher,
     display: Display,
     clock: Clock,
@@ -114,14 +114,14 @@ def _attempts(
     attempt = None
     while True:
         workers, resources = _gathered(launcher, attempt, failures, run, run_dir)
-        saved = begin(run, run_dir, parts, display, resume, clock)
+        saved = begin(run, run_dir, components, display, resume, clock)
         start = AttemptStart.now(clock, clock.seconds_before if before is None else before)
         attempt = RunAttempt(run, run_dir.path, saved, start, resources)
         what = "launcher %s: %d worker(s), %d thread(s) on %s each"
         _log.info(what, run.distributed.launcher, workers, resources.threads, resources.device)
         try:
             with signals_heard() as stop:
-                trained = launcher.launch(attempt, parts.dataset, display, stop)
+                trained = launcher.launch(attempt, components.dataset, display, stop)
             if not trained.stopped:
                 return trained
             if stop.asked():
@@ -165,7 +165,7 @@ def _gathered(
 def begin(
     run: Run,
     run_dir: RunDirectory,
-    parts: Components,
+    components: Components,
     display: Display,
     resume: bool,
     clock: Clock,
@@ -180,14 +180,14 @@ def begin(
     saved = newest_checkpoint(run, "distributed", run_dir, display) if resume else None
     if saved is not None:
         path = checkpoint.path_of(run_dir.checkpoints, saved.progress)
-        checkpoint.load_weights(parts.model, saved.model, path)
+        checkpoint.load_weights(components.model, saved.model, path)
     run_dir.begin(run)
     offset = 0 if saved is None else int(saved.state["metrics_offset"])
     seconds = 0.0 if saved is None else float(saved.state["seconds"])
     with Tracker(run_dir.metrics) as tracker:
         clock.resume(max(seconds, tracker.rewind(offset)))
         if saved is None:
-            directions = parts.task.metrics.directions
+            directions = components.task.metrics.directions
             tracker.emit(
                 "start", mode="distributed", name=run.name, seed=run.seed, directions=directions
             )
@@ -223,7 +223,7 @@ def _given_up(
 def write_results(
     run: Run,
     run_dir: RunDirectory,
-    parts: Components,
+    components: Components,
     clock: Clock,
     trained: TrainingResult,
     display: Display,
@@ -239,12 +239,12 @@ def write_results(
         counts=trained.counts,
         clock=clock,
         startup_seconds=trained.startup_seconds,
-        parameters=parameter_count(parts.model),
+        parameters=parameter_count(components.model),
         peak_rss_bytes=trained.peak_rss_bytes + driver,
         target=None if trained.target is None else dict(trained.target),
         packages=("ray",) if launcher == "ray" else (),
     )
     with Tracker(run_dir.metrics, listeners(run, run_dir.path, display.say)) as tracker:
         sums = trained.final.items()
-        final = {split: parts.task.metrics.from_vector(vector) for split, vector in sums}
+        final = {split: components.task.metrics.from_vector(vector) for split, vector in sums}
         write_outcome(run, "distributed", run_dir, tracker, final, outcome, display)

@@ -43,10 +43,10 @@ def run_job(run: Run, directory: Path) -> None:
         with stoppable() if gently else nullcontext():
             preparing = in_background(lambda: _prepare(run), gently=gently)
             launcher = stack.enter_context(open_launcher(run))
-        parts = preparing.result()
+        components = preparing.result()
         from .driver import drive
 
-        drive(run, directory, parts, launcher, stack.close)
+        drive(run, directory, components, launcher, stack.close)
 
 
 def _prepare(run: Run) -> Components:

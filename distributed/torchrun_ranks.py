@@ -52,7 +52,7 @@ def run_one_rank(run: Run, directory: Path) -> None:
     """Act as one rank of the run; rank 0 also begins it and writes its results."""
     topology = topology_from_environment()
     _check(run, topology)
-    parts = build_components(run)
+    components = build_components(run)
     meeting = Rendezvous(
         torchrun_store(),
         topology,
@@ -63,7 +63,7 @@ def run_one_rank(run: Run, directory: Path) -> None:
     )
     resources = _agreed_resources(run, meeting)
     if topology.rank == 0:
-        _lead(run, directory, topology, resources, meeting, parts)
+        _lead(run, directory, topology, resources, meeting, components)
         return
     announced = meeting.announced()
     start = AttemptStart.from_dict(announced["start"])
@@ -71,7 +71,7 @@ def run_one_rank(run: Run, directory: Path) -> None:
         run, Path(announced["directory"]), announced["checkpoint"], start, resources
     )
     with _stop_heard() as (stop, asked):
-        trained = train_process(attempt, topology, parts.dataset, asked, meeting.store)
+        trained = train_process(attempt, topology, components.dataset, asked, meeting.store)
     if trained.stopped:
         stop.leave()
 
@@ -82,7 +82,7 @@ def _lead(
     topology: Topology,
     resources: WorkerResources,
     meeting: Rendezvous,
-    parts: Components,
+    components: Components,
 ) -> None:
     """Begin the run or go on with it, train as rank 0, and write the results."""
     run, clock = replace(run, resume=run.resume or _begun_before(directory)), _clock(directory)
@@ -90,10 +90,10 @@ def _lead(
         run_directory(run, "distributed", directory, "rank 0") as (run_dir, display),
         clock.kept_in(run_dir.path),
     ):
-        for note in parts.notes:
+        for note in components.notes:
             display.say(note)
         _note_begun(directory, clock)
-        saved = begin(run, run_dir, parts, display, run.resume, clock)
+        saved = begin(run, run_dir, components, display, run.resume, clock)
         _note_begun(directory, clock)  # with the time of earlier commands
         start = AttemptStart.now(clock, clock.seconds - Clock().seconds)
         announced = {"directory": str(run_dir.path), "checkpoint": saved, "start": start.to_dict()}
@@ -101,10 +101,10 @@ def _lead(
         attempt = RunAttempt(run, run_dir.path, saved, start, resources)
         device, timeout = device_of(resources.device, topology), run.distributed.collective_timeout
         with _stop_heard() as (stop, asked), joined(topology, device, timeout, meeting.store):
-            trained = train_rank(attempt, topology, parts.dataset, asked, display)
+            trained = train_rank(attempt, topology, components.dataset, asked, display)
         if trained.stopped:
             stop.leave()
-        write_results(run, run_dir, parts, clock, trained, display)
+        write_results(run, run_dir, components, clock, trained, display)
 
 
 def _agreed_resources(run: Run, meeting: Rendezvous) -> WorkerResources:

@@ -20,18 +20,18 @@ def decimal(number: float) -> Fraction:
     return Fraction(repr(float(number)))
 
 
-def fraction_rounded_up(share: float, count: int) -> int:
-    """Return the smallest integer that is at least `share` of `count`: 0.55 of 100 is 55."""
-    return -(-decimal(share) * count // 1)
+def fraction_rounded_up(fraction: float, count: int) -> int:
+    """Return the smallest integer that is at least `fraction` of `count`: 0.55 of 100 is 55."""
+    return -(-decimal(fraction) * count // 1)
 
 
-def fraction_rounded_down(share: float, count: int) -> int:
-    """Return the largest integer that is at most `share` of `count`: 0.29 of 100 is 29."""
-    return int(decimal(share) * count // 1)
+def fraction_rounded_down(fraction: float, count: int) -> int:
+    """Return the largest integer that is at most `fraction` of `count`: 0.29 of 100 is 29."""
+    return int(decimal(fraction) * count // 1)
 
 
-def fractions_rounded_down(share: float, counts: _Ints) -> _Ints:
+def fractions_rounded_down(fraction: float, counts: _Ints) -> _Ints:
     """Return `fraction_rounded_down` of each of `counts`, int64 of the same shape."""
-    distinct, place = np.unique(counts, return_inverse=True)
-    shares = [fraction_rounded_down(share, count) for count in distinct.tolist()]
-    return np.array(shares, dtype=np.int64)[place].reshape(np.shape(counts))
+    distinct, index = np.unique(counts, return_inverse=True)
+    rounded = [fraction_rounded_down(fraction, count) for count in distinct.tolist()]
+    return np.array(rounded, dtype=np.int64)[index].reshape(np.shape(counts))

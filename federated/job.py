@@ -38,10 +38,10 @@ def run_job(run: Run, directory: Path) -> None:
         with stoppable() if gently else nullcontext():
             preparing = in_background(lambda: _prepare(run), gently=gently)
             cluster = stack.enter_context(_cluster(run))
-        parts = preparing.result()
+        components = preparing.result()
         from .simulation import simulate
 
-        simulate(run, directory, parts, cluster)
+        simulate(run, directory, components, cluster)
 
 
 def _prepare(run: Run) -> Components:

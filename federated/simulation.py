@@ -74,9 +74,9 @@ def build_components(run: Run) -> Components:
     central = {name: split for name, split in splits.items() if len(split)}
     task = task_of(dataset, run)
     check_chosen_metrics(run, "federated", task.metrics.directions)
-    parts = divide(run, dataset)
-    owners = owners_of(run, central, dataset.train, parts)
-    context = assemble(run, task, prepared_for(parts, dataset), parts, central, owners)
+    partition = divide(run, dataset)
+    owners = owners_of(run, central, dataset.train, partition)
+    context = assemble(run, task, prepared_for(partition, dataset), partition, central, owners)
     notes = check_step(run, context.model, task)
     check_batches(context, run.model.name)
     if run.federated.holdout_fraction:
@@ -97,42 +97,42 @@ def build_components(run: Run) -> Components:
     return Components(
         context=context,
         preparation=dataset.preparation,
-        exchange=dataset.fitting.exchange(parts),
+        exchange=dataset.fitting.exchange(partition),
         notes=(*dataset.notes, *notes),
         strategy=strategy,
         reduce=reduces(run.federated, strategy),
     )
 
 
-def simulate(run: Run, directory: Path, parts: Components, cluster: Cluster | None) -> None:
+def simulate(run: Run, directory: Path, components: Components, cluster: Cluster | None) -> None:
     """Train the clients of `run`, in this process or on a Ray cluster, and write its results."""
-    context = parts.context.on(pick_device(run.device if cluster is None else "cpu"))
+    context = components.context.on(pick_device(run.device if cluster is None else "cpu"))
     # What workers have summed is soon added; a second thread would then spin for some ms on a CPU
     # on which a worker has begun the next round.
-    idle = cluster is not None and parts.reduce
+    idle = cluster is not None and components.reduce
     torch.set_num_threads(1 if idle else threads_of(available_cpus()))
     with (
         run_directory(run, "federated", directory, "server") as (run_dir, display),
         Tracker(run_dir.metrics, (display, *listeners(run, run_dir.path, display.say))) as tracker,
     ):
         with _pool(run, context, cluster, run_dir.log, tracker) as pool:
-            takes_mean = isinstance(parts.strategy, MeanStrategy)
-            states = _states(context, parts.strategy)
-            grid = CohortGrid(pool, parts.reduce, takes_mean=takes_mean, states=states)
+            takes_mean = isinstance(components.strategy, MeanStrategy)
+            states = _states(context, components.strategy)
+            grid = CohortGrid(pool, components.reduce, takes_mean=takes_mean, states=states)
             server = Server(
                 run,
                 context,
-                parts.preparation,
-                parts.strategy,
+                components.preparation,
+                components.strategy,
                 grid,
                 tracker,
                 run_dir.checkpoints,
                 display.say,
             )
-            up, down = parts.exchange.bytes_up, parts.exchange.bytes_down
+            up, down = components.exchange.bytes_up, components.exchange.bytes_down
             server.state.counts = Progress(bytes_up=up, bytes_down=down)  # unless it resumes
             _begin(run, server, grid, tracker, run_dir, display)
-            for note in parts.notes:
+            for note in components.notes:
                 display.say(note)
             _say_who_weighs_nothing(context.population, display)
             _say_who_holds_out(context.population, display)
@@ -147,7 +147,7 @@ def simulate(run: Run, directory: Path, parts: Components, cluster: Cluster | No
                 parameters=parameter_count(context.model),
                 peak_rss_bytes=peak_rss_bytes() + pool.peak_rss_bytes(),
                 target=server.target.summary(),
-                preparation=asdict(parts.exchange),
+                preparation=asdict(components.exchange),
                 packages=("flwr",) if cluster is None else ("flwr", "ray"),
             )
         write_outcome(run, "federated", run_dir, tracker, server.final, outcome, display)

@@ -111,8 +111,8 @@ class Source:
         """
         if self.module is not None:
             return self.module.partition(".")[0]
-        place = hashlib.sha256(self.path.encode()).hexdigest()[:8]
-        return f"heliotrope_plugin_{Path(self.path).stem}_{place}"
+        digest = hashlib.sha256(self.path.encode()).hexdigest()[:8]
+        return f"heliotrope_plugin_{Path(self.path).stem}_{digest}"
 
     def entry(self) -> dict[str, str]:
         """Return what a run's config.yaml says of it."""

@@ -56,7 +56,7 @@ def fitting_resources(
     gpu = run.device == "cuda" or (run.device == "auto" and gpus >= fewest)
     found = False
     for workers in range(min(most, gpus) if gpu else most, fewest - 1, -1):
-        largest = min(cluster.cpu_share(workers, gpu=gpu), free_cpus // workers)
+        largest = min(cluster.cpus_per_worker(workers, gpu=gpu), free_cpus // workers)
         if wanted is not None:
             shares = [wanted] if largest >= wanted else []
         else:
@@ -67,7 +67,7 @@ def fitting_resources(
             yield workers, worker_resources(run, workers, cpus, share, gpus)
     if not found:
         if not cluster.can_grow:
-            largest = cluster.cpu_share(fewest, gpu=gpu)
+            largest = cluster.cpus_per_worker(fewest, gpu=gpu)
             worker_resources(run, fewest, cpus, largest, cluster.gpu_workers)
         device = "cuda" if gpu else "cpu"
         check_sync_batchnorm(run.distributed, device)

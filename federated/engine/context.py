@@ -71,8 +71,8 @@ class TrainingContext:
         if self._alike:
             return tuple(sizes)
         positions = torch.from_numpy(self.population.train_examples(clients))
-        parts = torch.split(self.example_weights[positions], sizes)
-        return tuple(int(part.sum()) for part in parts)
+        of_each = torch.split(self.example_weights[positions], sizes)
+        return tuple(int(part.sum()) for part in of_each)
 
     def row_weights(self, plan: BatchPlan) -> Tensor:
         """Return the weight of each batch of a plan, int64 [R]."""
@@ -128,25 +128,25 @@ def divide(run: Run, dataset: Dataset) -> Partition:
     Raises `PartitionError` if the data cannot be divided as asked, `ConfigError` if a round
     needs more clients than there are.
     """
-    parts = partition(run.federated.partition, Traits.of(dataset.train), run.seed)
+    divided = partition(run.federated.partition, Traits.of(dataset.train), run.seed)
     cohort = run.federated.clients_per_round
-    if cohort > len(parts):  # known only here for a natural partition
+    if cohort > len(divided):  # known only here for a natural partition
         raise ConfigError(
-            f"federated.clients_per_round={cohort} is more than the {len(parts)} clients that "
-            f"the data has. Set federated.clients_per_round={len(parts)} or lower."
+            f"federated.clients_per_round={cohort} is more than the {len(divided)} clients that "
+            f"the data has. Set federated.clients_per_round={len(divided)} or lower."
         )
-    return parts
+    return divided
 
 
-def prepared_for(parts: Partition, dataset: Dataset) -> Examples:
+def prepared_for(partition: Partition, dataset: Dataset) -> Examples:
     """Return the training examples as the clients prepare them."""
     if dataset.preparation.fit != "per_client" or dataset.fitting is None:
         return dataset.train
-    return dataset.fitting.by_client(parts)
+    return dataset.fitting.by_client(partition)
 
 
 def owners_of(
-    run: Run, central: Mapping[str, Examples], train: Examples, parts: Partition
+    run: Run, central: Mapping[str, Examples], train: Examples, partition: Partition
 ) -> dict[str, Partition]:
     """Return which examples of each central split are whose; nothing unless clients are groups.
 
@@ -158,10 +158,10 @@ def owners_of(
     for name, split in central.items():
         if split.keys is None:
             continue
-        places = np.searchsorted(groups, split.keys).clip(max=len(groups) - 1)
-        rows = np.flatnonzero(groups[places] == split.keys)
-        owners = places[rows].astype(np.int64)
-        sizes = np.bincount(owners, minlength=len(parts))
+        codes = np.searchsorted(groups, split.keys).clip(max=len(groups) - 1)
+        rows = np.flatnonzero(groups[codes] == split.keys)
+        owners = codes[rows].astype(np.int64)
+        sizes = np.bincount(owners, minlength=len(partition))
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         found[name] = Partition(rows[np.argsort(owners, kind="stable")], offsets)
         if len(rows) < len(split):
@@ -175,7 +175,7 @@ def assemble(
     run: Run,
     task: Task,
     train: Examples,
-    parts: Partition,
+    partition: Partition,
     central: Mapping[str, Examples] | None = None,
     owners: Mapping[str, Partition] | None = None,
 ) -> TrainingContext:
@@ -204,7 +204,7 @@ def assemble(
         model=model,
         task=task,
         train=train,
-        population=Population(parts, run.federated.holdout_fraction, run.seed),
+        population=Population(partition, run.federated.holdout_fraction, run.seed),
         optimizer=run.optimizer,
         loss=run.loss,
         federated=run.federated,
@@ -216,7 +216,7 @@ def assemble(
     weightless = _weightless(context)
     if not weightless:
         return context
-    kept = Population(parts, run.federated.holdout_fraction, run.seed, weightless)
+    kept = Population(partition, run.federated.holdout_fraction, run.seed, weightless)
     return replace(context, population=kept)
 
 

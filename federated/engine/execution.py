@@ -72,8 +72,8 @@ class Decision:
         text = f"client training: {self.execution}"
         if self.execution is not None and self.execution.kind == "sequential" and self.reasons:
             alike = len(set(self.reasons.values())) == 1
-            told = [r if alike else f"not {k}: {r}" for k, r in self.reasons.items()]
-            text += f", since {'; '.join(dict.fromkeys(told))}"
+            reasons = [r if alike else f"not {k}: {r}" for k, r in self.reasons.items()]
+            text += f", since {'; '.join(dict.fromkeys(reasons))}"
         return text
 
 

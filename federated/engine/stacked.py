@@ -177,10 +177,10 @@ class FastTrainer:
     ) -> None:
         """Put the clients' own weights into a stack, and with what they start, [K, *shape]."""
         each = [states.of(client) for client in clients]
-        for place, name in enumerate(self._names):
+        for index, name in enumerate(self._names):
             if name in states.arrays:
-                stack[place].copy_(torch.stack([own[name] for own in each]))
-                start[place] = stack[place].clone()
+                stack[index].copy_(torch.stack([own[name] for own in each]))
+                start[index] = stack[index].clone()
 
     def _optimizer(
         self,

@@ -36,11 +36,11 @@ def trial_context(context: TrainingContext, draw: int = 0) -> TrainingContext:
         chosen = np.random.permutation(count)  # noqa: NPY002 - seeded just above
     # Clients of labels that are unlike; within one, examples as they come.
     indices = np.concatenate([np.sort(chosen[: sizes[0]]), np.sort(chosen[-sizes[1] :])])
-    parts = Partition(indices.astype(np.int64), np.cumsum([0, *sizes]))
+    partition = Partition(indices.astype(np.int64), np.cumsum([0, *sizes]))
     cfg = replace(context.federated, local_epochs=3 if given is None else 1)
     if given is not None:
         cfg = replace(cfg, batch_size=batch)
-    return replace(context, population=Population(parts, 0.0, context.run_seed), federated=cfg)
+    return replace(context, population=Population(partition, 0.0, context.run_seed), federated=cfg)
 
 
 def starting_weights(context: TrainingContext) -> list[dict[str, Tensor]]:

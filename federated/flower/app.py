@@ -76,5 +76,5 @@ def _training_context(text: str) -> TrainingContext:
     run = from_yaml(text)
     dataset = load(run.data, run.seed, task=run.task_name)
     task = task_of(dataset, run)
-    parts = divide(run, dataset)
-    return assemble(run, task, prepared_for(parts, dataset), parts)
+    partition = divide(run, dataset)
+    return assemble(run, task, prepared_for(partition, dataset), partition)

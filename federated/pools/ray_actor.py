@@ -54,14 +54,14 @@ class Actor:
         identities: NDArray[np.int64],
         *splits: Examples,
     ) -> None:
-        run, task, owners, share, log = setting
-        threads = int(share["CPU"])
+        run, task, owners, resources, log = setting
+        threads = int(resources["CPU"])
         torch.set_num_threads(threads)
         log_to(log, f"worker process {os.getpid()}")
         central = dict(zip(names, splits, strict=True))
-        parts = Partition(indices, offsets, identities)
-        context = assemble(run, task, central.pop(TRAIN), parts, central, owners)
-        device = torch.device("cuda" if share.get("GPU") else "cpu")
+        partition = Partition(indices, offsets, identities)
+        context = assemble(run, task, central.pop(TRAIN), partition, central, owners)
+        device = torch.device("cuda" if resources.get("GPU") else "cpu")
         self._worker = CohortWorker(context.on(device), threads, note)
 
     def do(self, method: str, hung: Hung, *arguments: Any) -> Any:

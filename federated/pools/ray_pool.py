@@ -69,9 +69,9 @@ _ATTEMPTS = 3  # times one part of a cohort may kill its worker before the run g
 
 
 class RayPool(Pool):
-    """`federated.workers` actors in the placement group that holds each one's `share`.
+    """`federated.workers` actors in the placement group that holds each one's `resources`.
 
-    `share` are CPUs, which are its threads, and perhaps a part of a GPU.
+    `resources` are CPUs, which are its threads, and perhaps a part of a GPU.
 
     An actor that dies is replaced and its part of the cohort done again: the result is the
     same, since all draws are seeded. If it ended itself over a client that hangs, that client
@@ -82,7 +82,7 @@ class RayPool(Pool):
         self,
         run: Run,
         context: TrainingContext,
-        share: Mapping[str, float],
+        resources: Mapping[str, float],
         group: PlacementGroup,
         log: Path,
         on_failure: Callable[[int, str], None],
@@ -93,20 +93,23 @@ class RayPool(Pool):
         self._patience = run.federated.client_timeout
         self._grace = _GRACE
         self._on_failure = on_failure
-        parts = context.population.partition
-        central = sum(map(len, context.central.values())) / (workers * parts.sizes.mean())
+        partition = context.population.partition
+        central = sum(map(len, context.central.values())) / (workers * partition.sizes.mean())
         self._central_seconds = self._patience and _GRACE + central * self._patience
         splits = {TRAIN: context.train, **context.central}
         data: list[Any] = [
-            ray.put(array) for array in (parts.indices, parts.offsets, parts.identities)
+            ray.put(array) for array in (partition.indices, partition.offsets, partition.identities)
         ]
         data += [ray.put(replace(split, keys=None)) for split in splits.values()]
         remote = ray.remote(
-            num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), max_restarts=0, max_task_retries=0
+            num_cpus=resources["CPU"],
+            num_gpus=resources.get("GPU", 0),
+            max_restarts=0,
+            max_task_retries=0,
         )
         kind: Any = remote(Process)
-        setting = (run, context.task, dict(context.owners), dict(share), log)
-        parts_of_actor = [ray.put((Actor, setting, list(splits))), *data]
+        setting = (run, context.task, dict(context.owners), dict(resources), log)
+        references = [ray.put((Actor, setting, list(splits))), *data]
         self._notes = [log.with_name(f"worker_{worker}.note") for worker in range(workers)]
         self._forget()
 
@@ -116,13 +119,13 @@ class RayPool(Pool):
             )
             note = None if self._patience is None else self._notes[worker]
             options = {"scheduling_strategy": assign_clients, **environment.options}
-            return kind.options(**options).remote(environment, note, parts_of_actor)
+            return kind.options(**options).remote(environment, note, references)
 
         self._start: Callable[[int], Any] = start
         self._local = LocalChannels()
         with held_back():
             self._actors: list[Any] = [start(worker) for worker in range(workers)]
-        _log.info("%d workers, each of %s: processes %s", workers, share, self.processes())
+        _log.info("%d workers, each of %s: processes %s", workers, resources, self.processes())
 
     def processes(self) -> list[int]:
         """Return the process id of each worker, once it is set up."""

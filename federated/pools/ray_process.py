@@ -16,15 +16,15 @@ __all__ = ["Process"]
 class Process:
     """Holds an `Actor`, whose module and arguments import torch and a user's plug-ins.
 
-    `parts` refer to the actor's class, setting and names, together, and to its data: Ray
+    `references` are to the actor's class, setting and names, together, and to its data: Ray
     would unpack them earlier than this process has the driver's environment.
     """
 
     def __init__(
-        self, environment: DriverEnvironment, note: Path | None, parts: Sequence[Any]
+        self, environment: DriverEnvironment, note: Path | None, references: Sequence[Any]
     ) -> None:
         environment.enter()
-        (kind, setting, names), *data = ray.get(list(parts))
+        (kind, setting, names), *data = ray.get(list(references))
         self._actor = kind(setting, note, names, *data)
 
     def do(self, method: str, hung: Any, *arguments: Any) -> Any:

@@ -19,9 +19,9 @@ def check_room(run: Run, cluster: Cluster) -> None:
         return
     workers, each = run.federated.workers, run.federated.cpus_per_worker or 1
     check_cpus("federated.workers", workers, each, cluster.cpus)
-    if each > cluster.cpu_share(workers):
+    if each > cluster.cpus_per_worker(workers):
         raise ResourceError(
-            f"federated.cpus_per_worker={each} is more than the {cluster.cpu_share(workers)} "
+            f"federated.cpus_per_worker={each} is more than the {cluster.cpus_per_worker(workers)} "
             f"that each of {workers} worker(s) can have on one node. Lower it, or lower "
             "federated.workers."
         )
@@ -37,12 +37,12 @@ def requests(run: Run, cluster: Cluster, free: tuple[int, int] | None = None) ->
     workers, wanted = run.federated.workers, run.federated.cpus_per_worker
     free_cpus, free_gpus = free or (cluster.cpus, cluster.gpus)
     gpu = _gpu(run, cluster, free_gpus)
-    largest = min(cluster.cpu_share(workers), free_cpus // workers)
-    shares = halved(threads_of(largest) if largest else 0)
+    largest = min(cluster.cpus_per_worker(workers), free_cpus // workers)
+    cpus_each = halved(threads_of(largest) if largest else 0)
     if wanted is not None:
-        shares = [threads_of(wanted)] if largest >= wanted else []
-    for share in shares or [threads_of(wanted or 1)]:
-        yield Request(workers, {"CPU": float(share)} | gpu)
+        cpus_each = [threads_of(wanted)] if largest >= wanted else []
+    for cpus in cpus_each or [threads_of(wanted or 1)]:
+        yield Request(workers, {"CPU": float(cpus)} | gpu)
 
 
 def _gpu(run: Run, cluster: Cluster, free: int) -> dict[str, float]:
@@ -50,12 +50,12 @@ def _gpu(run: Run, cluster: Cluster, free: int) -> dict[str, float]:
     if run.device == "cpu":
         return {}
     key, wanted = "federated.gpus_per_worker", run.federated.gpus_per_worker
-    share = cluster.gpu_share(key, run.federated.workers, wanted, free)
-    if share == 0 and run.device == "cuda" and wanted is None:  # to be waited for
-        share = cluster.gpu_share(key, run.federated.workers, None) or float(cluster.can_grow)
-    if share == 0 and run.device == "cuda":
+    gpus = cluster.gpus_per_worker(key, run.federated.workers, wanted, free)
+    if gpus == 0 and run.device == "cuda" and wanted is None:  # to be waited for
+        gpus = cluster.gpus_per_worker(key, run.federated.workers, None) or float(cluster.can_grow)
+    if gpus == 0 and run.device == "cuda":
         raise ResourceError(
             f"device=cuda, but each worker has no GPU: federated.gpus_per_worker={wanted}, and "
             f"the cluster has {cluster.gpus}. Set device=cpu."
         )
-    return {"GPU": share} if share else {}
+    return {"GPU": gpus} if gpus else {}

@@ -57,16 +57,16 @@ class QFedAvg(MeanStrategy):
         sums = {name: torch.zeros_like(start[name], dtype=torch.float64) for name in names}
         divisor, smoothness = 0.0, 1.0 / self._round_rate
         losses = [_start_loss(message) for message in valid]
-        largest = max(losses)  # sums and divisor are both of its share: powers stay within range
+        largest = max(losses)  # all losses are divided by it: their powers stay within range
         for message, loss in zip(valid, losses, strict=True):
             (arrays,) = message.content.array_records.values()
             own = read_arrays(arrays)
             gradients = {n: smoothness * (start[n].double() - own[n].double()) for n in names}
             square = sum(float(gradient.square().sum()) for gradient in gradients.values())
-            share = (loss / largest) ** self._q
-            divisor += share * (self._q * square / loss + smoothness)
+            power = (loss / largest) ** self._q
+            divisor += power * (self._q * square / loss + smoothness)
             for name in names:
-                sums[name] += share * gradients[name]
+                sums[name] += power * gradients[name]
         whole = read_arrays(mean)
         whole |= {name: moved(start[name], -sums[name] / divisor) for name in names}
         return to_record(whole), metrics

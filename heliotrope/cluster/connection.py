@@ -56,20 +56,20 @@ class Cluster:
         """Workers that can have a GPU and a CPU of the same node each."""
         return sum(map(min, self.node_cpus, self.node_gpus))
 
-    def cpu_share(self, workers: int, *, gpu: bool = False) -> int:
+    def cpus_per_worker(self, workers: int, *, gpu: bool = False) -> int:
         """Return the most CPUs each of `workers` can have; 0 if they do not fit at all.
 
         A worker lives on one node, so two nodes of 3 CPUs hold three workers of 1, not of 2.
         With `gpu`, each also has a GPU of that node.
         """
         nodes = list(zip(self.node_cpus, self.node_gpus, strict=True))
-        for share in range(self.cpus // workers, 0, -1):
-            places = (min(c // share, g) if gpu else c // share for c, g in nodes)
-            if sum(places) >= workers:
-                return share
+        for cpus in range(self.cpus // workers, 0, -1):
+            held = (min(c // cpus, g) if gpu else c // cpus for c, g in nodes)
+            if sum(held) >= workers:
+                return cpus
         return 0
 
-    def gpu_share(
+    def gpus_per_worker(
         self, key: str, workers: int, wanted: float | None, free: int | None = None
     ) -> float:
         """Return the GPUs that each of `workers` has: `wanted`, or an equal share, 1 at most.
@@ -83,17 +83,17 @@ class Cluster:
             return 1 / -(-workers // gpus) if gpus else 0.0
         if wanted > 1 and wanted != int(wanted):
             raise ResourceError(f"{key}={wanted:g} must be a whole number or less than 1.")
-        places = sum(self._places(gpus, wanted) for gpus in self.node_gpus) if wanted else workers
-        if places < workers and not self.can_grow:
+        room = sum(self._room_on(gpus, wanted) for gpus in self.node_gpus) if wanted else workers
+        if room < workers and not self.can_grow:
             raise ResourceError(
-                f"{key}={wanted:g} leaves room for {places} worker(s) on {self.gpus} GPU(s), not "
+                f"{key}={wanted:g} leaves room for {room} worker(s) on {self.gpus} GPU(s), not "
                 f"for {workers}. Lower it, or set it to 0 to train on CPUs."
             )
         return wanted
 
     @staticmethod
-    def _places(gpus: int, wanted: float) -> int:
-        """Return how many shares of `wanted` a node of `gpus` has."""
+    def _room_on(gpus: int, wanted: float) -> int:
+        """Return how many workers of `wanted` GPUs each a node of `gpus` has room for."""
         return gpus // int(wanted) if wanted >= 1 else gpus * int(1 / wanted + 1e-9)
 
 

@@ -141,6 +141,6 @@ def _state(ray: ModuleType, cluster: Cluster) -> str:
     return f"Of its {cluster.cpus} CPU(s) {cpus} and of its {cluster.gpus} GPU(s) {gpus} are free."
 
 
-def halved(share: int) -> list[int]:
-    """Return `share`, its half, and so on down to 1: on which nodes room is, is not known."""
-    return [share >> power for power in range(share.bit_length())]
+def halved(cpus: int) -> list[int]:
+    """Return `cpus`, its half, and so on down to 1: on which nodes room is, is not known."""
+    return [cpus >> power for power in range(cpus.bit_length())]

@@ -110,10 +110,10 @@ def continued(
         if temperature:
             below = logits - logits.max()  # of a tiny temperature, logits overflow
             sums = (below / temperature).softmax(dim=0).cumsum(dim=0)
-            place = min(int((sums <= draw * sums[-1]).sum()), len(logits) - 1)
+            index = min(int((sums <= draw * sums[-1]).sum()), len(logits) - 1)
         else:
-            place = int(logits.argmax())
-        token = place + _SPECIAL
+            index = int(logits.argmax())
+        token = index + _SPECIAL
         yield token
         text = torch.cat([text, text.new_tensor([token])])[-window:]
 

@@ -196,8 +196,8 @@ def _predicted(trained: Trained, examples: Examples, new: NewRows) -> Iterator[d
         with torch.inference_mode():
             outputs = task.call(model, taken(examples, rows, model))
         columns = task.predictions(outputs.float().cpu())
-        for place, name in enumerate(new.names[start : start + size]):
-            yield {named: name, **{key: values[place] for key, values in columns.items()}}
+        for row, name in enumerate(new.names[start : start + size]):
+            yield {named: name, **{key: values[row] for key, values in columns.items()}}
 
 
 class _Writer(Protocol):

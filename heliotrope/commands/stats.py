@@ -16,7 +16,7 @@ from heliotrope.commands.find import run_of, save_plot
 from heliotrope.config import Run
 from heliotrope.data import Dataset, Partition, Traits, load, partition
 from heliotrope.data.dataset import Fitting
-from heliotrope.data.info import UNKNOWN, UNSEEN
+from heliotrope.data.info import UNKNOWN, UNSEEN, Info
 from heliotrope.data.summary import (
     duplicates,
     feature_skew,
@@ -45,16 +45,17 @@ def stats_command(arguments: Sequence[str]) -> None:
     run.data.fit = "training"  # what differs between clients is to be seen
     dataset = load(run.data, run.seed, task=run.task_name)
     assert dataset.fitting is not None
-    parts = partition(run.federated.partition, Traits.of(dataset.train), run.seed)
+    traits = Traits.of(dataset.train)
+    divided = partition(run.federated.partition, traits, run.seed)
     console = Console(soft_wrap=True)
     for note in dataset.notes:
         console.print(note, markup=False, highlight=False)
     console.print(_columns(dataset.fitting))
-    for line in (*_splits(dataset), *_doubles(dataset, dataset.fitting, parts)):
+    for line in (*_splits(dataset), *_doubles(dataset, dataset.fitting, divided)):
         console.print(line, markup=False, highlight=False)
-    names, counts = _groups(dataset, parts)
-    console.print(_clients(run, dataset, parts, names, counts))
-    save_plot(_drawn(parts, dataset.train.keys, names, counts), output)
+    names, counts = _groups(traits, dataset.info, divided)
+    console.print(_clients(run, dataset, divided, names, counts))
+    save_plot(_drawn(divided, dataset.train.keys, names, counts), output)
     console.print(f"plot: {output}", highlight=False)
 
 
@@ -91,13 +92,13 @@ def _splits(dataset: Dataset) -> list[str]:
     return lines
 
 
-def _doubles(dataset: Dataset, fitting: Fitting, parts: Partition) -> list[str]:
+def _doubles(dataset: Dataset, fitting: Fitting, partition: Partition) -> list[str]:
     """Return lines about rows that occur twice."""
     columns = [
         name for step in fitting.preparation.steps for name in step.reads() if not step.of_targets
     ]
     others = {"validation": fitting.validation, "test": fitting.test}
-    found = duplicates(fitting.train, others, columns, parts.owners)
+    found = duplicates(fitting.train, others, columns, partition.owners)
     lines = [f"duplicates: {found.within:,} training examples occur there before"]
     if found.shared:
         lines.append(f"duplicates: {found.shared:,} of these are held by another client too")
@@ -110,34 +111,35 @@ def _doubles(dataset: Dataset, fitting: Fitting, parts: Partition) -> list[str]:
     return lines
 
 
-def _groups(dataset: Dataset, parts: Partition) -> tuple[list[str], NDArray[np.int64]]:
+def _groups(
+    traits: Traits, info: Info, partition: Partition
+) -> tuple[list[str], NDArray[np.int64]]:
     """Return by what clients are compared: the groups' names, and each client's counts [C, G]."""
-    traits = Traits.of(dataset.train)
     if traits.labels is not None:
-        names = list(dataset.info.class_names)
-        return names, group_counts(traits.labels, parts, len(names))
+        names = list(info.class_names)
+        return names, group_counts(traits.labels, partition, len(names))
     if traits.targets is None:
-        return ["examples"], parts.sizes[:, np.newaxis]
+        return ["examples"], partition.sizes[:, np.newaxis]
     groups = quantile_of(traits.targets, _RANGES)
     found, codes = np.unique(groups, return_inverse=True)
     ranges = [traits.targets[groups == group] for group in found.tolist()]
     ends = [(f"{values.min():g}", f"{values.max():g}") for values in ranges]
     names = [low if low == high else f"{low} to {high}" for low, high in ends]
-    return names, group_counts(codes, parts, len(names))
+    return names, group_counts(codes, partition, len(names))
 
 
 def _clients(
-    run: Run, dataset: Dataset, parts: Partition, names: list[str], counts: NDArray[np.int64]
+    run: Run, dataset: Dataset, partition: Partition, names: list[str], counts: NDArray[np.int64]
 ) -> Table:
     """Return a table of the clients, the largest and the smallest if there are many."""
-    features = feature_skew(dataset.train, dataset.info, parts)
+    features = feature_skew(dataset.train, dataset.info, partition)
     compared = skew(counts) if len(names) > 1 else None
     assert dataset.fitting is not None
-    missing = missing_shares(dataset.fitting.train, parts)
-    title = f"{len(parts):,} clients, federated/partition={run.federated.partition.name}"
+    missing = missing_shares(dataset.fitting.train, partition)
+    title = f"{len(partition):,} clients, federated/partition={run.federated.partition.name}"
     headings = ("client", "examples", "missing", "skew", "most different input", "most of")
     table = Table(*headings, title=title)
-    listed = np.argsort(-parts.sizes, kind="stable").tolist()
+    listed = np.argsort(-partition.sizes, kind="stable").tolist()
     if len(listed) > _MOST_ROWS:
         listed = listed[: _MOST_ROWS // 2] + listed[-(_MOST_ROWS // 2) :]
     keys = dataset.train.keys
@@ -145,8 +147,8 @@ def _clients(
         column = max(features, key=lambda name: features[name][client], default=None)
         most = np.argsort(-counts[client], kind="stable")[:3].tolist()
         table.add_row(
-            escape(_name(client, parts, keys)),
-            f"{parts.sizes[client]:,}",
+            escape(_name(client, partition, keys)),
+            f"{partition.sizes[client]:,}",
             f"{missing[client]:.1%}",
             "" if compared is None else f"{compared[client]:.3f}",
             "" if column is None else f"{escape(column)} {features[column][client]:.2f}",
@@ -159,16 +161,17 @@ def _clients(
     table.add_section()
     table.add_row(
         "all, the median",
-        f"{np.median(parts.sizes):,g}",
+        f"{np.median(partition.sizes):,g}",
         f"{np.median(missing):.1%}",
         "" if compared is None else f"{np.median(compared):.3f}",
         "" if column is None else f"{escape(column)} {middle[column]:.2f}",
         escape(", ".join(f"{name} {total:,}" for name, total in _largest(names, counts))),
     )
+    predicted = "labels" if "label" in dataset.train.fields else "targets"
     table.caption = (
         "skew: the share of a client's examples that would have to be others for its "
-        f"{'labels' if dataset.info.class_names else 'targets'} to be like all clients' (0 to 1); "
-        "of numbers, how many deviations its mean is off"
+        f"{predicted} to be like all clients' (0 to 1); of numbers, how many deviations its mean "
+        "is off"
     )
     return table
 
@@ -179,44 +182,45 @@ def _largest(names: list[str], counts: NDArray[np.int64]) -> list[tuple[str, int
     return [(names[group], int(totals[group])) for group in order]
 
 
-def _name(client: int, parts: Partition, keys: NDArray[Any] | None) -> str:
+def _name(client: int, partition: Partition, keys: NDArray[Any] | None) -> str:
     """Return a client's natural key if it has one, else its number."""
-    if parts.named is None or keys is None:
+    if partition.named is None or keys is None:
         return str(client)
-    return str(keys[parts[client][0]])
+    return str(keys[partition[client][0]])
 
 
 def _drawn(
-    parts: Partition, keys: NDArray[Any] | None, names: list[str], counts: NDArray[np.int64]
+    partition: Partition, keys: NDArray[Any] | None, names: list[str], counts: NDArray[np.int64]
 ) -> Figure:
     """Return bars of the clients' examples by group; of many, also how many are of which size."""
     from matplotlib.figure import Figure  # here: it takes a second to import
 
-    many = len(parts) > _MOST_ROWS
+    many = len(partition) > _MOST_ROWS
     figure = Figure(figsize=(10 if many else 7, 4), layout="constrained")
     bars, *sizes = figure.subplots(1, 1 + many, squeeze=False)[0]
-    shown = np.arange(len(parts))
-    if len(parts) > _MOST_BARS:  # evenly from the largest to the smallest
-        order = np.argsort(-parts.sizes, kind="stable")
-        shown = order[np.linspace(0, len(parts) - 1, _MOST_BARS).astype(np.int64)]
+    shown = np.arange(len(partition))
+    if len(partition) > _MOST_BARS:  # evenly from the largest to the smallest
+        order = np.argsort(-partition.sizes, kind="stable")
+        shown = order[np.linspace(0, len(partition) - 1, _MOST_BARS).astype(np.int64)]
     largest = np.argsort(-counts.sum(axis=0), kind="stable")[:_MOST_GROUPS]
     groups = [(names[group], counts[:, group]) for group in sorted(largest.tolist())]
     rest = np.delete(counts, largest, axis=1).sum(axis=1)
     if rest.any():
         groups.append(("others", rest))
     below = np.zeros(len(shown))
-    for place, (name, column) in enumerate(groups):
+    for index, (name, column) in enumerate(groups):
         label = name[:_LONGEST].replace("$", r"\$")
-        bars.bar(range(len(shown)), column[shown], bottom=below, label=label, color=f"C{place}")
+        bars.bar(range(len(shown)), column[shown], bottom=below, label=label, color=f"C{index}")
         below += column[shown]
-    bars.set(xlabel=f"client ({len(shown):,} of {len(parts):,})", ylabel="training examples")
+    bars.set(xlabel=f"client ({len(shown):,} of {len(partition):,})", ylabel="training examples")
     bars.legend(fontsize="small", ncols=2)
     if not many:
         labels = [
-            _name(client, parts, keys)[:_LONGEST].replace("$", r"\$") for client in shown.tolist()
+            _name(client, partition, keys)[:_LONGEST].replace("$", r"\$")
+            for client in shown.tolist()
         ]
         bars.set_xticks(range(len(shown)), labels, rotation=30, ha="right", fontsize="small")
     for histogram in sizes:
-        histogram.hist(parts.sizes, bins=30)
+        histogram.hist(partition.sizes, bins=30)
         histogram.set(xlabel="training examples", ylabel="clients")
     return figure

@@ -125,12 +125,14 @@ def explain_composition(text: str, unknown_key: str | None) -> str | None:
     key = re.search(r"full_key: (\S+)", text)
     if key is None:
         return None
-    place = _at(path, where, key[1].split("."))
+    located = _at(path, where, key[1].split("."))
     if "." in key[1] and f"Key '{key[1]}' not in 'Run'" in text:
         nested = ": {".join(key[1].split("."))
         closing = "}" * key[1].count(".")
-        return f"{place}: {key[1]} has a dot, as on a command line. Write {nested}: VALUE{closing}."
-    return f"{place}: {unknown_key}" if unknown_key else place
+        return (
+            f"{located}: {key[1]} has a dot, as on a command line. Write {nested}: VALUE{closing}."
+        )
+    return f"{located}: {unknown_key}" if unknown_key else located
 
 
 def _lacks_header(path: Path | None, text: str) -> bool:

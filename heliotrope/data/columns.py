@@ -69,9 +69,9 @@ class Strings(Column):
     def of(cls, words: Sequence[str | None]) -> Strings:
         """Return the column of these words; None is missing."""
         known = sorted({word for word in words if word is not None})
-        place: dict[str | None, int] = {word: code for code, word in enumerate(known)}
-        place[None] = -1
-        return cls(np.array([place[word] for word in words], dtype=np.int32), tuple(known))
+        code_of: dict[str | None, int] = {word: code for code, word in enumerate(known)}
+        code_of[None] = -1
+        return cls(np.array([code_of[word] for word in words], dtype=np.int32), tuple(known))
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -156,13 +156,13 @@ class Items(Column):
     def subset(self, rows: Rows) -> Items:
         return replace(self, rows=self.rows[rows])
 
-    def read(self, places: Sequence[int]) -> NDArray[Any]:
-        """Return the inputs at these places, [B, *shape].
+    def read(self, indices: Sequence[int]) -> NDArray[Any]:
+        """Return the inputs at these indices, [B, *shape].
 
         Raises `DataError` naming an item that has another shape or type.
         """
-        found = np.empty((len(places), *self.shape), self.dtype)
-        for place, row in enumerate(self.rows[list(places)].tolist()):
+        found = np.empty((len(indices), *self.shape), self.dtype)
+        for index, row in enumerate(self.rows[list(indices)].tolist()):
             given = self.dataset[row][0]
             value = item_array(next(iter(given.values())) if isinstance(given, Mapping) else given)
             if value is None or value.size != found[0].size or value.dtype != self.dtype:
@@ -172,7 +172,7 @@ class Items(Column):
                     f"{self.dtype} {list(self.shape)} when it was read first. Bring all to one "
                     "shape and type."
                 )
-            found[place] = value.reshape(self.shape)
+            found[index] = value.reshape(self.shape)
         return found
 
 
@@ -264,7 +264,7 @@ class Raw:
         keys = None if self.keys is None else self.keys[rows]
         return Raw(columns, keys, self.origin, numbers[rows])
 
-    def where(self, place: int) -> str:
-        """Return the origin and the row of the example at `place`, for messages."""
-        number = place + 1 if self.numbers is None else self.numbers[place]
+    def where(self, index: int) -> str:
+        """Return the origin and the row of the example at `index`, for messages."""
+        number = index + 1 if self.numbers is None else self.numbers[index]
         return f"{self.origin}, row {number}"

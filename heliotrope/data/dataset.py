@@ -58,24 +58,24 @@ class Fitting:
     statistics: Statistics
     preparation: Preparation
 
-    def exchange(self, parts: Partition) -> Exchange:
+    def exchange(self, partition: Partition) -> Exchange:
         """Return what these clients would send, so that no rows need to be pooled for the fit."""
         total = 0
-        for step, statistic in zip(self.steps, self.statistics.parts, strict=True):
+        for step, statistic in zip(self.steps, self.statistics.by_step, strict=True):
             if statistic is None:
                 continue
             if step.fixed_size:  # the same for any rows: a million clients take no time
-                total += len(parts) * len(statistic.to_bytes())
+                total += len(partition) * len(statistic.to_bytes())
             else:
-                told = (step.measure(self.train.subset(rows)) for rows in parts)
-                total += sum(len(message.to_bytes()) for message in told)
+                messages = (step.measure(self.train.subset(rows)) for rows in partition)
+                total += sum(len(message.to_bytes()) for message in messages)
         reply = len(json.dumps(self.preparation.to_json()).encode()) if total else 0
         told_by_each = self.statistics.told(self.steps)
-        return Exchange(self.preparation.fit, told_by_each, total, reply * len(parts))
+        return Exchange(self.preparation.fit, told_by_each, total, reply * len(partition))
 
-    def by_client(self, parts: Partition) -> Examples:
+    def by_client(self, partition: Partition) -> Examples:
         """Return the training examples, each client's fitted to its own."""
-        return self.preparation.apply(self.train, parts.owners)
+        return self.preparation.apply(self.train, partition.owners)
 
 
 @dataclass(frozen=True, eq=False)

@@ -154,17 +154,17 @@ def _keys(column: Column) -> list[bytes] | list[str] | list[str | None]:
             values = np.ascontiguousarray(column.values)
             return [row.tobytes() for row in values]
         case Items():
-            return [column.read([place]).tobytes() for place in range(len(column))]
+            return [column.read([index]).tobytes() for index in range(len(column))]
     raise TypeError(f"rows of {type(column).__name__} cannot be compared")
 
 
-def group_counts(groups: NDArray[np.int64], parts: Partition, count: int) -> NDArray[np.int64]:
+def group_counts(groups: NDArray[np.int64], partition: Partition, count: int) -> NDArray[np.int64]:
     """Return how many examples of each of `count` groups each client holds: int64 [C, G]."""
-    cells = parts.owners * count + groups
-    return np.bincount(cells, minlength=len(parts) * count).reshape(len(parts), count)
+    cells = partition.owners * count + groups
+    return np.bincount(cells, minlength=len(partition) * count).reshape(len(partition), count)
 
 
-def missing_shares(raw: Raw, parts: Partition) -> NDArray[np.float64]:
+def missing_shares(raw: Raw, partition: Partition) -> NDArray[np.float64]:
     """Return the share of each client's values that are missing, over all columns that may: [C]."""
     lacking = [
         column.codes < 0
@@ -174,10 +174,10 @@ def missing_shares(raw: Raw, parts: Partition) -> NDArray[np.float64]:
         if isinstance(column, Strings)
         or (isinstance(column, Values) and column.values.dtype.kind == "f")
     ]
-    shares = np.zeros(len(parts))
+    shares = np.zeros(len(partition))
     for missing in lacking:
-        shares += np.bincount(parts.owners, weights=missing, minlength=len(parts))
-    return shares / np.maximum(parts.sizes * max(len(lacking), 1), 1)
+        shares += np.bincount(partition.owners, weights=missing, minlength=len(partition))
+    return shares / np.maximum(partition.sizes * max(len(lacking), 1), 1)
 
 
 def skew(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -191,7 +191,9 @@ def skew(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return distance
 
 
-def feature_skew(train: Examples, info: Info, parts: Partition) -> dict[str, NDArray[np.float64]]:
+def feature_skew(
+    train: Examples, info: Info, partition: Partition
+) -> dict[str, NDArray[np.float64]]:
     """Return for each input how much each client's values differ from those of all: name -> [C].
 
     Of numbers, and of images their brightness, it is the distance of the client's mean from that
@@ -201,25 +203,25 @@ def feature_skew(train: Examples, info: Info, parts: Partition) -> dict[str, NDA
     for name, field in train.fields.items():
         if name == "numeric" and isinstance(field, Dense):
             values = field.values.cpu().numpy()
-            for place, column in enumerate(info.numeric):
-                found[column] = _distance(values[:, place], parts)
+            for index, column in enumerate(info.numeric):
+                found[column] = _distance(values[:, index], partition)
         elif name == "category" and isinstance(field, Dense):
             codes = field.values.cpu().numpy()
-            for place, (column, size) in enumerate(info.categories.items()):
-                found[column] = skew(group_counts(codes[:, place], parts, size))
+            for index, (column, size) in enumerate(info.categories.items()):
+                found[column] = skew(group_counts(codes[:, index], partition, size))
         elif name == "image":
-            found["brightness"] = _distance(_brightness(train), parts)
+            found["brightness"] = _distance(_brightness(train), partition)
         elif name == "tokens" and isinstance(field, Windows):
             size = len(info.vocabulary)
-            if len(parts) * size <= _MOST_CELLS:
-                found["tokens"] = skew(_token_counts(field, parts, size))
+            if len(partition) * size <= _MOST_CELLS:
+                found["tokens"] = skew(_token_counts(field, partition, size))
     return found
 
 
-def _distance(values: NDArray[np.generic], parts: Partition) -> NDArray[np.float64]:
+def _distance(values: NDArray[np.generic], partition: Partition) -> NDArray[np.float64]:
     numbers = values.astype(np.float64)
-    sums = np.bincount(parts.owners, weights=numbers, minlength=len(parts))
-    means = sums / np.maximum(parts.sizes, 1)
+    sums = np.bincount(partition.owners, weights=numbers, minlength=len(partition))
+    means = sums / np.maximum(partition.sizes, 1)
     deviation = numbers.std() or 1.0
     distance: NDArray[np.float64] = np.abs(means - numbers.mean()) / deviation
     return distance
@@ -235,14 +237,14 @@ def _brightness(train: Examples) -> NDArray[np.float64]:
     return torch.cat(means).cpu().numpy()
 
 
-def _token_counts(field: Windows, parts: Partition, size: int) -> NDArray[np.int64]:
+def _token_counts(field: Windows, partition: Partition, size: int) -> NDArray[np.int64]:
     """Return how often each client's examples have each token: int64 [C, G]."""
-    counts = np.zeros((len(parts), size), dtype=np.int64)
+    counts = np.zeros((len(partition), size), dtype=np.int64)
     for rows in _blocks(len(field)):
         taken = field.take("tokens", rows)
         tokens, lengths = taken["tokens"], taken["tokens_length"]
         inside = torch.arange(tokens.shape[1]) < lengths[:, None]
-        owners = torch.from_numpy(parts.owners)[rows][:, None].expand_as(tokens)
+        owners = torch.from_numpy(partition.owners)[rows][:, None].expand_as(tokens)
         cells = (owners * size + tokens)[inside].numpy()
         counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
     return counts

@@ -95,9 +95,9 @@ class Windows(Field):
     def take(self, name: str, indices: Tensor) -> Batch:
         flat = indices.reshape(-1)
         starts, lengths = self.starts.index_select(0, flat), self.lengths.index_select(0, flat)
-        places = torch.arange(self._width_of(lengths), device=self.device)
-        inside = places < lengths[:, None]  # [B, W]
-        positions = torch.where(inside, starts[:, None] + places, 0)
+        offsets = torch.arange(self._width_of(lengths), device=self.device)
+        inside = offsets < lengths[:, None]  # [B, W]
+        positions = torch.where(inside, starts[:, None] + offsets, 0)
         if len(self.stream) == 0:
             found = self.stream.new_zeros((*inside.shape, *self.stream.shape[1:]))
         else:

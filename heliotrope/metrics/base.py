@@ -47,11 +47,11 @@ class Metric(Protocol):
         """The names of the numbers it computes, and whether more or less of each is better."""
 
     def cells(self, outputs: Tensor, batch: Batch) -> Sequence[Cell]:
-        """Return what a batch adds to the vector, as pairs of places and values.
+        """Return what a batch adds to the vector, as pairs of indices and values.
 
-        The places are int64 [B] or [B, ...] in [0, size), also where outputs are NaN, and the
+        The indices are int64 [B] or [B, ...] in [0, size), also where outputs are NaN, and the
         values of the same shape, or one number for all. Where every example adds to the same
-        place, that is one number and the values are [B]. What an example adds does not depend on
+        cell, that is one number and the values are [B]. What an example adds does not depend on
         the others. `outputs` are the model's, [B, ...], and `batch` lies on their device.
         """
 
@@ -122,13 +122,13 @@ class MetricSet:
         sums = torch.zeros(self.size, dtype=torch.float64, device=outputs.device)
         each = np.zeros(self.size)  # what every example adds
         each[0] = 1.0
-        for start, place, value in self._cells(outputs, batch):
-            if isinstance(place, Tensor):
-                _add_to(sums[start:], place, value)
+        for start, index, value in self._cells(outputs, batch):
+            if isinstance(index, Tensor):
+                _add_to(sums[start:], index, value)
             elif isinstance(value, Tensor):
-                sums[start + place] += value.sum(dtype=torch.float64)
+                sums[start + index] += value.sum(dtype=torch.float64)
             else:
-                each[start + place] += value
+                each[start + index] += value
         return Metrics(self, sums.cpu().numpy() + each * len(outputs))
 
     def measure_groups(
@@ -142,14 +142,14 @@ class MetricSet:
         sums = torch.zeros(count, self.size, dtype=torch.float64, device=outputs.device)
         each = np.zeros(self.size)  # what every example adds
         each[0] = 1.0
-        for start, place, value in self._cells(outputs, batch):
-            if isinstance(place, Tensor):
+        for start, index, value in self._cells(outputs, batch):
+            if isinstance(index, Tensor):
                 starts = groups * self.size + start
-                _add_to(sums.view(-1), starts.view(-1, *[1] * (place.dim() - 1)) + place, value)
+                _add_to(sums.view(-1), starts.view(-1, *[1] * (index.dim() - 1)) + index, value)
             elif isinstance(value, Tensor):
-                sums[:, start + place].index_add_(0, groups, value.to(torch.float64))
+                sums[:, start + index].index_add_(0, groups, value.to(torch.float64))
             else:
-                each[start + place] += value
+                each[start + index] += value
         found, sizes = sums.cpu().numpy(), torch.bincount(groups, minlength=count).cpu().numpy()
         for cell in np.flatnonzero(each):
             found[:, cell] += sizes * each[cell]
@@ -183,23 +183,23 @@ class MetricSet:
     ) -> Iterable[tuple[int, Tensor | int, Tensor | float]]:
         """Yield what a batch adds, each after where its member's cells begin."""
         for member, start in self._placed():
-            for place, value in member.cells(outputs, batch):
+            for index, value in member.cells(outputs, batch):
                 if isinstance(value, Tensor) and value.dim() == 0:
                     raise ValueError(
                         f"{type(member).__name__} adds a tensor without dimensions, such as a "
                         "mean. Return a value for each example, [B], or a number that is the "
                         "same for all."
                     )
-                yield start, place, value
+                yield start, index, value
 
 
-def _add_to(sums: Tensor, places: Tensor, value: Tensor | float) -> None:
-    """Add values to the cells at `places`, which may repeat."""
+def _add_to(sums: Tensor, indices: Tensor, value: Tensor | float) -> None:
+    """Add values to the cells at `indices`, which may repeat."""
     if isinstance(value, Tensor):
         values = value.to(torch.float64)
     else:
-        values = torch.full(places.shape, value, dtype=torch.float64, device=sums.device)
-    sums.index_add_(0, places.reshape(-1), values.reshape(-1))
+        values = torch.full(indices.shape, value, dtype=torch.float64, device=sums.device)
+    sums.index_add_(0, indices.reshape(-1), values.reshape(-1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +241,7 @@ class GroupedMetrics:
     sums: Sums
 
     def take(self, groups: NDArray[np.int64]) -> GroupedMetrics:
-        """Return the groups at these places, in this order."""
+        """Return the groups at these indices, in this order."""
         return GroupedMetrics(self.metric_set, self.sums[groups])
 
     @property

@@ -124,9 +124,9 @@ class CalibrationError(MetricWithPanels):
     def cells(self, outputs: Tensor, batch: Batch) -> list[Cell]:
         confidence, predicted = outputs.softmax(dim=1).max(dim=1)
         known = confidence.nan_to_num(nan=0.0)
-        place = ((known * self.bins).ceil().long() - 1).clamp(0, self.bins - 1)
+        index = ((known * self.bins).ceil().long() - 1).clamp(0, self.bins - 1)
         right = predicted == batch[self.label]
-        return [(place, 1.0), (place + self.bins, confidence), (place + 2 * self.bins, right)]
+        return [(index, 1.0), (index + self.bins, confidence), (index + 2 * self.bins, right)]
 
     def compute(self, sums: Sums) -> dict[str, Sums]:
         count, confidence, right = self._rows(sums)

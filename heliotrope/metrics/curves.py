@@ -62,9 +62,9 @@ class ScoreCurves(MetricWithPanels):
             positive = functional.one_hot(labels, self.classes)
         scores = scores.nan_to_num(nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
         part = (scores / (1 + scores.abs()) + 1) / 2
-        place = (part * self.bins).long().clamp(0, self.bins - 1)
+        index = (part * self.bins).long().clamp(0, self.bins - 1)
         curve = torch.arange(self._curves, device=outputs.device)
-        return [((2 * curve + positive) * self.bins + place, 1.0)]
+        return [((2 * curve + positive) * self.bins + index, 1.0)]
 
     def compute(self, sums: Sums) -> dict[str, Sums]:
         found, wrong = self._falling(sums)

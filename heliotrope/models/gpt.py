@@ -1,6 +1,6 @@
 """Transformer that predicts the next token: a small GPT.
 
-Shapes: B texts, L places of the widest, D numbers of a token (`width`), H heads, V tokens.
+Shapes: B texts, L tokens of the longest, D numbers of a token (`width`), H heads, V tokens.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Each place looks at those before it and at itself."""
+    """Each position attends to those before it and to itself."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -84,18 +84,18 @@ def _of_path(path: Path, named_in: str) -> Source:
     return Source(str(path), _digest(files), files)
 
 
-def _of_module(name: str, place: Path, named_in: str) -> Source:
+def _of_module(name: str, location: Path, named_in: str) -> Source:
     """Return a module, with all Python files of the top-level package that it belongs to."""
     top, _, inner = name.partition(".")
-    if place.suffix == ".py":
-        files = _contents([place], place.parent, named_in)
+    if location.suffix == ".py":
+        files = _contents([location], location.parent, named_in)
     else:
-        files = _contents((p for p in _visible(place) if p.suffix == ".py"), place, named_in)
+        files = _contents((p for p in _visible(location) if p.suffix == ".py"), location, named_in)
     stems = {path.removesuffix(".py").removesuffix("/__init__") for path in files}
     if inner and inner.replace(".", "/") not in stems:
         known = [f"{top}.{stem.replace('/', '.')}" for stem in stems]
-        raise ConfigError(f"{named_in}: {place} has no module {name}.{closest(name, known)}")
-    return Source(str(place), _digest(files), files, name)
+        raise ConfigError(f"{named_in}: {location} has no module {name}.{closest(name, known)}")
+    return Source(str(location), _digest(files), files, name)
 
 
 def _found(top: str) -> Path | None:

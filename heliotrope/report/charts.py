@@ -116,15 +116,19 @@ class Studio:
 
         figure, axes = _canvas()
         _label_x(axes, "round", max(spread.rounds), log=False)
-        shares = np.array([np.percentile(v, [0, 25, 50, 75, 100]) for v in spread.values])
+        percentiles = np.array([np.percentile(v, [0, 25, 50, 75, 100]) for v in spread.values])
         rounds = np.array(spread.rounds)
         if len(rounds) == 1:  # a band needs a width
             rounds = np.array([rounds[0] - 0.5, rounds[0] + 0.5])
-            shares = np.repeat(shares, 2, axis=0)
+            percentiles = np.repeat(percentiles, 2, axis=0)
         colour = _series(index)
-        axes.fill_between(rounds, shares[:, 0], shares[:, 4], color=colour, alpha=0.16, linewidth=0)
-        axes.fill_between(rounds, shares[:, 1], shares[:, 3], color=colour, alpha=0.32, linewidth=0)
-        axes.plot(rounds, shares[:, 2], color=colour, linewidth=2)
+        axes.fill_between(
+            rounds, percentiles[:, 0], percentiles[:, 4], color=colour, alpha=0.16, linewidth=0
+        )
+        axes.fill_between(
+            rounds, percentiles[:, 1], percentiles[:, 3], color=colour, alpha=0.32, linewidth=0
+        )
+        axes.plot(rounds, percentiles[:, 2], color=colour, linewidth=2)
         if spread.mean:
             x, y = zip(*spread.mean, strict=True)
             axes.plot(x, y, color=_INK, linewidth=1.2, linestyle=(0, (1.5, 2)))

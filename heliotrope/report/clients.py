@@ -34,13 +34,13 @@ def clients(runs: Sequence[RunRecord], labels: Sequence[str], studio: Studio) ->
     if measure is None:
         return None
     rising = all(run.direction(measure) != "min" for run in runs)
-    told = [[e for e in some if _values(e, measure)] for some in events]
-    flat = [v for some in told for event in some for v in _values(event, measure)]
+    measured = [[e for e in some if _values(e, measure)] for some in events]
+    flat = [v for some in measured for event in some for v in _values(event, measure)]
     pad = 0.05 * ((max(flat) - min(flat)) or 1)
     limits = (min(flat) - pad, max(flat) + pad)
     panel = ClientPanel(measure)
-    ends = [sorted(_values(s[-1], measure), reverse=not rising) if s else [] for s in told]
-    for index, some in enumerate(told):
+    ends = [sorted(_values(s[-1], measure), reverse=not rising) if s else [] for s in measured]
+    for index, some in enumerate(measured):
         if some:
             panel.runs.append(index)
             panel.drawings.append(_spread(labels[index], some, measure, limits, index, studio))
@@ -64,8 +64,8 @@ def _spread(
     index: int,
     studio: Studio,
 ) -> Drawing:
-    told = [number(event.get("round")) for event in events]
-    rounds = [i + 1.0 if at is None or not drawable(at) else at for i, at in enumerate(told)]
+    numbers = [number(event.get("round")) for event in events]
+    rounds = [i + 1.0 if at is None or not drawable(at) else at for i, at in enumerate(numbers)]
     means = [number(event.get(f"clients/{measure}")) for event in events]
     mean = [(x, y) for x, y in zip(rounds, means, strict=True) if y is not None and drawable(y)]
     values = [_values(event, measure) for event in events]
@@ -79,12 +79,12 @@ def _spread(
 
 
 def _client_facts(event: Mapping[str, Any], ranked: Sequence[float], measure: str) -> list[str]:
-    def at(share: float) -> str:
-        return metric_text(ranked[min(len(ranked) - 1, int(share * len(ranked)))])
+    def at(fraction: float) -> str:
+        return metric_text(ranked[min(len(ranked) - 1, int(fraction * len(ranked)))])
 
     mean = number(event.get(f"clients/{measure}"))
-    told = UNKNOWN if mean is None else metric_text(mean)
-    return [f"{len(ranked):,}", at(0), at(0.1), at(0.5), at(1), told]
+    mean_text = UNKNOWN if mean is None else metric_text(mean)
+    return [f"{len(ranked):,}", at(0), at(0.1), at(0.5), at(1), mean_text]
 
 
 def _worst(event: Mapping[str, Any], measure: str, rising: bool, most: int = 5) -> list[list[str]]:

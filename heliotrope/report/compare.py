@@ -44,7 +44,7 @@ def labels(runs: Sequence[RunRecord]) -> list[str]:
     none apart and is left to the title.
     """
     shared = len(runs) > 1 and shared_name(runs) is not None
-    told = ["" if shared else _shorten(run.name, 48) for run in runs]
+    named = ["" if shared else _shorten(run.name, 48) for run in runs]
     settings = _settings_apart(runs)
     steps: list[Callable[[int], str]] = [
         lambda i: runs[i].mode,
@@ -53,14 +53,14 @@ def labels(runs: Sequence[RunRecord]) -> list[str]:
         lambda i: f"#{i + 1}",
     ]
     for step in steps:
-        groups = _collisions(told)
+        groups = _collisions(named)
         if not groups:
             break
         for group in groups:
             if len({step(i) for i in group}) > 1:
                 for i in group:
-                    told[i] = " · ".join(part for part in (told[i], step(i)) if part)
-    return told
+                    named[i] = " · ".join(part for part in (named[i], step(i)) if part)
+    return named
 
 
 def shared_name(runs: Sequence[RunRecord]) -> str | None:
@@ -69,10 +69,10 @@ def shared_name(runs: Sequence[RunRecord]) -> str | None:
     return _shorten(names.pop(), 80) if len(names) == 1 else None
 
 
-def _collisions(told: Sequence[str]) -> list[list[int]]:
-    counts = Counter(told)
+def _collisions(named: Sequence[str]) -> list[list[int]]:
+    counts = Counter(named)
     repeated = [label for label in counts if counts[label] > 1]
-    return [[i for i, label in enumerate(told) if label == wanted] for wanted in repeated]
+    return [[i for i, label in enumerate(named) if label == wanted] for wanted in repeated]
 
 
 def _settings_apart(runs: Sequence[RunRecord], most: int = 3) -> list[str]:

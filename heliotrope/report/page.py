@@ -117,7 +117,7 @@ def _targets(runs: Sequence[RunRecord], named: Sequence[str]) -> list[list[str]]
 
 def _privacy(runs: Sequence[RunRecord], named: Sequence[str]) -> list[tuple[str, str, list[str]]]:
     """Return (run, guarantee, conditions) of the runs that claim a guarantee."""
-    told = []
+    guarantees = []
     for run, label in zip(runs, named, strict=True):
         said = run.detail("privacy")
         if said is None:
@@ -125,8 +125,8 @@ def _privacy(runs: Sequence[RunRecord], named: Sequence[str]) -> list[tuple[str,
         assumed = said.get("assumptions") or []
         conditions = assumed if isinstance(assumed, list) else [assumed]
         accountant = [f"accountant: {said['accountant']}"] if said.get("accountant") else []
-        told.append((label, privacy_text(run), accountant + _sentences(conditions)))
-    return told
+        guarantees.append((label, privacy_text(run), accountant + _sentences(conditions)))
+    return guarantees
 
 
 def _sentences(conditions: Sequence[object]) -> list[str]:

@@ -60,8 +60,8 @@ def predictions(
 
 
 def _last(run: RunRecord, key: str) -> Mapping[str, Any]:
-    told = [event[key] for event in run.events if isinstance(event.get(key), Mapping)]
-    return told[-1] if told else {}
+    panels = [event[key] for event in run.events if isinstance(event.get(key), Mapping)]
+    return panels[-1] if panels else {}
 
 
 # --- curves -------------------------------------------------------------------------------
@@ -81,20 +81,20 @@ def _curves(
     return drawn, Drawing(kind.caption, f"{kind.caption}. {' '.join(said)}", svg)
 
 
-def _points(told: Mapping[str, Any], x: str, y: str) -> list[Point]:
-    sides = [_shares(told.get(name)) for name in (x, y)]
+def _points(panel: Mapping[str, Any], x: str, y: str) -> list[Point]:
+    sides = [_fractions(panel.get(name)) for name in (x, y)]
     if not all(sides) or len(sides[0]) != len(sides[1]):
         return []
     return list(zip(*sides, strict=True))
 
 
-def _shares(values: object) -> list[float]:
+def _fractions(values: object) -> list[float]:
     """Return a list of numbers in [0, 1], or an empty one if it is anything else."""
     if not isinstance(values, list):
         return []
     numbers = [number(value) for value in values]
-    shares = [n for n in numbers if n is not None and 0 <= n <= 1]
-    return shares if len(shares) == len(numbers) else []
+    fractions = [n for n in numbers if n is not None and 0 <= n <= 1]
+    return fractions if len(fractions) == len(numbers) else []
 
 
 def _area(line: Sequence[Point]) -> str:
@@ -120,9 +120,9 @@ _KINDS = (
 # --- numbers ------------------------------------------------------------------------------
 
 
-def _counts(told: Mapping[str, Any]) -> list[tuple[list[list[float]], float, float]]:
+def _counts(panel: Mapping[str, Any]) -> list[tuple[list[list[float]], float, float]]:
     """Return the counts and the limits of a histogram, or nothing if it is none."""
-    low, high, counts = number(told.get("low")), number(told.get("high")), told.get("counts")
+    low, high, counts = number(panel.get("low")), number(panel.get("high")), panel.get("counts")
     if low is None or high is None or not low < high or not drawable(high - low):
         return []
     if not isinstance(counts, list) or not counts:

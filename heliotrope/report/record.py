@@ -81,9 +81,10 @@ class RunRecord:
 
     def direction(self, metric: str) -> str | None:
         """Return whether `max` or `min` is better of `metric`, or None where nothing says so."""
-        told = self._said("directions", "directions")
-        told = told if isinstance(told, Mapping) else {}
-        way = {"loss": "min", **told}.get(metric.rpartition("/")[2])  # 0.1 did not write it down
+        directions = self._said("directions", "directions")
+        directions = directions if isinstance(directions, Mapping) else {}
+        directions = {"loss": "min", **directions}  # 0.1 did not write that of the loss down
+        way = directions.get(metric.rpartition("/")[2])
         return way if way in ("max", "min") else None
 
     @property

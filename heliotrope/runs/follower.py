@@ -148,9 +148,9 @@ class Follower:
             self._sink.end(self._status)
 
     def _take(self, events: list[dict[str, Any]]) -> None:
-        told = [self._new_in(event) if event["event"] == "final" else event for event in events]
-        if told:
-            self._sink.take(told)
+        shown = [self._new_in(event) if event["event"] == "final" else event for event in events]
+        if shown:
+            self._sink.take(shown)
             self._taken += 1
 
     def _new_in(self, final: dict[str, Any]) -> dict[str, Any]:

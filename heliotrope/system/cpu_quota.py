@@ -29,8 +29,8 @@ def _folders(group: str, mounts: list[str]) -> Iterator[Path]:
     if controllers and "cpu" not in controllers.split(","):
         return
     for mount in mounts:
-        place, _, kind = mount.partition(" - ")
-        _, _, _, root, point, *_ = place.split()
+        mounted, _, kind = mount.partition(" - ")
+        _, _, _, root, point, *_ = mounted.split()
         name, _, options, *_ = kind.split()
         version_1 = name == "cgroup" and "cpu" in options.split(",")
         if not (version_1 if controllers else name == "cgroup2"):

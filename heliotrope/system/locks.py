@@ -97,15 +97,15 @@ def _boot() -> str:
 
 def file_system(path: Path) -> str:
     """Return the type of the file system that `path` is on, and where it is mounted."""
-    place = path.resolve()
+    resolved = path.resolve()
     try:
         mounts = [line.split(" ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     except OSError:  # not Linux
-        return f"the file system of {place}"
+        return f"the file system of {resolved}"
     found = [
         (mount, fields[fields.index("-") + 1])
         for fields in mounts
-        if place.is_relative_to(mount := fields[4].replace("\\040", " "))
+        if resolved.is_relative_to(mount := fields[4].replace("\\040", " "))
     ]
     mount, kind = max(found, key=lambda pair: len(pair[0]))
     return f"the {kind} file system at {mount}"

@@ -135,7 +135,7 @@ class Task(ABC):
                 f"{type(self).__name__} says nothing of single rows: the model's outputs for one "
                 f"are {list(outputs.shape[1:])}. Define its predictions(outputs)."
             )
-        names = [f"output {place}" for place in range(outputs.shape[1])]
+        names = [f"output {index}" for index in range(outputs.shape[1])]
         return dict(zip(names, outputs.T.tolist(), strict=True))
 
     def output_shape(self, batch: Mapping[str, Tensor]) -> tuple[int, ...]:

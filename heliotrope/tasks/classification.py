@@ -49,7 +49,7 @@ class Classification(Task):
     def predictions(self, outputs: Tensor) -> dict[str, list[Any]]:
         """Return the likeliest class of each row, and the probability of every class."""
         chances = outputs.double().softmax(dim=1)
-        likeliest = [self.class_names[place] for place in chances.argmax(dim=1).tolist()]
+        likeliest = [self.class_names[index] for index in chances.argmax(dim=1).tolist()]
         names = [f"probability of {name}" for name in self.class_names]
         return {"prediction": likeliest, **dict(zip(names, chances.T.tolist(), strict=True))}
 

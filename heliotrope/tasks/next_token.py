@@ -21,7 +21,7 @@ def next_token(facts: DataFacts) -> Task:
 
 
 class NextToken(Task):
-    """The next token at every place: cross-entropy on logits [B, W, num_outputs].
+    """The next token at every position: cross-entropy on logits [B, W, num_outputs].
 
     An example weighs as much as it has target tokens, so that each token counts alike, however
     texts are cut and batched. The model is called with `tokens` [B, W] alone: one that does not
@@ -55,5 +55,5 @@ class NextToken(Task):
     def losses(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         targets = batch["next"]
         each = functional.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
-        places = torch.arange(targets.shape[1], device=targets.device)
-        return torch.where(places < batch["next_length"][:, None], each, 0.0).sum(dim=1)
+        positions = torch.arange(targets.shape[1], device=targets.device)
+        return torch.where(positions < batch["next_length"][:, None], each, 0.0).sum(dim=1)

@@ -78,7 +78,14 @@ def test_more_than_there_is_is_refused_with_the_numbers(
 
 def test_a_worker_lives_on_one_node() -> None:
     two_nodes = Cluster(node_cpus=(3, 3), node_gpus=(0, 0))
-    assert [two_nodes.cpu_share(workers) for workers in (1, 2, 3, 4, 6, 7)] == [3, 3, 1, 1, 1, 0]
+    assert [two_nodes.cpus_per_worker(workers) for workers in (1, 2, 3, 4, 6, 7)] == [
+        3,
+        3,
+        1,
+        1,
+        1,
+        0,
+    ]
 
 
 def test_the_share_is_the_largest_that_fits() -> None:
@@ -87,7 +94,7 @@ def test_the_share_is_the_largest_that_fits() -> None:
         nodes = tuple(draw.randint(0, 9) for _ in range(draw.randint(1, 4)))
         workers = draw.randint(1, 8)
         fits = [c for c in range(1, 10) if sum(node // c for node in nodes) >= workers]
-        assert Cluster(nodes, (0,) * len(nodes)).cpu_share(workers) == max(fits, default=0)
+        assert Cluster(nodes, (0,) * len(nodes)).cpus_per_worker(workers) == max(fits, default=0)
 
 
 _FOUR = ((4,), (0,))  # CPUs and GPUs of each node
@@ -187,16 +194,16 @@ def test_an_elastic_run_that_finds_no_room_after_an_attempt_has_failed(
 
 def test_gpus_are_shared_equally_unless_said_otherwise() -> None:
     cluster = Cluster(node_cpus=(8,), node_gpus=(2,))
-    shares = [cluster.gpu_share("gpus", workers, None) for workers in (1, 2, 3, 4, 5, 8)]
+    shares = [cluster.gpus_per_worker("gpus", workers, None) for workers in (1, 2, 3, 4, 5, 8)]
     assert shares == [1.0, 1.0, 0.5, 0.5, 1 / 3, 0.25]
-    assert cluster.gpu_share("gpus", 4, 0.25) == 0.25
-    assert cluster.gpu_share("gpus", 6, 1 / 3) == 1 / 3
-    assert cluster.gpu_share("gpus", 4, 0) == 0
+    assert cluster.gpus_per_worker("gpus", 4, 0.25) == 0.25
+    assert cluster.gpus_per_worker("gpus", 6, 1 / 3) == 1 / 3
+    assert cluster.gpus_per_worker("gpus", 4, 0) == 0
     for workers, wanted, room in ((3, 1, 2), (3, 0.6, 2), (2, 2, 1)):
         with pytest.raises(ResourceError, match=rf"gpus={wanted} leaves room for {room} worker"):
-            cluster.gpu_share("gpus", workers, wanted)
+            cluster.gpus_per_worker("gpus", workers, wanted)
     with pytest.raises(ResourceError, match=r"gpus=1\.5 must be a whole number"):
-        cluster.gpu_share("gpus", 1, 1.5)
+        cluster.gpus_per_worker("gpus", 1, 1.5)
 
 
 def test_the_cause_is_the_rank_that_did_not_merely_lose_its_peer() -> None:

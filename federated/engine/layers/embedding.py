@@ -57,12 +57,12 @@ def embedding_bag(inputs: Tensor, weight: Tensor, offsets: Tensor | None, **how:
     else:
         assert offsets is not None
         # Every bag sees all rows, and which of them are inside: [bags, N].
-        place = torch.arange(len(inputs), device=inputs.device)
+        positions = torch.arange(len(inputs), device=inputs.device)
         starts, ends = offsets, None
         if how["include_last_offset"]:
             starts, ends = offsets[:-1], offsets[-1:]
-        after = place >= starts.unsqueeze(1)
-        last = torch.zeros_like(after[:1]) if ends is None else (place >= ends).unsqueeze(0)
+        after = positions >= starts.unsqueeze(1)
+        last = torch.zeros_like(after[:1]) if ends is None else (positions >= ends).unsqueeze(0)
         inside = after & ~torch.cat([after[1:], last])
         rows = _rows(weight, inputs, padding).unsqueeze(0)
         inputs = inputs.unsqueeze(0)

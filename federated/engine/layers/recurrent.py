@@ -63,10 +63,10 @@ def _layers(
             outputs = dropout(outputs.transpose(0, 1), p=how.dropout, training=True).transpose(0, 1)
         both = []
         for direction in range(directions):
-            place = number * directions + direction
-            mine = weights[place * each : (place + 1) * each]
+            index = number * directions + direction
+            mine = weights[index * each : (index + 1) * each]
             given = outputs.flip(0) if direction else outputs
-            ahead, final = layer(given, [state[place] for state in states], mine)
+            ahead, final = layer(given, [state[index] for state in states], mine)
             both.append(ahead.flip(0) if direction else ahead)
             finals.append(final)
         outputs = torch.cat(both, dim=-1) if how.bidirectional else both[0]

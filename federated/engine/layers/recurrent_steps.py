@@ -37,13 +37,13 @@ def folded(
         if not isinstance(operand, Tensor):
             inside.append(operand)
             continue
-        place = 0 if any(isinstance(before, Tensor) for before in inside) else 1
+        front = 0 if any(isinstance(before, Tensor) for before in inside) else 1
         if dim is None:
-            shape = (*operand.shape[:place], size, *operand.shape[place:])
-            mapped = operand.unsqueeze(place).expand(shape)
+            shape = (*operand.shape[:front], size, *operand.shape[front:])
+            mapped = operand.unsqueeze(front).expand(shape)
         else:
-            mapped = operand.movedim(dim, place)
-        inside.append(mapped.flatten(place, place + 1))
+            mapped = operand.movedim(dim, front)
+        inside.append(mapped.flatten(front, front + 1))
     places = [1 if has_times else 0 for has_times in timed]
     results = apply(*inside)
     unfolded = [

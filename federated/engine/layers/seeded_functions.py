@@ -119,8 +119,8 @@ _DEFAULTS = {functional.dropout: 0.5}
 
 def _draws(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Return whether this call would draw from torch's generator."""
-    place, name, trains_at = _DROPOUT_AT[func]
-    p = args[place] if len(args) > place else kwargs.get(name, _DEFAULTS.get(func, 0.0))
+    position, name, trains_at = _DROPOUT_AT[func]
+    p = args[position] if len(args) > position else kwargs.get(name, _DEFAULTS.get(func, 0.0))
     if trains_at is None:
         return bool(p)
     training = args[trains_at] if len(args) > trains_at else kwargs.get("training", True)

@@ -134,18 +134,18 @@ def _check_early_stopping(run: Run) -> None:
 
 
 def _check_accumulation(cfg: DistributedConfig) -> None:
-    parts, size = cfg.accumulation_steps, cfg.batch_size
+    steps, size = cfg.accumulation_steps, cfg.batch_size
     most = size // worker_range(cfg.workers)[1]
-    fits = max(n for n in range(1, min(parts, most) + 1) if size % n == 0)
+    fits = max(n for n in range(1, min(steps, most) + 1) if size % n == 0)
     remedy = f"Set distributed.accumulation_steps={fits}, or another batch size."
-    if size % parts:
+    if size % steps:
         raise ConfigError(
-            f"distributed.accumulation_steps={parts} does not divide "
+            f"distributed.accumulation_steps={steps} does not divide "
             f"distributed.batch_size={size}. {remedy}"
         )
-    if parts > most:
+    if steps > most:
         raise ConfigError(
-            f"distributed.accumulation_steps={parts} cuts a worker's {most} examples of "
+            f"distributed.accumulation_steps={steps} cuts a worker's {most} examples of "
             f"distributed.batch_size={size} into parts of less than one. {remedy}"
         )
 

@@ -81,7 +81,7 @@ class FittedArrays(Fitted):
         if self.column == "image":
             return replace(info, image_shape=self.shape)
         if self.column == "numeric":
-            names = tuple(f"x{place}" for place in range(self.shape[0] if self.shape else 1))
+            names = tuple(f"x{index}" for index in range(self.shape[0] if self.shape else 1))
             return replace(info, numeric=names)
         return info
 

@@ -49,7 +49,7 @@ class Grouped:
     groups: Groups
 
     def of(self, groups: Groups) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield each group that is in `groups`, too, and the places of its rows here."""
+        """Yield each group that is in `groups`, too, and the indices of its rows here."""
         order = np.argsort(self.groups, kind="stable")
         found, starts = np.unique(self.groups[order], return_index=True)
         wanted = np.isin(found, groups).tolist()
@@ -134,7 +134,7 @@ class Fitted(ABC):
 class Statistics:
     """Of each step, what must be known of some rows; None of steps that need nothing."""
 
-    parts: tuple[Any, ...]
+    by_step: tuple[Any, ...]
 
     @classmethod
     def of(cls, steps: Sequence[Step], raw: Raw, fit: Fit) -> Statistics:
@@ -142,17 +142,19 @@ class Statistics:
         return cls(tuple(step.measure(raw) if fit in step.measured_for else None for step in steps))
 
     def __add__(self, other: Statistics) -> Statistics:
-        pairs = zip(self.parts, other.parts, strict=True)
+        pairs = zip(self.by_step, other.by_step, strict=True)
         return Statistics(tuple(None if a is None else a + b for a, b in pairs))
 
     def to_bytes(self) -> bytes:
         """Return the message with which a client tells all of them."""
-        return b"".join(part.to_bytes() for part in self.parts if part is not None)
+        return b"".join(statistic.to_bytes() for statistic in self.by_step if statistic is not None)
 
     def told(self, steps: Sequence[Step]) -> tuple[str, ...]:
         """Return what these tell, such as "mean and deviation of the pixels", a phrase a step."""
-        pairs = zip(steps, self.parts, strict=True)
-        return tuple(step.told.format(part) for step, part in pairs if part is not None)
+        pairs = zip(steps, self.by_step, strict=True)
+        return tuple(
+            step.told.format(statistic) for step, statistic in pairs if statistic is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,8 @@ class Preparation:
     def of(cls, steps: Sequence[Step], statistics: Statistics, fit: Fit, task: str) -> Preparation:
         """Fit the steps to rows of which the statistics are known."""
         fitted = [
-            step.by_group(part) if fit == "per_client" else step.fitted(part)
-            for step, part in zip(steps, statistics.parts, strict=True)
+            step.by_group(statistic) if fit == "per_client" else step.fitted(statistic)
+            for step, statistic in zip(steps, statistics.by_step, strict=True)
         ]
         return cls(tuple(fitted), fit, task)
 

@@ -14,7 +14,14 @@ from heliotrope.data.columns import Raw, Strings
 from heliotrope.data.fields import Dense, Field
 from heliotrope.data.info import MISSING, UNSEEN, Info
 from heliotrope.data.preparation.base import Fitted, Kind, Step
-from heliotrope.data.preparation.counts import Counts, bucket, counted, in_order, places, strings
+from heliotrope.data.preparation.counts import (
+    Counts,
+    bucket,
+    counted,
+    in_order,
+    indices_of,
+    strings,
+)
 
 __all__ = ["Categories", "FittedCategories"]
 
@@ -65,10 +72,10 @@ class FittedCategories(Fitted):
 
     def fields(self, raw: Raw) -> Mapping[str, Field]:
         numbers = np.empty((len(raw), len(self.columns)), dtype=np.int64)
-        for place, name in enumerate(self.columns):
+        for index, name in enumerate(self.columns):
             column = strings(raw, name)
-            table = self._table(place, column.words)
-            numbers[:, place] = np.array([*table, MISSING])[column.codes]  # code -1: the last
+            table = self._table(index, column.words)
+            numbers[:, index] = np.array([*table, MISSING])[column.codes]  # code -1: the last
         return {"category": Dense(numbers)}
 
     def describe(self, info: Info) -> Info:
@@ -77,11 +84,11 @@ class FittedCategories(Fitted):
         ]
         return replace(info, categories=dict(zip(self.columns, sizes, strict=True)))
 
-    def _table(self, place: int, words: tuple[str, ...]) -> list[int]:
-        """Return the number of each of `words` in the column at `place`."""
+    def _table(self, index: int, words: tuple[str, ...]) -> list[int]:
+        """Return the number of each of `words` in the column at `index`."""
         if not self.words:
             return [_SPECIAL + bucket(word, _BUCKETS) for word in words]
-        found = places(words, self.words[place])
+        found = indices_of(words, self.words[index])
         return [UNSEEN if number < 0 else _SPECIAL + number for number in found]
 
 

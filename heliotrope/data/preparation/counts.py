@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from heliotrope.data.columns import Raw, Strings
 from heliotrope.errors import DataError
 
-__all__ = ["Counts", "bucket", "counted", "in_order", "places", "strings"]
+__all__ = ["Counts", "bucket", "counted", "in_order", "indices_of", "strings"]
 
 _WHOLE = re.compile(r"([+-]?\d{1,18})(\.0*)?")
 
@@ -74,16 +74,16 @@ def in_order(words: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(listed))
 
 
-def places(words: Iterable[str], known: Sequence[str]) -> list[int]:
-    """Return the place of each of `words` among the known ones, -1 if it is not there.
+def indices_of(words: Iterable[str], known: Sequence[str]) -> list[int]:
+    """Return the index of each of `words` among the known ones, -1 if it is not there.
 
     Another kind of file, or a column that has got a missing cell, writes true as True and 1 as
     1.0: a word that is not there stands for the first known one of the same value.
     """
-    exact = {word: place for place, word in enumerate(known)}
+    exact = {word: index for index, word in enumerate(known)}
     alike: dict[str, int] = {}
-    for word, place in exact.items():
-        alike.setdefault(_value(word), place)
+    for word, index in exact.items():
+        alike.setdefault(_value(word), index)
     return [exact.get(word, alike.get(_value(word), -1)) for word in words]
 
 

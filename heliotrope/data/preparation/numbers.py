@@ -82,9 +82,9 @@ class FittedNumbers(Fitted):
 
     def fields(self, raw: Raw) -> Mapping[str, Field]:
         values = numbers(raw, self.columns)
-        places = [self.columns.index(column) for column in self.indicators]
+        indicated = [self.columns.index(column) for column in self.indicators]
         scaled = _scaled(values, self.means, self.deviations)
-        return {"numeric": _with_indicators(scaled, np.isnan(values)[:, places])}
+        return {"numeric": _with_indicators(scaled, np.isnan(values)[:, indicated])}
 
     def describe(self, info: Info) -> Info:
         return replace(info, numeric=_names(self.columns, self.indicators))
@@ -115,14 +115,14 @@ class OwnNumbers(Fitted):
 
     def grouped(self, raw: Raw, groups: Groups, known: Grouped) -> Mapping[str, Field]:
         values = numbers(raw, self.columns)
-        told = values if known.raw is raw else numbers(known.raw, self.columns)
+        known_values = values if known.raw is raw else numbers(known.raw, self.columns)
         scaled = _scaled(values, self.means, self.deviations)
         order = np.argsort(groups, kind="stable")
         ordered = groups[order]
         for group, rows in known.of(groups):
             first, end = np.searchsorted(ordered, [group, group + 1])
             own = order[first:end]
-            scaled[own] = _scaled(values[own], *self._scale_of(ColumnSums.of(told[rows])))
+            scaled[own] = _scaled(values[own], *self._scale_of(ColumnSums.of(known_values[rows])))
         return {"numeric": _with_indicators(scaled, np.isnan(values))}
 
     def _scale_of(self, own: ColumnSums) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -144,16 +144,16 @@ def numbers(raw: Raw, columns: tuple[str, ...]) -> NDArray[np.float32]:
     Raises `DataError` naming row and column of a number that is too large.
     """
     values = np.empty((len(raw), len(columns)), dtype=np.float32)
-    for place, name in enumerate(columns):
+    for index, name in enumerate(columns):
         found = raw.columns[name]
         if not isinstance(found, Values):
             raise DataError(f"{raw.origin}: the column {name} must hold numbers, as in training.")
         with np.errstate(over="ignore"):
-            values[:, place] = found.values
+            values[:, index] = found.values
     if np.isinf(values).any():
-        row, place = np.argwhere(np.isinf(values))[0].tolist()
+        row, index = np.argwhere(np.isinf(values))[0].tolist()
         raise DataError(
-            f"{raw.where(row)}, column {columns[place]}: the number is infinite, or too "
+            f"{raw.where(row)}, column {columns[index]}: the number is infinite, or too "
             "large for float32. Mend it, or leave it empty."
         )
     return values

@@ -114,11 +114,11 @@ class OwnPixels(Fitted):
 
     def grouped(self, raw: Raw, groups: Groups, known: Grouped) -> Mapping[str, Field]:
         images = _pixels(raw, self.column, self.shape)
-        told = images if known.raw is raw else _pixels(known.raw, self.column, self.shape)
+        known_images = images if known.raw is raw else _pixels(known.raw, self.column, self.shape)
         scales = np.full(int(groups.max(initial=-1)) + 1, 1 / self.deviation, dtype=np.float32)
         shifts = (-self.mean * scales).astype(np.float32)
         for group, rows in known.of(groups):
-            sums = PixelSums.of(told[rows])
+            sums = PixelSums.of(known_images[rows])
             scales[group] = 1 / (sums.deviation() or self.deviation)  # of one grey, that of all
             shifts[group] = -sums.mean() * scales[group]
         return {self.column: _Grouped(*map(torch.tensor, (images, groups, scales, shifts)))}

@@ -13,7 +13,7 @@ from heliotrope.data.columns import Raw, Strings, Values
 from heliotrope.data.fields import Dense, Field
 from heliotrope.data.info import Info
 from heliotrope.data.preparation.base import Fitted, Kind, Step
-from heliotrope.data.preparation.counts import places
+from heliotrope.data.preparation.counts import indices_of
 from heliotrope.data.preparation.numbers import numbers
 from heliotrope.data.preparation.sums import ColumnSums
 from heliotrope.errors import DataError, closest
@@ -61,7 +61,7 @@ class FittedLabels(Fitted):
     def fields(self, raw: Raw) -> Mapping[str, Field]:
         found = raw.columns[self.column]
         if isinstance(found, Strings):
-            table = [*places(found.words, self.names), -1]
+            table = [*indices_of(found.words, self.names), -1]
             labels = np.array(table, dtype=np.int64)[found.codes]
         else:
             assert isinstance(found, Values)

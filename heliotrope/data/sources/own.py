@@ -289,10 +289,10 @@ def _target_step(read: Sequence[_Split], task: str | None) -> tuple[Step, str]:
             )
     count = 1 + max(int(split.targets.max()) for split in read)
     names, others = (split.class_names for split in (read[0], read[-1]))
-    for place, (name, other) in enumerate(zip(names, others, strict=False)):
+    for index, (name, other) in enumerate(zip(names, others, strict=False)):
         if name != other:
             raise DataError(
-                f"{read[-1].where}: its class {place} is {other}, but {name} in the training "
+                f"{read[-1].where}: its class {index} is {other}, but {name} in the training "
                 "dataset. Give both the same classes, in one order."
             )
     if len(names) < count:
@@ -303,4 +303,4 @@ def _target_step(read: Sequence[_Split], task: str | None) -> tuple[Step, str]:
 def _told_apart(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return names of classes, with its number behind each that others have too."""
     times = Counter(names)
-    return tuple(f"{n} ({place})" if times[n] > 1 else n for place, n in enumerate(names))
+    return tuple(f"{n} ({index})" if times[n] > 1 else n for index, n in enumerate(names))

@@ -85,24 +85,24 @@ class Columns(nn.Module):
         if self.table is not None:
             self.table.weight[special] = 0
         else:
-            layer.weight[:, [self._before + place for place in special]] = 0
+            layer.weight[:, [self._before + index for index in special]] = 0
 
     def forward(self, *fields: Tensor) -> Tensor:
         """Return the fields side by side, [B, width]."""
         parts = [
-            self._encoded(field) if place == self._categories else field.flatten(1)
-            for place, field in enumerate(fields)
+            self._encoded(field) if index == self._categories else field.flatten(1)
+            for index, field in enumerate(fields)
         ]
         return torch.cat(parts, dim=1)
 
     def _encoded(self, category: Tensor) -> Tensor:
         starts = torch.tensor(self._starts[:-1], device=category.device)
-        places = category + starts  # [B, C]
+        indices = category + starts  # [B, C]
         if self.table is not None:
-            vectors: Tensor = self.table(places)
+            vectors: Tensor = self.table(indices)
             return vectors.flatten(1)
-        zeros = torch.zeros(len(places), self._starts[-1], device=places.device)
-        return zeros.scatter(1, places, 1.0)
+        zeros = torch.zeros(len(indices), self._starts[-1], device=indices.device)
+        return zeros.scatter(1, indices, 1.0)
 
 
 class OnColumns(nn.Module):

@@ -40,7 +40,7 @@ class SeededDropout(SeededLayer, nn.Dropout):
 
 
 class VariationalDropout(SeededDropout):
-    """Dropout of sequences [B, L, D] by one mask for all L places of a sequence.
+    """Dropout of sequences [B, L, D] by one mask for all L positions of a sequence.
 
     Source: Gal and Ghahramani (2016), as Merity et al. (2018) apply it between recurrent layers.
     """

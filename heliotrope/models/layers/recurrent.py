@@ -1,6 +1,6 @@
 """Recurrent layers on token vectors, with dropout that is the same all along a sequence.
 
-Shapes: B sequences, L places of the widest, D numbers of a token vector, H units.
+Shapes: B sequences, L tokens of the longest, D numbers of a token vector, H units.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What models of texts have in common. Shapes: B texts, L places of the widest, D numbers."""
+"""What models of texts have in common. Shapes: B texts, L tokens of the longest, D numbers."""
 
 from __future__ import annotations
 
