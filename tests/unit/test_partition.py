@@ -279,7 +279,7 @@ def test_numbers_to_be_predicted_are_divided_by_their_quantiles(rng: np.random.G
         check_is_a_partition(part, 10_000)
         apart = np.std([targets[client].mean() for client in part])
         alike = np.std([targets[client].mean() for client in partition(iid(20), Traits(10_000), 1)])
-        assert apart > 10 * alike
+        assert apart > 4 * alike  # of 400 draws, all are more than 7.9
 
 
 def test_equal_numbers_are_in_one_quantile(rng: np.random.Generator) -> None:
