@@ -26,7 +26,8 @@ def evaluate(
 ) -> Metrics:
     """Return the metrics of `model` over `examples`, or over those at `indices`.
 
-    The model is put into evaluation mode and back. Metrics of disjoint index sets add up to
+    `indices` are int64 [N]; at most `batch_size` examples go through the model at once. The model
+    is put into evaluation mode and back. Metrics of disjoint index sets add up to
     the metrics of their union. With a joint task, each example is compared with all that are
     measured here, and those that `gather` brings from other processes.
     """

@@ -69,7 +69,8 @@ def hashed(key: Tensor | int, counter: Tensor) -> Tensor:
     """Return number `counter` of the stream `key`, element by element: int64, all bits random.
 
     Generators that need no state: thousands of streams are drawn from in one call, and each
-    number is the same whatever else is drawn with it. `counter` counts from 0.
+    number is the same whatever else is drawn with it. `counter` counts from 0; both are int64 and
+    broadcast.
     """
     return splitmix(key + (counter + 1) * _GAMMA)
 
@@ -91,15 +92,15 @@ def ranked(key: Tensor, counters: Tensor) -> Tensor:
 
 
 def hash_counters(counters: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return what `hash_ranks` needs of `counters`, to be computed once for many keys."""
+    """Return what `hash_ranks` needs of `counters`, [N], to be computed once for many keys."""
     return (counters.astype(np.uint64) + np.uint64(1)) * np.uint64(_GAMMA % (1 << 64))
 
 
 def hash_ranks(key: int, counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return numbers of the stream `key`, for comparisons only: a million take 1 ms.
 
-    `counters` come from `hash_counters`. The upper 31 bits are those of `hashed`; different
-    counters never give equal numbers.
+    `counters` come from `hash_counters`, [N], as are the numbers. The upper 31 bits are those of
+    `hashed`; different counters never give equal numbers.
     """
     ranks = np.empty_like(counters)
     shifted = np.empty(min(len(counters), _BLOCK), dtype=np.uint64)
@@ -115,7 +116,7 @@ def hash_ranks(key: int, counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def splitmix(state: Tensor) -> Tensor:
-    """Return the output of splitmix64 for each int64 state; one-to-one."""
+    """Return the output of splitmix64 (Steele et al. 2014) for each int64 state; one-to-one."""
     z = _mixed(state)
     return z ^ _shift(z, 31)
 

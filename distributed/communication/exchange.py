@@ -18,7 +18,7 @@ _BLOCK = 256  # values that share a scale
 
 
 def mean_over_ranks(values: Tensor, topology: Topology) -> Tensor:
-    """Return the element-wise mean of every rank's `values`, the same on all ranks."""
+    """Return the element-wise mean of every rank's `values`, [...], the same on all ranks."""
     return sum_over_ranks(values, topology, values.device) / topology.world_size
 
 

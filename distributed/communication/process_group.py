@@ -83,7 +83,10 @@ def joined(
 
 
 def sum_over_ranks(values: Tensor, topology: Topology, device: torch.device) -> Tensor:
-    """Return the element-wise sum of every rank's `values`, the same on all ranks."""
+    """Return the element-wise sum of every rank's `values`, [...], the same on all ranks.
+
+    They are summed on `device`, in their own dtype.
+    """
     if topology.world_size == 1:
         return values
     shared = values.to(device, copy=True)

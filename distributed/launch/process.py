@@ -32,7 +32,10 @@ def train_process(
     asked: Callable[[], bool],
     store: Store | None = None,
 ) -> TrainingResult:
-    """Join the group that meets in `store` (None: where torchrun says) and train as one rank."""
+    """Join the group that meets in `store` (None: where torchrun says) and train as one rank.
+
+    Raises `RunDirectoryError` if the run's directory is not there on this machine.
+    """
     run_dir = RunDirectory(attempt.directory)
     if not run_dir.path.is_dir():
         raise RunDirectoryError(

@@ -55,7 +55,11 @@ class RayWorker:
     def train(
         self, attempt: RunAttempt, topology: Topology, dataset: Dataset, at: tuple[str, int]
     ) -> str:
-        """Train as rank `place.rank`; return `Trained` as JSON."""
+        """Train as rank `topology.rank`; return the `TrainingResult` as JSON.
+
+        `at` are host and port of the store in which the ranks meet. Raises a `HeliotropeError`,
+        which is `RankError` for any other failure: the driver may not have its class.
+        """
         attempt = replace(attempt, start=attempt.start.received())
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 

@@ -15,6 +15,7 @@ class Ema:
     After step t, counted from 1, the average moves by 1 - d towards the weights, where d is
     `decay`, or (1 + t) / (10 + t) while that is less: the untrained weights it begins with
     are soon forgotten (as in TensorFlow's ExponentialMovingAverage with `num_updates`).
+    Averages of weights are those of Polyak and Juditsky (1992).
     """
 
     def __init__(self, average: nn.Module, model: nn.Module, decay: float) -> None:

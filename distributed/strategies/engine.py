@@ -155,7 +155,7 @@ class Engine:
         self._stepper.finish()
 
     def note_losses(self, note: Callable[[Tensor], None]) -> None:
-        """Let `note` have the sum of the losses of each step from now on."""
+        """Let `note` have the sum of the losses, [], of each step from now on."""
         self._recipe = replace(self._recipe, note_loss=note)
 
     def take_timing(self, examples: float) -> dict[str, float]:

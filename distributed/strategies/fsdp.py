@@ -1,5 +1,7 @@
 """FSDP2: each worker holds a part of every weight, its gradient and its optimizer state.
 
+The method is Zhao et al.'s (2023), as `torch.distributed.fsdp.fully_shard` has it.
+
 What is evaluated is whole again, and what is saved is whole when it is read, so that a run may go
 on with another number of workers, or with `ddp`. Weights are gathered from all ranks: every rank
 must take part. With `distributed.sharded_checkpoints` nothing is gathered to be saved.

@@ -45,7 +45,8 @@ class Units:
     def of(cls, tensor: Tensor, most_weight: int) -> Units:
         """Return the units for clients that start from `tensor` and weigh `most_weight` in all.
 
-        A sum may hold the clients' numbers and, subtracted, as many of the global tensor.
+        A sum may hold the clients' numbers and, subtracted, as many of the global tensor. Raises
+        `ValueError` if they weigh too much for a sum to be exact.
         """
         bits = _MANTISSA - 3 - most_weight.bit_length()  # a slice's own
         if bits < 8:
@@ -128,7 +129,7 @@ def sum_of_differences(sums: Tensor, start: Tensor, weight: int) -> Tensor:
 
 
 def moved(start: Tensor, difference: Tensor) -> Tensor:
-    """Return `start` plus a float64 difference, rounded once to the type of `start`.
+    """Return `start` plus a float64 difference of its shape, rounded once to the type of `start`.
 
     Whole numbers move by the difference rounded to the nearest.
     """

@@ -62,7 +62,7 @@ class ClipNorm(UpdateTransform):
     most: float
 
     def apply(self, updates: Mapping[str, Tensor], context: UpdateContext) -> Mapping[str, Tensor]:
-        """Return the updates, those above `most` scaled."""
+        """Return the updates, [K, *shape] of each parameter, those above `most` scaled."""
         del context
         squares = [update.flatten(1).square().sum(dim=1) for update in updates.values()]
         norms = torch.stack(squares).sum(dim=0).sqrt()

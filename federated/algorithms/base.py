@@ -117,7 +117,10 @@ def gradient_term(
     weights: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
 ) -> GradientTerm | None:
-    """Start all of `algorithms` and return the sum of their terms, None if there are none."""
+    """Start all of `algorithms` and return the sum of their terms, None if there are none.
+
+    `weights` and `state` are those of `ClientAlgorithm.start`.
+    """
     terms = [algorithm.start(weights, state) for algorithm in algorithms]
     if len(terms) < 2:
         return terms[0] if terms else None

@@ -75,7 +75,15 @@ def snapshot(strategy: Strategy) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore(strategy: Strategy, arrays: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
-    """Put back what `snapshot` returned into a strategy built from the same config."""
+    """Put back what `snapshot` returned into a strategy built from the same config.
+
+    Raises
+    ------
+    CheckpointError
+        If it was returned by an earlier version.
+    ConfigError
+        If the strategy has not made what is to be restored; names the attribute.
+    """
     strategy = _inner(strategy)
     if "own" in described:
         own: Any = strategy

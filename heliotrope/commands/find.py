@@ -43,7 +43,10 @@ def find_batch_size_command(arguments: Sequence[str]) -> None:
 
 
 def run_of(arguments: Sequence[str], default: str, mode: Mode) -> tuple[Run, Path]:
-    """Return the run that the overrides make of the configuration, and where the plot goes."""
+    """Return the run that the overrides make of the configuration, and where the plot goes.
+
+    Raises `ConfigError` naming the word at fault, or the key whose value is.
+    """
     flags = [word for word in arguments if word.startswith("-")]
     if flags:
         raise ConfigError(f"{flags[0]}: this takes key=value and output=FILE, and no flags.")

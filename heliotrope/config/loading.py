@@ -94,7 +94,11 @@ def from_resolved(path: Path, *, trusted: bool = False, with_plugins: bool = Tru
 def from_yaml(
     text: str, source: str = "config", *, trusted: bool = False, with_plugins: bool = True
 ) -> Run:
-    """Return the `Run` that a resolved YAML text holds; errors name `source`."""
+    """Return the `Run` that a resolved YAML text holds.
+
+    Raises `ConfigError` naming `source` if it is none of this version's, or its plug-ins cannot
+    be loaded.
+    """
     try:
         values = OmegaConf.create(text)
         if with_plugins and isinstance(values, DictConfig):

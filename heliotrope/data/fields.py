@@ -130,7 +130,10 @@ class Dense(Field):
 
 
 def tensor_of(values: Tensor | NDArray[Any]) -> Tensor:
-    """Return values as a tensor in the same memory, which may be read-only: it is only read."""
+    """Return values as a tensor in the same memory, which may be read-only: it is only read.
+
+    Shape and dtype are kept.
+    """
     if isinstance(values, Tensor):
         return values
     with warnings.catch_warnings():
@@ -139,5 +142,8 @@ def tensor_of(values: Tensor | NDArray[Any]) -> Tensor:
 
 
 def array_of(values: Tensor) -> NDArray[Any]:
-    """Return values as an array: processes that share memory pass these on without a copy."""
+    """Return values as an array of the same shape and dtype, on the CPU.
+
+    Processes that share memory pass arrays on without a copy.
+    """
     return values.cpu().numpy()

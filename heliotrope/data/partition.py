@@ -173,6 +173,11 @@ def shards(
     by
         What is taken for the label: label, target (a number to be predicted), key (a natural
         group), or the first of these that there is (auto).
+
+    Raises
+    ------
+    PartitionError
+        If there are more shards than examples, or the examples have no such label.
     """
     examples = traits.examples
     _check_clients(clients, examples, 1)
@@ -286,6 +291,11 @@ def natural(traits: Traits, *, clients: int | None = None) -> tuple[_Ints, _Ints
     ----------
     clients
         Their number, if it must be that; null: as many as the key has values.
+
+    Raises
+    ------
+    PartitionError
+        If the data has no such key, or another number of its values.
     """
     if traits.keys is None:
         raise PartitionError(

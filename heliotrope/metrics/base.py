@@ -118,7 +118,11 @@ class MetricSet:
         return Metrics(self, np.asarray(vector, dtype=np.float64))
 
     def measure(self, outputs: Tensor, batch: Batch) -> Metrics:
-        """Return what a batch adds to the metrics. `outputs` and `batch` lie on one device."""
+        """Return what a batch adds to the metrics.
+
+        `outputs` are the model's, [B, ...], those of `batch`; both lie on one device. Raises
+        `ValueError` if a member adds a tensor that has no value for each example.
+        """
         sums = torch.zeros(self.size, dtype=torch.float64, device=outputs.device)
         each = np.zeros(self.size)  # what every example adds
         each[0] = 1.0

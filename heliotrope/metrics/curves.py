@@ -29,9 +29,10 @@ class ScoreCurves(MetricWithPanels):
     score lies outside them. Outputs are logits [B, C], labels int64 [B]. Cells are
     [curves, 2, bins]: negatives and positives, scores rising.
 
-    Examples in one bin count as ties. Let p and n be the shares of the positives and negatives that
-    lie in a bin, TP and FP the numbers that lie in it or above, tp and fp those above it. Then
-    `auroc` is off by at most sum(p n) / 2, and `average_precision` by at most
+    Without bins they are what scikit-learn's `roc_auc_score` and `average_precision_score` give.
+    Examples in one bin count as ties. Let p and n be the shares of the positives and negatives
+    that lie in a bin, TP and FP the numbers that lie in it or above, tp and fp those above it.
+    Then `auroc` is off by at most sum(p n) / 2, and `average_precision` by at most
     sum(p (TP / (TP + fp) - (tp + 1) / (tp + 1 + FP))), summed over the bins; both are far less
     where scores spread over many bins, and nothing where no bin holds two different scores.
     """

@@ -234,7 +234,10 @@ def latest(root: Path, refused: Callable[[str], None]) -> Checkpoint | None:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Copy `weights` into `model`, casting to its dtypes; `ConfigError` if it is another model."""
+    """Copy `weights` into `model`, casting to its dtypes.
+
+    Raises `ConfigError` naming `source` and the array if they are of another model.
+    """
     check_weights(model.state_dict(), weights, source)
     model.load_state_dict(dict(weights))
 

@@ -143,7 +143,7 @@ class Task(ABC):
         return (len(batch[self.inputs[0]]), self.num_outputs)
 
     def arguments(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return what the model is called with for a batch."""
+        """Return what the model is called with for a batch: its fields `inputs`, [B, ...] each."""
         return tuple(batch[name] for name in self.inputs)
 
     def call(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -155,7 +155,8 @@ def find_batch_size(run: Run, trainer: _MakeTrainer) -> Finding:
 
     `trainer` takes the steps as a worker of the run will: in its precision, compiled, and so on.
     `tried` are examples a worker, doubled up to the training set, a step of seconds, or the
-    memory of the GPU; `measured` examples a second; within a tenth of the best is near.
+    memory of the GPU; `measured` examples a second; within a tenth of the best is near. Raises
+    `RunFailedError` if the smallest batch does not fit the GPU.
     """
     trial = _Trial(run, trainer)
     tried: list[int] = []

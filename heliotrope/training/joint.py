@@ -28,7 +28,7 @@ Gather = Callable[[Tensor], tuple[Tensor, int]]
 
 
 def alone(rows: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of the only process."""
+    """Return the rows of the only process, [B, ...], and where its own begin: a `Gather`."""
     return rows, 0
 
 

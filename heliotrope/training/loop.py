@@ -135,7 +135,7 @@ class TrainTotals:
 
 
 def penalty_of(model: nn.Module, loss: LossConfig) -> Callable[[], Tensor] | None:
-    """Return the sum of `loss`'s penalties of the model's weights, or None if all are off."""
+    """Return what computes the sum of `loss`'s penalties of the weights; None if all are off."""
     if not (loss.l1 or loss.l2):
         return None
     weights = list(model.parameters())

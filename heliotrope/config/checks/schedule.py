@@ -12,7 +12,10 @@ __all__ = ["check_schedule"]
 
 
 def check_schedule(schedule: Schedule, horizon: Horizon) -> None:
-    """Check a schedule by itself; whether it fits the run may depend on the data."""
+    """Check a schedule by itself; whether it fits the run may depend on the data.
+
+    Raises `ConfigError` naming key, value and remedy.
+    """
     mode, unit, shape = schedule.mode, schedule.unit, schedule.shape
     one_of(f"{mode}.lr_schedule", shape, tuple(registry.names("schedule")))
     at_least(f"{mode}.lr_warmup_{unit}", schedule.warmup, 0)

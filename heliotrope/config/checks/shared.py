@@ -16,7 +16,10 @@ __all__ = ["check_shared", "check_tracking"]
 
 
 def check_shared(run: Run) -> None:
-    """Check what both modes and an evaluation use."""
+    """Check what both modes and an evaluation use.
+
+    Raises `ConfigError` naming key, value and remedy.
+    """
     at_least("seed", run.seed, 0)
     one_of("device", run.device, ("auto", "cpu", "cuda"))
     at_least("evaluation_batch_size", run.evaluation_batch_size, 1)

@@ -116,7 +116,11 @@ def _array(path: Path, found: dict[str, NDArray[Any]], key: str, name: str) -> N
 
 
 def columns_of(path: Path, name: str, inputs: NDArray[Any]) -> tuple[dict[str, Column], Step]:
-    """Return columns of the inputs, and the step that they go through."""
+    """Return columns of the inputs, and the step that they go through.
+
+    Inputs are bytes [N, channels, height, width] or [N, height, width], or numbers [N, K]; raises
+    `DataError` naming `path` and `name` if they are none of these.
+    """
     if inputs.dtype == np.uint8 and inputs.ndim in (3, 4) and inputs.size:
         images = inputs if inputs.ndim == 4 else inputs[:, np.newaxis]
         return {"image": Values(images)}, Pixels(images.shape[1:])

@@ -147,7 +147,7 @@ def other_decimal(rows: Rows) -> str:
 
 
 def as_numbers(array: pa.Array, decimal: str) -> tuple[NDArray[np.float64], list[int]]:
-    """Return cells as numbers, NaN for the missing ones, and the places of those that are none.
+    """Return cells as numbers, NaN for the missing ones, and the rows of those that are none.
 
     Of a text, a fraction comes after `decimal`; with a comma, a point is none: it would group
     digits.
