@@ -166,8 +166,8 @@ class Server:
         self._accept(server_round, arrays)
         self.state.clock.train_seconds += time.monotonic() - started
         self._account(len(cohort))
-        told = {f"train/{name}": value for name, value in self._grid.numbers.items()}
-        self._emit("train", {"train/loss": self._train_loss(), **told}, clients=len(cohort))
+        numbers = {f"train/{name}": value for name, value in self._grid.numbers.items()}
+        self._emit("train", {"train/loss": self._train_loss(), **numbers}, clients=len(cohort))
         self.state.evaluated = False
         self._note_round()
 

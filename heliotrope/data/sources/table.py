@@ -39,6 +39,28 @@ _INDEX = re.compile(r"|__index_level_\d+__")  # what pandas and R call the numbe
 
 
 @dataclass(frozen=True)
+class _Files:
+    """The files, and how they are read."""
+
+    path: str
+    test: str | None
+    test_fraction: float
+    skip_bad: bool
+    csv_format: CsvFormat
+
+    def training(self) -> Rows:
+        """Read the rows to train on, and those to be held out if there is no file of these."""
+        return self._read(self.path, "data.path")
+
+    def testing(self) -> Rows | None:
+        """Read the file of test rows, if there is one."""
+        return None if self.test is None else self._read(self.test, "data.test")
+
+    def _read(self, path: str, key: str) -> Rows:
+        return read_rows(Path(path), key=key, skip_bad=self.skip_bad, csv_format=self.csv_format)
+
+
+@dataclass(frozen=True)
 class _Roles:
     """What columns are for, as the configuration names them."""
 
@@ -111,26 +133,30 @@ def table(
         If a file cannot be read, a key names no column, or a cell does not fit its column; names
         file, row and column.
     """
-    roles = _Roles(target, client, text, ignore, categories)
-    skip_bad, csv_format = bad_rows == "skip", CsvFormat(delimiter, encoding, decimal)
-    rows = read_rows(Path(path), key="data.path", skip_bad=skip_bad, csv_format=csv_format)
+    csv_format = CsvFormat(delimiter, encoding, decimal)
+    files = _Files(path, test, test_fraction, bad_rows == "skip", csv_format)
+    words = None if text is None else Words(vocabulary, max_words, column=text)
+    return _unprepared(files, _Roles(target, client, text, ignore, categories), words)
+
+
+def _unprepared(files: _Files, roles: _Roles, words: Words | None) -> Unprepared:
+    """Return the columns of both splits, the steps that make fields of them, and what to say."""
+    rows = files.training()
     kinds, notes = _infer(rows, roles)
     converted = partial(
-        convert, kinds=kinds, required=(target,), skip_bad=skip_bad, categories=True
+        convert, kinds=kinds, required=(roles.target,), skip_bad=files.skip_bad, categories=True
     )
-    train, bad = converted(rows, key=client)
+    train, bad = converted(rows, key=roles.client)
     notes += _left_out(bad)
-    words = None if text is None else Words(vocabulary, max_words, column=text)
-    steps = _steps(train, kinds, target, words)
-    if test is not None:
-        test_rows = read_rows(Path(test), key="data.test", skip_bad=skip_bad, csv_format=csv_format)
-        key = client if client in test_rows.columns else None
-        tested, bad = converted(test_rows, key=key)
+    steps = _steps(train, kinds, roles.target, words)
+    if (rows_to_test := files.testing()) is not None:
+        key = roles.client if roles.client in rows_to_test.columns else None
+        test, bad = converted(rows_to_test, key=key)
         notes += _left_out(bad)
     else:
-        mask = _held_out(train, target, test_fraction)
-        train, tested = (train.subset(np.flatnonzero(rows)) for rows in (~mask, mask))
-    return Unprepared(train, tested, steps, _task(kinds, target), tuple(notes))
+        mask = _held_out(train, roles.target, files.test_fraction)
+        train, test = (train.subset(np.flatnonzero(chosen)) for chosen in (~mask, mask))
+    return Unprepared(train, test, steps, _task(kinds, roles.target), tuple(notes))
 
 
 def _infer(rows: Rows, roles: _Roles) -> tuple[dict[str, Kind], list[str]]:
