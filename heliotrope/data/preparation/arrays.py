@@ -32,9 +32,7 @@ class Arrays(Step):
     column: str
     shape: tuple[int, ...]
 
-    @property
-    def measured_for(self) -> tuple[Fit, ...]:
-        return ()
+    measured_for: ClassVar[tuple[Fit, ...]] = ()
 
     def fitted(self, statistic: None) -> FittedArrays:  # noqa: ARG002 - it needs none
         return FittedArrays(self.column, self.shape)

@@ -72,15 +72,11 @@ class Statistic(Protocol):
 class Step(ABC):
     """Makes fields of a batch from columns; not fitted."""
 
-    @property
-    def measured_for(self) -> tuple[Fit, ...]:
-        """Kinds of fit that need a statistic of the rows."""
-        return ("training",)
+    measured_for: ClassVar[tuple[Fit, ...]] = ("training",)
+    """Kinds of fit that need a statistic of the rows."""
 
-    @property
-    def fixed_size(self) -> bool:
-        """Whether the message that tells the statistic is as long for any rows."""
-        return False
+    fixed_size: ClassVar[bool] = False
+    """Whether the message that tells the statistic is as long for any rows."""
 
     @property
     def told(self) -> str:

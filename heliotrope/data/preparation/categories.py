@@ -40,9 +40,8 @@ class Categories(Step):
 
     columns: tuple[str, ...]
 
-    @property
-    def measured_for(self) -> tuple[Fit, ...]:
-        return ("training", "per_client")  # clients need the same numbers for the same words
+    # Clients need the same numbers for the same words.
+    measured_for: ClassVar[tuple[Fit, ...]] = ("training", "per_client")
 
     @property
     def told(self) -> str:

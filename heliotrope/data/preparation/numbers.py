@@ -31,13 +31,9 @@ class Numbers(Step):
 
     columns: tuple[str, ...]
 
-    @property
-    def measured_for(self) -> tuple[Fit, ...]:
-        return ("training", "per_client")  # rows of no training client take those of all
-
-    @property
-    def fixed_size(self) -> bool:
-        return True
+    # Rows of no training client take those of all.
+    measured_for: ClassVar[tuple[Fit, ...]] = ("training", "per_client")
+    fixed_size: ClassVar[bool] = True
 
     @property
     def told(self) -> str:

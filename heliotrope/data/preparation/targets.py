@@ -37,9 +37,7 @@ class Labels(Step):
     names: tuple[str, ...]
     column: str = "label"
 
-    @property
-    def measured_for(self) -> tuple[Fit, ...]:
-        return ()
+    measured_for: ClassVar[tuple[Fit, ...]] = ()
 
     def fitted(self, statistic: None) -> FittedLabels:  # noqa: ARG002 - it needs none
         return FittedLabels(self.column, self.names)
@@ -108,9 +106,7 @@ class Target(Step):
     field: str = "target"
     column: str = "target"
 
-    @property
-    def fixed_size(self) -> bool:
-        return True
+    fixed_size: ClassVar[bool] = True
 
     @property
     def told(self) -> str:
@@ -168,9 +164,7 @@ class Ids(Step):
     column: str
     size: int
 
-    @property
-    def measured_for(self) -> tuple[Fit, ...]:
-        return ()
+    measured_for: ClassVar[tuple[Fit, ...]] = ()
 
     def fitted(self, statistic: None) -> FittedIds:  # noqa: ARG002 - it needs none
         return FittedIds(self.column, self.size)

@@ -71,9 +71,8 @@ class Words(Step):
     most: int | None = None
     column: str = "text"
 
-    @property
-    def measured_for(self) -> tuple[Fit, ...]:
-        return ("training", "per_client")  # clients need the same numbers for the same words
+    # Clients need the same numbers for the same words.
+    measured_for: ClassVar[tuple[Fit, ...]] = ("training", "per_client")
 
     @property
     def told(self) -> str:
@@ -137,9 +136,7 @@ class Characters(Step):
 
     column: str = "text"
 
-    @property
-    def measured_for(self) -> tuple[Fit, ...]:
-        return ("training", "per_client")
+    measured_for: ClassVar[tuple[Fit, ...]] = ("training", "per_client")
 
     @property
     def told(self) -> str:
