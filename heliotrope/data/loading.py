@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -11,7 +12,7 @@ from heliotrope import registry
 from heliotrope.config.data import DataConfig, Fit, OwnDataConfig
 from heliotrope.data.dataset import Dataset, Fitting
 from heliotrope.data.posing import posing
-from heliotrope.data.preparation import Preparation, Statistics
+from heliotrope.data.preparation import Labels, Preparation, Statistics
 from heliotrope.data.sources.own import own_dataset
 from heliotrope.data.sources.unprepared import Unprepared
 from heliotrope.errors import DataError, closest
@@ -47,6 +48,11 @@ def load(
         )
     task = task if preparation is None else preparation.task
     found = posing(_unprepared(cfg, task), task, cfg.name)
+    if preparation is not None:
+        for step in found.steps:
+            if isinstance(step, Labels):
+                train, test = step.by_name(found.train), step.by_name(found.test)
+                found = replace(found, train=train, test=test)
     for split, raw in (("training", found.train), ("test", found.test)):
         if not len(raw):
             raise DataError(f"data={cfg.name} has no {split} examples: {raw.origin}.")

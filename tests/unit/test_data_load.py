@@ -226,3 +226,14 @@ def test_the_real_files_have_their_published_statistics(
     assert torch.bincount(labels(data.test)).min() > 800
     assert images(data.train).mean().item() == pytest.approx(mean, abs=1e-4)
     assert images(data.train).std().item() == pytest.approx(std, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("trained", "other"), [("mnist", "fashion_mnist"), ("fashion_mnist", "mnist")]
+)
+def test_a_model_of_other_classes_is_not_evaluated(trained: str, other: str, folder: Path) -> None:
+    preparation = load(config(folder, name=trained), 0).preparation
+    with pytest.raises(
+        DataError, match=r"is none that the model was trained with: .* The data has"
+    ):
+        load(config(folder, name=other), 0, preparation)

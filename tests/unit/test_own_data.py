@@ -189,3 +189,24 @@ def test_arrays_of_another_shape_are_none_that_a_model_was_trained_with(make: Ma
     other = make("return Items([(np.ones(3), 0)] * 9)")
     with pytest.raises(HeliotropeError, match=r"the model was trained with arrays \[2\]"):
         load(config.chosen("data", other.name), 0, found.preparation)
+
+
+_NAMED = """items = Items([(torch.tensor([float(n)]), n % 3) for n in range(12)])
+items.classes = {names}
+return items, items"""
+
+
+def test_named_classes_of_other_data_go_by_name(make: Make) -> None:
+    """By index, each would be taken for another, and the accuracy of that be told."""
+    trained = make(_NAMED.format(names=["cat", "dog", "fish"])).preparation
+
+    def labels(names: list[str]) -> list[int]:
+        other = make(_NAMED.format(names=names)).name
+        return everything(load(config.chosen("data", other), 0, trained).test)["label"].tolist()
+
+    assert labels(["fish", "cat", "dog"]) == [2, 0, 1] * 4
+    assert labels([]) == [0, 1, 2] * 4  # nobody says what they are
+    with pytest.raises(
+        DataError, match=r"class bird \(4 .*trained with: cat, dog, fish\. The data has cat, dog, b"
+    ):
+        labels(["cat", "dog", "bird"])

@@ -32,15 +32,32 @@ class Labels(Step):
     names
         The classes in the order of their indices. They belong to the question, as the columns'
         names do: all know them, and nothing is fitted.
+    numbered
+        Whether the names are made of the indices, since nobody has named the classes.
     """
 
     names: tuple[str, ...]
     column: str = "label"
+    numbered: bool = False
 
     measured_for: ClassVar[tuple[Fit, ...]] = ()
 
     def fitted(self, statistic: None) -> FittedLabels:  # noqa: ARG002 - it needs none
         return FittedLabels(self.column, self.names)
+
+    def by_name(self, raw: Raw) -> Raw:
+        """Return rows with the names of classes instead of their indices, if they have names.
+
+        For a model of other data, whose classes may have other indices. Rows whose indices are
+        none stay as they are, to be refused.
+        """
+        column = raw.columns[self.column]
+        if self.numbered or not isinstance(column, Values):
+            return raw
+        if not np.isin(column.values, np.arange(len(self.names))).all():
+            return raw
+        words = Strings(column.values.astype(np.int32), self.names)
+        return replace(raw, columns={**raw.columns, self.column: words})
 
 
 @dataclass(frozen=True)
@@ -86,10 +103,11 @@ class FittedLabels(Fitted):
         if code < 0:
             return DataError(f"{where}: the label is missing{more}. Remove the rows.")
         word = found.words[code]
-        names = ", ".join(self.names[:_MOST_NAMED])
+        names, others = (", ".join(n[:_MOST_NAMED]) for n in (self.names, found.words))
         return DataError(
-            f"{where}: the class {word}{more} is none that the model was trained with: {names}."
-            f"{closest(word, self.names)} Remove the rows, or train with some of them."
+            f"{where}: the class {word}{more} is none that the model was trained with: {names}. "
+            f"The data has {others}.{closest(word, self.names)} Remove the rows, or train with "
+            "some of them."
         )
 
 

@@ -295,9 +295,10 @@ def _target_step(read: Sequence[_Split], task: str | None) -> tuple[Step, str]:
                 f"{read[-1].where}: its class {index} is {other}, but {name} in the training "
                 "dataset. Give both the same classes, in one order."
             )
-    if len(names) < count:
+    numbered = len(names) < count
+    if numbered:
         names = tuple(map(str, range(count)))
-    return Labels(_told_apart(names), _TARGET), "classification"
+    return Labels(_told_apart(names), _TARGET, numbered), "classification"
 
 
 def _told_apart(names: tuple[str, ...]) -> tuple[str, ...]:
