@@ -264,6 +264,10 @@ class Raw:
         keys = None if self.keys is None else self.keys[rows]
         return Raw(columns, keys, self.origin, numbers[rows])
 
+    def parted(self, test: NDArray[np.bool_]) -> tuple[Raw, Raw]:
+        """Return the examples to train on, and those that are in the test split: a mask [N]."""
+        return self.subset(np.flatnonzero(~test)), self.subset(np.flatnonzero(test))
+
     def where(self, index: int) -> str:
         """Return the origin and the row of the example at `index`, for messages."""
         number = index + 1 if self.numbers is None else self.numbers[index]

@@ -68,7 +68,7 @@ def arrays(
         values = column.codes if isinstance(column, Strings) else _values(column)
         keys = [] if train.keys is None else [train.keys]
         mask = held_out(test_fraction, *keys, values, count=len(train))
-        train, tested = (train.subset(np.flatnonzero(rows)) for rows in (~mask, mask))
+        train, tested = train.parted(mask)
     return Unprepared(train, tested, steps, task)
 
 

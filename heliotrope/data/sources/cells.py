@@ -187,10 +187,10 @@ def as_words(array: pa.Array) -> Strings:
     encoded = array.cast(pa.string()).dictionary_encode()
     words = encoded.dictionary.to_pylist()
     order = sorted(range(len(words)), key=words.__getitem__)
-    place = np.empty(len(words) + 1, dtype=np.int32)
-    place[order], place[-1] = np.arange(len(words)), -1
+    code_of = np.empty(len(words) + 1, dtype=np.int32)
+    code_of[order], code_of[-1] = np.arange(len(words)), -1
     codes = encoded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
-    return Strings(place[codes], tuple(words[index] for index in order))
+    return Strings(code_of[codes], tuple(words[index] for index in order))
 
 
 def present(array: pa.Array) -> NDArray[np.bool_]:

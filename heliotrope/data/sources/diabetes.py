@@ -35,8 +35,7 @@ def diabetes() -> Unprepared:
     patients = Raw(columns, origin="the diabetes data")
     test = held_out(TEST_FRACTION, target, count=len(rows))
     return Unprepared(
-        train=patients.subset(np.flatnonzero(~test)),
-        test=patients.subset(np.flatnonzero(test)),
+        *patients.parted(test),
         steps=(Numbers(_NUMBERS), Categories(("sex",)), Target()),
         task="regression",
     )

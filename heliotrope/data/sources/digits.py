@@ -44,8 +44,7 @@ def digits() -> Unprepared:
     images = Values(rows[:, :-1].reshape(-1, *_SHAPE))
     examples = Raw({"image": images, "label": Values(labels)}, origin=str(path))
     return Unprepared(
-        train=examples.subset(np.flatnonzero(~test)),
-        test=examples.subset(np.flatnonzero(test)),
+        *examples.parted(test),
         steps=(Pixels(_SHAPE, _WHITE), Labels(tuple(str(digit) for digit in range(10)))),
         task="classification",
     )

@@ -43,8 +43,7 @@ def emoji(*, vocabulary: int = 1000, max_words: int | None = 16) -> Unprepared:
     pairs = Raw(columns, vendors, "the emoji data")
     test = np.array([row["split"] == "test" for row in rows])
     return Unprepared(
-        train=pairs.subset(np.flatnonzero(~test)),
-        test=pairs.subset(np.flatnonzero(test)),
+        *pairs.parted(test),
         steps=(Pixels((3, _SIZE, _SIZE)), Words(vocabulary, max_words)),
         task="contrastive",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,23 +14,13 @@ from heliotrope.data.columns import Column, Raw, Strings, Texts, Values
 from heliotrope.data.preparation import Labels, Pixels, Step, Words
 from heliotrope.data.sources.pictures import PICTURES, read_image
 from heliotrope.data.sources.streams import next_characters
-from heliotrope.data.sources.unprepared import Unprepared, held_out
+from heliotrope.data.sources.unprepared import Files, Unprepared, held_out
 from heliotrope.errors import DataError
 
 __all__ = ["files_in", "images", "read_files", "read_text", "texts"]
 
 _CHANNELS = (1, 3)
 _Read = TypeVar("_Read")
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Where the files of both splits are: see the keys of `images`."""
-
-    path: str
-    test: str | None
-    test_fraction: float
-    skip_bad: bool
 
 
 def images(
@@ -76,7 +65,7 @@ def images(
     def column(pictures: list[NDArray[np.uint8]]) -> dict[str, Column]:
         return {"image": Values(np.stack(pictures))}
 
-    files = _Files(path, test, test_fraction, bad_rows == "skip")
+    files = Files(path, test, test_fraction, bad_rows == "skip")
     return _by_class(files, PICTURES, lambda path: read_image(path, shape), column, Pixels(shape))
 
 
@@ -122,7 +111,7 @@ def texts(
     skip_bad = bad_rows == "skip"
     if _classes_in(folder):
         step = Words(vocabulary, max_words)
-        files = _Files(path, test, test_fraction, skip_bad)
+        files = Files(path, test, test_fraction, skip_bad)
         return _by_class(files, (".txt",), read_text, lambda texts: {"text": Texts(texts)}, step)
     if test is not None:
         raise DataError(
@@ -148,7 +137,7 @@ def read_text(path: Path) -> str:
 
 
 def _by_class(
-    files: _Files,
+    files: Files,
     endings: tuple[str, ...],
     read: Callable[[Path], _Read],
     column: Callable[[list[_Read]], dict[str, Column]],
@@ -185,7 +174,7 @@ def _by_class(
         label = train.columns["label"]
         assert isinstance(label, Strings)
         mask = held_out(files.test_fraction, label.codes, count=len(train))
-        train, test = (train.subset(np.flatnonzero(rows)) for rows in (~mask, mask))
+        train, test = train.parted(mask)
     steps = (step, Labels(tuple(classes)))
     return Unprepared(train, test, steps, "classification", tuple(notes))
 

@@ -37,8 +37,7 @@ def heart() -> Unprepared:
     patients = Raw(columns, hospitals, "the heart data")
     test = held_out(TEST_FRACTION, hospitals, label, count=len(rows))
     return Unprepared(
-        train=patients.subset(np.flatnonzero(~test)),
-        test=patients.subset(np.flatnonzero(test)),
+        *patients.parted(test),
         steps=(Numbers(_NUMBERS), Categories(_CATEGORIES), Labels(("no disease", "disease"))),
         task="classification",
     )

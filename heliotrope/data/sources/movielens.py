@@ -66,8 +66,7 @@ def movielens(*, dir: str | None = None, download: bool = True) -> Unprepared:
     ratings = Raw(columns, user, str(file))
     test = held_out(TEST_FRACTION, user, rows[:, 3], count=len(rows))
     return Unprepared(
-        train=ratings.subset(np.flatnonzero(~test)),
-        test=ratings.subset(np.flatnonzero(test)),
+        *ratings.parted(test),
         steps=(Ids("user", _USERS), Ids("item", _ITEMS), Target("rating", "rating")),
         task="rating",
     )

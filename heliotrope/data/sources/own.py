@@ -248,7 +248,7 @@ def _divided(what: str, read: Sequence[_Split], task: str | None) -> Unprepared:
     if len(read) == 1:
         by = [read[0].targets] if read[0].targets.ndim == 1 else []
         mask = held_out(TEST_FRACTION, *by, count=len(train))
-        train, test = (train.subset(np.flatnonzero(rows)) for rows in (~mask, mask))
+        train, test = train.parted(mask)
     said = ", ".join(
         f"{name} {dtype} {list(shape)}" for name, (shape, dtype) in read[0].kinds.items()
     )

@@ -36,8 +36,7 @@ def spam(*, vocabulary: int = 5000, max_words: int | None = 200) -> Unprepared:
     mails = Raw(columns, origin="the spam data")
     test = held_out(TEST_FRACTION, label, count=len(rows))
     return Unprepared(
-        train=mails.subset(np.flatnonzero(~test)),
-        test=mails.subset(np.flatnonzero(test)),
+        *mails.parted(test),
         steps=(Words(vocabulary, max_words), Labels(_CLASSES)),
         task="classification",
     )

@@ -44,8 +44,7 @@ def next_characters(
     raw = Raw({"text": pieces}, np.array(list(texts))[owner], origin)
     test = number >= windows[owner] - np.floor(windows[owner] * test_fraction)
     return Unprepared(
-        train=raw.subset(np.flatnonzero(~test)),
-        test=raw.subset(np.flatnonzero(test)),
+        *raw.parted(test),
         steps=(Characters(),),
         task="next_token",
     )

@@ -24,7 +24,7 @@ from heliotrope.data.sources.cells import (
     require,
 )
 from heliotrope.data.sources.table_files import CsvFormat, Rows, read_rows
-from heliotrope.data.sources.unprepared import Unprepared, held_out
+from heliotrope.data.sources.unprepared import Files, Unprepared, held_out
 from heliotrope.errors import DataError
 from heliotrope.shell import typed
 
@@ -39,13 +39,9 @@ _INDEX = re.compile(r"|__index_level_\d+__")  # what pandas and R call the numbe
 
 
 @dataclass(frozen=True)
-class _Files:
-    """The files, and how they are read."""
+class _Tables(Files):
+    """Files that hold tables, and how a .csv file is written."""
 
-    path: str
-    test: str | None
-    test_fraction: float
-    skip_bad: bool
     csv_format: CsvFormat
 
     def training(self) -> Rows:
@@ -134,12 +130,12 @@ def table(
         file, row and column.
     """
     csv_format = CsvFormat(delimiter, encoding, decimal)
-    files = _Files(path, test, test_fraction, bad_rows == "skip", csv_format)
+    files = _Tables(path, test, test_fraction, bad_rows == "skip", csv_format)
     words = None if text is None else Words(vocabulary, max_words, column=text)
     return _unprepared(files, _Roles(target, client, text, ignore, categories), words)
 
 
-def _unprepared(files: _Files, roles: _Roles, words: Words | None) -> Unprepared:
+def _unprepared(files: _Tables, roles: _Roles, words: Words | None) -> Unprepared:
     """Return the columns of both splits, the steps that make fields of them, and what to say."""
     rows = files.training()
     kinds, notes = _infer(rows, roles)
@@ -155,7 +151,7 @@ def _unprepared(files: _Files, roles: _Roles, words: Words | None) -> Unprepared
         notes += _left_out(bad)
     else:
         mask = _held_out(train, roles.target, files.test_fraction)
-        train, test = (train.subset(np.flatnonzero(chosen)) for chosen in (~mask, mask))
+        train, test = train.parted(mask)
     return Unprepared(train, test, steps, _task(kinds, roles.target), tuple(notes))
 
 

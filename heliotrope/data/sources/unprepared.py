@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from heliotrope.data.columns import Raw
 from heliotrope.data.preparation import Step
 
-__all__ = ["TEST_FRACTION", "Unprepared", "held_out", "vendored", "vendored_rows"]
+__all__ = ["TEST_FRACTION", "Files", "Unprepared", "held_out", "vendored", "vendored_rows"]
 
 TEST_FRACTION = 0.2
 """What sources of ours hold out that have no test split of their own."""
@@ -43,6 +43,26 @@ class Unprepared:
     steps: tuple[Step, ...]
     task: str
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a user's rows are, and what becomes of those that cannot be read.
+
+    Parameters
+    ----------
+    path, test
+        The file or folder to train on, and that of the test split; None: a part is held out.
+    test_fraction
+        How much of `path` is held out, if there is no `test`.
+    skip_bad
+        Whether rows that cannot be read are left out and counted, rather than refused.
+    """
+
+    path: str
+    test: str | None
+    test_fraction: float
+    skip_bad: bool
 
 
 def held_out(fraction: float, *sorted_by: NDArray[Any], count: int) -> NDArray[np.bool_]:
