@@ -82,14 +82,14 @@ def _hear(scratch: Path) -> None:
     SIGTERM without its word comes from the agent, because another rank has failed. A thread
     waits for it, which also hears it while this rank waits for that one.
     """
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
-        while os.read(heard, 1):
+        while os.read(reader, 1):
             time.sleep(_GRACE)
             if not (scratch / STOP).exists():
                 os._exit(128 + signal.SIGTERM)

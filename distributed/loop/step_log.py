@@ -62,8 +62,8 @@ class StepLog:
             return
         sums = self._sum(torch.stack(self._losses).tolist())
         if self._tracker is not None:
-            told = zip(self._fields, sums, self._weights, strict=True)
+            steps = zip(self._fields, sums, self._weights, strict=True)
             self._tracker.emit_all(
-                "step", [{**fields, "step/loss": loss / weight} for fields, loss, weight in told]
+                "step", [{**fields, "step/loss": loss / weight} for fields, loss, weight in steps]
             )
         self._losses, self._weights, self._fields = [], [], []

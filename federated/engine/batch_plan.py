@@ -113,15 +113,15 @@ def make_batch_plan(
     own = mine[(np.cumsum(counts) - counts)[client]]
     positions = own[:, None].repeat(1, width)
     owner = np.repeat(np.arange(len(clients)), counts)
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    index_in_client = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
     identities = torch.from_numpy(population.partition.identities[clients])
     for epoch in range(int((-(-total // per_epoch)).max())):
         keys = hashed(seed(path[0], "order", path[1], epoch), identities)
-        order = _shuffled(keys, owner, place)
-        when = epoch * per_epoch[owner] + place // batch[owner]
+        order = _shuffled(keys, owner, index_in_client)
+        when = epoch * per_epoch[owner] + index_in_client // batch[owner]
         wanted = when < total[owner]
         row = first[when[wanted]] + owner[wanted]
-        positions[row, (place % batch[owner])[wanted]] = mine[order[wanted]]
+        positions[row, (index_in_client % batch[owner])[wanted]] = mine[order[wanted]]
 
     left = counts[client] - step % per_epoch[client] * batch[client]
     sizes = np.where(step < total[client], np.minimum(left, batch[client]), 0)
@@ -144,9 +144,9 @@ def _first_rows(total: _Ints) -> _Ints:
     return np.concatenate([[0], np.cumsum(np.minimum(padded, len(total)))])
 
 
-def _shuffled(keys: Tensor, owner: _Ints, place: _Ints) -> _Ints:
+def _shuffled(keys: Tensor, owner: _Ints, index_in_client: _Ints) -> _Ints:
     """Return an order that keeps the owners together and shuffles within each by its key."""
-    drawn = hashed(keys[owner], torch.from_numpy(place)).numpy()
+    drawn = hashed(keys[owner], torch.from_numpy(index_in_client)).numpy()
     order = np.argsort(drawn)
     few = owner.astype(np.uint16) if owner[-1] < 1 << 16 else owner  # sorted by radix
     shuffled: _Ints = order[np.argsort(few[order], kind="stable")]

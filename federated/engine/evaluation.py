@@ -125,10 +125,10 @@ class ClientEvaluator:
         )
         blocks: list[tuple[int, ...]] = []
         first, examples = 0, 0
-        for place, size in enumerate(context.population.holdout_sizes(cohort)):
-            if place > first and (examples + size > examples_at_most or place - first == most):
-                blocks.append(tuple(cohort[first:place]))
-                first, examples = place, 0
+        for index, size in enumerate(context.population.holdout_sizes(cohort)):
+            if index > first and (examples + size > examples_at_most or index - first == most):
+                blocks.append(tuple(cohort[first:index]))
+                first, examples = index, 0
             examples += size
         return [*blocks, tuple(cohort[first:])] if cohort else []
 
@@ -146,8 +146,8 @@ class ClientEvaluator:
         context, task = self._context, self._context.task
         held = self._held.get(block) or self._held_by(block)
         limit = limit_of(context.federated.client_timeout)
-        places = _to_check(held.sizes, self._size)
-        checked = [held.first_batch(place, self._size) for place in places]
+        indices = _to_check(held.sizes, self._size)
+        checked = [held.first_batch(index, self._size) for index in indices]
         kept: list[tuple[int, _Said]] = []  # passes with examples of those clients
         sums = np.zeros((len(block), task.metrics.size))
         with self._watch.over(block, limit), isolated_rng(seed(context.run_seed, "evaluation")):
@@ -259,10 +259,10 @@ class _Held:
     sizes: list[int]
     owners: Tensor
 
-    def first_batch(self, place: int, batch_size: int) -> slice:
+    def first_batch(self, index: int, batch_size: int) -> slice:
         """Return where the first examples of one of the clients are, at most a batch."""
-        first = sum(self.sizes[:place])
-        return slice(first, first + min(self.sizes[place], batch_size))
+        first = sum(self.sizes[:index])
+        return slice(first, first + min(self.sizes[index], batch_size))
 
 
 class _Module:
@@ -291,7 +291,7 @@ class _DiffersError(Exception):
 
 
 def _to_check(sizes: Sequence[int], batch_size: int) -> list[int]:
-    """Return the places of the clients of a block that are also evaluated alone: a few."""
+    """Return the indices of the clients of a block that are also evaluated alone: a few."""
     count = len(sizes)
     if count == 1:
         return []  # it was alone
@@ -300,11 +300,11 @@ def _to_check(sizes: Sequence[int], batch_size: int) -> list[int]:
     spread = dict.fromkeys((count - 1, 0, count // 2))
     chosen: list[int] = []
     spent = 0
-    for place in sorted(spread, key=whole.__getitem__):  # those first that shared a batch
-        spent += min(sizes[place], batch_size)
+    for index in sorted(spread, key=whole.__getitem__):  # those first that shared a batch
+        spent += min(sizes[index], batch_size)
         if chosen and spent > _CHECKED * sum(sizes):
             break
-        chosen.append(place)
+        chosen.append(index)
     return chosen
 
 

@@ -45,24 +45,24 @@ class _Arena:
 
     def write(self, buffers: Sequence[memoryview]) -> list[tuple[int, int]]:
         """Overwrite all with `buffers`; return offset and length of each."""
-        places, end = [], 0
+        extents, end = [], 0
         for buffer in buffers:
-            places.append((end, buffer.nbytes))
+            extents.append((end, buffer.nbytes))
             end += -(-buffer.nbytes // _ALIGNMENT) * _ALIGNMENT
         if end > os.fstat(self.file).st_size:
             os.ftruncate(self.file, end)
-        for (offset, length), buffer in zip(places, buffers, strict=True):
+        for (offset, length), buffer in zip(extents, buffers, strict=True):
             if length:
                 self._mapped(end)[offset : offset + length] = buffer
-        return places
+        return extents
 
-    def read(self, places: Sequence[tuple[int, int]]) -> list[memoryview]:
+    def read(self, extents: Sequence[tuple[int, int]]) -> list[memoryview]:
         """Return what was written last, in place: it changes with the next write."""
-        end = max((offset + length for offset, length in places), default=0)
+        end = max((offset + length for offset, length in extents), default=0)
         if end == 0:
-            return [memoryview(b"")] * len(places)
+            return [memoryview(b"")] * len(extents)
         whole = memoryview(self._mapped(end)).toreadonly()
-        return [whole[offset : offset + length] for offset, length in places]
+        return [whole[offset : offset + length] for offset, length in extents]
 
     def _mapped(self, size: int) -> mmap.mmap:
         if self._map is None or len(self._map) < size:
@@ -85,8 +85,8 @@ def _pack(value: object, arena: _Arena) -> _Packed:
 
 
 def _unpack(packed: _Packed, arena: _Arena, *, copy: bool) -> Any:
-    data, places = packed
-    found = arena.read(places)
+    data, extents = packed
+    found = arena.read(extents)
     return pickle.loads(data, buffers=[bytearray(b) for b in found] if copy else found)  # noqa: S301
 
 

@@ -67,14 +67,14 @@ class Population:
         starts = self.partition.offsets[chosen]
         counts = self.partition.offsets[chosen + 1] - starts
         owner = np.repeat(np.arange(len(chosen)), counts)
-        place = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]
-        positions = self.partition.indices[starts[owner] + place]
+        index_in_client = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]
+        positions = self.partition.indices[starts[owner] + index_in_client]
         held = np.zeros(len(owner), dtype=np.bool_)
         if self._held[chosen].any():
             identities = torch.from_numpy(self.partition.identities[chosen])
             keys = hashed(seed(self._seed, "holdout"), identities)
-            drawn = hashed(keys[owner], torch.from_numpy(place)).numpy()
-            held[np.lexsort((drawn, owner))] = place < self._held[chosen][owner]
+            drawn = hashed(keys[owner], torch.from_numpy(index_in_client)).numpy()
+            held[np.lexsort((drawn, owner))] = index_in_client < self._held[chosen][owner]
         return positions, held
 
     def train_indices(self, client: int) -> _Ints:

@@ -115,8 +115,8 @@ def _of_a_key(error: Exception, text: str) -> str:
         return explain_composition(text, None) or _first_paragraph(str(error))
     lines = [line for line in _reason_lines(error) if line and "raised while" not in line]
     remedy = next((say for part, say in _REMEDIES.items() if part in lines[0]), "")
-    place = explain_composition(text, None)
-    where = f"{place}: {full[1]}" if place else f"{full[1]}{_given(full[1])}"
+    located = explain_composition(text, None)
+    where = f"{located}: {full[1]}" if located else f"{full[1]}{_given(full[1])}"
     return f"{where}: {lines[0]}. {remedy}".rstrip()
 
 

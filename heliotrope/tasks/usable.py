@@ -106,10 +106,10 @@ def why_mixing(task: Task, metrics: MetricSet) -> str | None:
         shown = shown_to_metrics(task, outputs, outputs, two)
         groups = metrics.measure_groups(*shown, torch.arange(2), 2).sums
         alone = []
-        for place in range(2):
-            rows = slice(place, place + 1)
+        for row in range(2):
+            rows = slice(row, row + 1)
             one = {name: value[rows] for name, value in two.items()}
-            part = metrics.measure(*shown_to_metrics(task, outputs[rows], outputs, one, place))
+            part = metrics.measure(*shown_to_metrics(task, outputs[rows], outputs, one, row))
             alone.append(part.sums)
         if _alike(groups, np.stack(alone)) and _alike(metrics.measure(*shown).sums, sum(alone)):
             return None
@@ -126,8 +126,8 @@ def _mixed_losses(task: Task) -> str | None:
         together = task.losses(outputs, two)
         if not _alike(together, task.losses(outputs, two)):  # it draws numbers
             return None
-        for place in range(2):
-            rows = slice(place, place + 1)
+        for row in range(2):
+            rows = slice(row, row + 1)
             alone = task.losses(outputs[rows], {name: value[rows] for name, value in two.items()})
             if not _alike(alone, together[rows]):
                 return (
@@ -155,8 +155,8 @@ def _of_made_up(
         if value.is_floating_point():
             unlike[name] = torch.randn(value.shape, generator=generator).to(value.dtype)
         elif not name.endswith("_length"):
-            places = torch.arange(2).view(2, *[1] * (value.dim() - 1))
-            unlike[name] = places.expand(value.shape).to(value.dtype)
+            numbers = torch.arange(2).view(2, *[1] * (value.dim() - 1))
+            unlike[name] = numbers.expand(value.shape).to(value.dtype)
     try:
         return look(outputs, unlike)
     except Exception:  # noqa: BLE001 - such as of a class that there is not

@@ -145,5 +145,5 @@ class NativeLstm(torch.autograd.Function):
             work.extend(kept)
             return outputs, c
 
-        results, places = folded(apply, info.batch_size, in_dims, operands, (True, False))
-        return (*results, *work), (*places, *(None for _ in work))
+        results, out_dims = folded(apply, info.batch_size, in_dims, operands, (True, False))
+        return (*results, *work), (*out_dims, *(None for _ in work))

@@ -44,12 +44,13 @@ def folded(
         else:
             mapped = operand.movedim(dim, front)
         inside.append(mapped.flatten(front, front + 1))
-    places = [1 if has_times else 0 for has_times in timed]
+    out_dims = [1 if has_times else 0 for has_times in timed]
     results = apply(*inside)
     unfolded = [
-        result.unflatten(place, (size, -1)) for result, place in zip(results, places, strict=True)
+        result.unflatten(out_dim, (size, -1))
+        for result, out_dim in zip(results, out_dims, strict=True)
     ]
-    return tuple(unfolded), tuple(places)
+    return tuple(unfolded), tuple(out_dims)
 
 
 def _of_hidden(gates: Tensor, before: Tensor) -> Tensor:
