@@ -165,5 +165,6 @@ def generator_states() -> tuple[Any, Any, Tensor]:
 
 def same_generator_states(a: tuple[Any, Any, Tensor], b: tuple[Any, Any, Tensor]) -> bool:
     """Return whether nothing was drawn between two results of `generator_states`."""
-    keys = all(np.array_equal(x, y) for x, y in zip(a[1], b[1], strict=True))
-    return a[0] == b[0] and keys and torch.equal(a[2], b[2])
+    (kind, key, *places), (other_kind, other_key, *other_places) = a[1], b[1]
+    numpy_same = [kind, *places] == [other_kind, *other_places] and np.array_equal(key, other_key)
+    return a[0] == b[0] and numpy_same and torch.equal(a[2], b[2])

@@ -11,7 +11,7 @@ statistics of the batch, is evaluated one client at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -178,7 +178,7 @@ class ClientEvaluator:
         task = self._context.task
         with evaluating(model):
             outputs = task.call(model, batch)
-            return _Said(outputs, task.losses(outputs, batch))
+        return _Said(outputs, lambda: task.losses(outputs, batch))
 
     def _check(
         self,
@@ -205,11 +205,11 @@ class ClientEvaluator:
                     alone.rows(both.start - mine.start, both.stop - mine.start)
                 )
                 for start, said in kept
-                if (both := _overlap(slice(start, start + len(said.losses)), mine))
+                if (both := _overlap(slice(start, start + len(said.outputs)), mine))
             )
             if number == 0:
                 others = torch.cat([positions[: mine.start], positions[mine.stop :]])
-                others = others[: len(alone.losses)]
+                others = others[: len(alone.outputs)]
                 beside = self._behind_others(module, others, positions[mine])
                 alike = alike and (beside is None or beside.is_like(alone))
             if not alike:
@@ -231,24 +231,24 @@ class ClientEvaluator:
         except Exception as error:  # noqa: BLE001 - whatever a module says of made-up examples
             _log.info("not evaluated beside made-up examples: %s", error)
             return None
-        return said.rows(len(others), len(said.losses))
+        return said.rows(len(others), len(said.outputs))
 
 
 @dataclass(frozen=True)
 class _Said:
-    """What a model says of B examples: outputs [B, ...], and the losses [B] that follow."""
+    """What a model says of B examples: outputs [B, ...], and what gives the losses [B] of them."""
 
     outputs: Tensor
-    losses: Tensor
+    losses: Callable[[], Tensor]
 
     def rows(self, first: int, end: int) -> _Said:
-        return _Said(self.outputs[first:end], self.losses[first:end])
+        return _Said(self.outputs[first:end], lambda: self.losses()[first:end])
 
     def is_like(self, other: _Said) -> bool:
         """Whether both are the same, to rounding; by the losses, where sequences are padded."""
         if self.outputs.shape == other.outputs.shape:
             return _alike(self.outputs, other.outputs)
-        return _alike(self.losses, other.losses)
+        return _alike(self.losses(), other.losses())
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ is replaced by a recording of it.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from heliotrope.models.layers.seeded import SeededLayer
 
-__all__ = ["attributes", "changed", "hidden_state", "hooks", "is_shared"]
+__all__ = ["attributes", "changed", "hidden_state", "hooks", "is_shared", "vacant"]
 
 _OWN = frozenset(vars(nn.Module()))  # what every module has: parameters, buffers, hooks, ...
 _HOOKS = tuple(sorted(name for name in _OWN if name.endswith("_hooks")))
@@ -77,6 +78,14 @@ def hooks(module: nn.Module) -> Iterator[tuple[str, Mapping[int, Any]]]:
         found = getattr(module, name)
         if found:
             yield name.removeprefix("_"), found
+
+
+def vacant(module: nn.Module) -> Iterator[dict[Any, Any]]:
+    """Yield the dictionaries that every module has and this one keeps nothing in, as for hooks."""
+    for name in _OWN:
+        found = vars(module).get(name)
+        if isinstance(found, dict) and not found and type(found) in (dict, OrderedDict):
+            yield found
 
 
 class _Freezer:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from heliotrope.errors import ConfigError
-from heliotrope.models.hidden import attributes, hooks
+from heliotrope.models.hidden import attributes, hooks, vacant
 from heliotrope.plugin_loading import raised
 
 __all__ = ["Pristine", "gradient_hooks"]
@@ -126,6 +126,8 @@ def _copied(parts: tuple[nn.Module, Any], memo: dict[int, Any]) -> tuple[nn.Modu
         for _, value in attributes(module):
             if isinstance(value, Tensor) and not value.is_leaf:  # torch copies only leaves
                 memo.setdefault(id(value), value.detach().clone())
+        for found in vacant(module):  # `deepcopy` takes long for each, and a module has a dozen
+            memo.setdefault(id(found), type(found)())
     cells: dict[int, tuple[CellType, CellType]] = {}
     for function in _functions(model, around):
         _with_own_cells(function, memo, cells)

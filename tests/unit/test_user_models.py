@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 import distributed.driver
 import federated.simulation
@@ -13,6 +15,7 @@ from heliotrope import config, plugin_loading
 from heliotrope.config import Mode, Run
 from heliotrope.config.checks.run import check
 from heliotrope.errors import ConfigError
+from heliotrope.models.pristine import Pristine
 from tests.support import MODES, compose, type_command
 
 _MODELS = """
@@ -78,3 +81,17 @@ def test_a_sweep_over_a_users_model_is_resumed(
     assert type_command(monkeypatch, "federated", *words, where, job=job) == 0
     assert type_command(monkeypatch, "federated", *words, where, "resume=true", job=job) == 0
     assert widths == [2, 3, 2, 3]
+
+
+def test_copies_of_a_module_share_no_place_for_hooks_or_submodules() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    built, weights = Pristine(model), model.state_dict()
+    first, second = built.copy(weights), built.copy(weights)
+    for module in first.modules():
+        module.register_forward_hook(lambda *_: None)
+        module.register_buffer("late", torch.zeros(1))
+    first[1].add_module("inner", nn.Identity())
+    for other in (model, second, built.copy(weights)):
+        assert not any(module._forward_hooks for module in other.modules())
+        assert not list(other.named_buffers())
+        assert [type(module) for module in other.modules()] == [nn.Sequential, nn.Linear, nn.ReLU]
