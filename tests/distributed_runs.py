@@ -14,13 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from distributed.job import run_job
-from heliotrope.runs import checkpoint
-from heliotrope.runs.checkpoint import Checkpoint
-from tests.support import ROOT, compose, environment
+from tests.support import ROOT, compose, environment, weights_of
 
 # One thread a worker: sums are added in the same order whatever machine or launcher.
 SMALL = (
@@ -43,18 +40,6 @@ def train(directory: Path, *overrides: str, epochs: int = 4) -> Path:
     overrides += (MOMENTUM,) if sgd else ()
     run_job(compose("distributed", *SMALL, f"distributed.epochs={epochs}", *overrides), directory)
     return directory
-
-
-def saved_by(directory: Path) -> Checkpoint:
-    """Return a run's newest checkpoint."""
-    found = checkpoint.latest(directory / "checkpoints", pytest.fail)
-    assert found is not None
-    return found
-
-
-def weights_of(directory: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of a run's newest checkpoint."""
-    return dict(saved_by(directory).model)
 
 
 def seconds_of(directory: Path, part: str = '"seconds"') -> list[float]:

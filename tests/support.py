@@ -30,6 +30,8 @@ from heliotrope.cli import run_mode
 from heliotrope.config import Mode, Run
 from heliotrope.data import Batch, Dense, Examples, Info
 from heliotrope.metrics import Metrics
+from heliotrope.runs import checkpoint
+from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.tasks import Classification, DataFacts
 from heliotrope.training.loop import TrainingBatch
 
@@ -177,6 +179,18 @@ def command(*arguments: str, cwd: Path, timeout: float = 120) -> subprocess.Comp
 def environment() -> dict[str, str]:
     """Return the environment of a child process: this one's, with the checkout importable."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def saved_by(directory: Path) -> Checkpoint:
+    """Return a run's newest checkpoint."""
+    found = checkpoint.latest(directory / "checkpoints", pytest.fail)
+    assert found is not None
+    return found
+
+
+def weights_of(directory: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a run's newest checkpoint."""
+    return dict(saved_by(directory).model)
 
 
 def events_of(directory: Path, *kinds: str) -> list[dict[str, Any]]:

@@ -23,7 +23,6 @@ from heliotrope.errors import (
     RunFailedError,
     WorkerError,
 )
-from heliotrope.runs import checkpoint
 from heliotrope.tasks import Classification
 from tests.distributed_runs import (
     INLINE,
@@ -38,9 +37,8 @@ from tests.distributed_runs import (
     seconds_of,
     train,
     wait_until,
-    weights_of,
 )
-from tests.support import assert_same_tensors, events_of, fresh_seed
+from tests.support import assert_same_tensors, events_of, fresh_seed, saved_by, weights_of
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -183,8 +181,7 @@ def test_a_disk_that_fills_ends_the_run_and_leaves_what_was_whole(tmp_path: Path
     assert "File too large" in output
     assert "Traceback" not in output
     assert all(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
-    saved = checkpoint.latest(tmp_path / "checkpoints", pytest.fail)
-    assert saved is not None
+    saved = saved_by(tmp_path)
 
     epochs = saved.state["epoch"] + 2
     train(tmp_path, *large, "resume=true", epochs=epochs)
@@ -209,7 +206,7 @@ def test_a_disk_without_room_for_an_event_ends_the_run_with_the_cause(
     assert "File too large" in output
     assert f"resume=true hydra.run.dir={tmp_path}" in output
     assert "Traceback" not in output
-    assert checkpoint.latest(tmp_path / "checkpoints", pytest.fail) is not None
+    assert saved_by(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
@@ -314,8 +311,7 @@ def test_a_stopped_run_saves_the_step_it_is_at_and_continues_bit_for_bit(
     assert "Traceback" not in output
     wait_until(lambda: not any(map(alive, below)), seconds=10)
 
-    saved = checkpoint.latest(parts / "checkpoints", pytest.fail)
-    assert saved is not None
+    saved = saved_by(parts)
     assert f"stopped after step {saved.progress}" in output
     assert 0 < saved.state["step"] < 647
     local = INLINE if launcher is INLINE else TORCHRUN

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from heliotrope.runs import checkpoint
 from tests.distributed_runs import (
     RAY,
     TORCHRUN,
@@ -24,9 +23,8 @@ from tests.distributed_runs import (
     process_of_rank,
     train,
     wait_until,
-    weights_of,
 )
-from tests.support import assert_same_tensors, events_of, fresh_seed
+from tests.support import assert_same_tensors, events_of, fresh_seed, saved_by, weights_of
 
 pytestmark = [pytest.mark.usefixtures("no_report"), pytest.mark.slow]
 
@@ -84,7 +82,7 @@ def test_a_node_that_is_not_replaced_ends_the_run_with_the_last_checkpoint(
     assert "distributed.workers=2" in output
     assert "resume=true" in output
     assert "Traceback" not in output
-    assert checkpoint.latest(tmp_path / "checkpoints", pytest.fail) is not None
+    assert saved_by(tmp_path)
 
 
 def test_an_elastic_run_goes_on_with_fewer_and_grows_again(

@@ -25,12 +25,12 @@ from federated.pools.ray_actor import Actor
 from federated.updates import Instruction, Stack, Weights
 from heliotrope.data import load
 from heliotrope.errors import QuorumError, WorkerError
-from heliotrope.runs import checkpoint
 from heliotrope.tasks import task_of
 from tests.federated_runs import SMALL, assert_same_end
 from tests.support import (
     compose,
     events_of,
+    saved_by,
     values_of,
     with_images,
 )
@@ -92,8 +92,7 @@ def test_a_bad_client_is_named_and_left_out(
     failures = events_of(tmp_path, "failure")
     assert [(event["round"], event["client"]) for event in failures] == [(1, 3), (2, 3)]
     assert reason in failures[0]["reason"]
-    final = checkpoint.latest(tmp_path / "checkpoints", pytest.fail)
-    assert final is not None
+    final = saved_by(tmp_path)
     assert all(bool(torch.isfinite(value).all()) for value in final.model.values())
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["bytes_down"] > result["bytes_up"]

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from heliotrope.runs import checkpoint
 from heliotrope.runs.display import OUTPUT_CLOSED
 from tests.distributed_runs import Job, alive, process, wait_until
-from tests.support import environment, fresh_seed
+from tests.support import environment, fresh_seed, saved_by
 
 _ENDLESS = {
     "distributed": ("distributed.epochs=100000",),
@@ -91,8 +90,7 @@ def test_a_run_on_ray_that_is_stopped_saves_and_leaves_nothing(
         began, family = time.monotonic(), _send(job, sent, to)
         output = _assert_ended(job, directory, family, code, began)
     assert f"continue it: resume=true hydra.run.dir={directory}" in output
-    saved = checkpoint.latest(directory / "checkpoints", pytest.fail)
-    assert saved is not None
+    saved = saved_by(directory)
     if mode == "distributed":
         assert f"stopped after step {saved.progress}, which is saved" in output
     else:
@@ -122,8 +120,7 @@ def test_a_run_whose_output_nobody_reads_saves_and_says_why(mode: str, tmp_path:
     assert job.returncode == 141, errors
     assert f"the run is stopped: {OUTPUT_CLOSED}" in errors
     assert f"continue it: resume=true hydra.run.dir={directory}" in errors
-    saved = checkpoint.latest(directory / "checkpoints", pytest.fail)
-    assert saved is not None
+    saved = saved_by(directory)
     assert saved.progress > 0
     events = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert (events[-1]["status"], events[-1]["reason"]) == ("interrupted", OUTPUT_CLOSED)

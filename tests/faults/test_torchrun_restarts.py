@@ -24,9 +24,8 @@ from tests.distributed_runs import (
     seconds_of,
     train,
     wait_until,
-    weights_of,
 )
-from tests.support import assert_same_tensors, events_of, fresh_seed
+from tests.support import assert_same_tensors, events_of, fresh_seed, weights_of
 
 _EPOCHS = 40
 

@@ -25,11 +25,10 @@ from heliotrope.config import Run
 from heliotrope.data import load
 from heliotrope.errors import ConfigError
 from heliotrope.metrics import Metrics
-from heliotrope.runs import checkpoint
 from heliotrope.runs.clock import Clock
 from heliotrope.runs.directory import RunDirectory
 from tests.distributed_runs import SMALL
-from tests.support import ROOT, assert_same_tensors, compose, environment, weights
+from tests.support import ROOT, assert_same_tensors, compose, environment, saved_by, weights
 
 _STRATEGIES = {
     "ddp": ("distributed.ema_decay=null",),
@@ -114,8 +113,7 @@ def test_all_ranks_evaluate_and_save_the_same_buffers(strategy: str, trained: Pa
         assert torch.equal(buffer, other[name]), name
     assert mine["0.2.num_batches_tracked"] == 22
     assert 0 < mine["0.2.running_mean"].abs().sum() < torch.inf
-    saved = checkpoint.latest(trained / strategy / "checkpoints", pytest.fail)
-    assert saved is not None
+    saved = saved_by(trained / strategy)
     for name in mine.keys() & saved.model.keys():
         assert torch.equal(saved.model[name], mine[name]), name
     assert "0.1.seen" in saved.model

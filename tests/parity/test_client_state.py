@@ -25,10 +25,9 @@ from heliotrope.data.preparation import Preparation
 from heliotrope.errors import CheckpointError, ConfigError
 from heliotrope.evaluation import evaluate
 from heliotrope.models import build
-from heliotrope.runs import checkpoint
 from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.tasks import task_of
-from tests.support import assert_same_tensors, compose, fresh_seed
+from tests.support import assert_same_tensors, compose, fresh_seed, saved_by
 
 _USERS, _ITEMS = 7, 9
 _MOVIES = (
@@ -244,9 +243,7 @@ def few_ratings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _run(directory: Path, rounds: int, *more: str) -> Checkpoint:
     settings = (*_MOVIES, "federated.checkpoint_every=1", f"federated.rounds={rounds}", "seed=5")
     run_job(compose("federated", *settings, *more), directory)
-    found = checkpoint.latest(directory / "checkpoints", pytest.fail)
-    assert found is not None
-    return found
+    return saved_by(directory)
 
 
 @pytest.mark.usefixtures("no_report", "few_ratings")

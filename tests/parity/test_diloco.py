@@ -24,17 +24,15 @@ from heliotrope.models import build
 from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.tasks import task_of
 from heliotrope.training.loop import TrainTotals
-from tests.distributed_runs import (
-    INLINE,
-    RAY,
-    SMALL,
-    assert_close,
-    cut,
-    result_of,
-    train,
+from tests.distributed_runs import INLINE, RAY, SMALL, assert_close, cut, result_of, train
+from tests.support import (
+    assert_same_tensors,
+    compose,
+    events_of,
+    everything,
+    training_batch,
     weights_of,
 )
-from tests.support import assert_same_tensors, compose, events_of, everything, training_batch
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

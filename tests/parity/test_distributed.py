@@ -23,9 +23,8 @@ from tests.distributed_runs import (
     assert_close,
     result_of,
     train,
-    weights_of,
 )
-from tests.support import compose, events_of
+from tests.support import compose, events_of, weights_of
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

@@ -23,9 +23,8 @@ from tests.distributed_runs import (
     seconds_of,
     train,
     wait_until,
-    weights_of,
 )
-from tests.support import LaterClock, assert_same_tensors, events_of, fresh_seed
+from tests.support import LaterClock, assert_same_tensors, events_of, fresh_seed, weights_of
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

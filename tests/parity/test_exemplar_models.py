@@ -21,6 +21,7 @@ from heliotrope.config import chosen
 from heliotrope.config.training import LossConfig
 from heliotrope.data import Dense, Examples, Partition
 from tests.exemplars import EXEMPLARS
+from tests.parity.cohorts import weights_of
 from tests.support import compose, fresh_seed
 
 _SIZES = [7, 23, 12]  # examples of each client: their batches of five are not all full
@@ -52,10 +53,6 @@ def _clients(name: str, seed: int, *settings: str) -> TrainingContext:
     )
 
 
-def _weights(clients: TrainingContext) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in clients.model.state_dict().items()}
-
-
 def _in_double(clients: TrainingContext) -> TrainingContext:
     fields = {
         name: Dense(field.values.double())
@@ -63,7 +60,7 @@ def _in_double(clients: TrainingContext) -> TrainingContext:
         else field
         for name, field in clients.train.fields.items()
     }
-    model = clients.fresh_model(_weights(clients)).double()
+    model = clients.fresh_model(weights_of(clients)).double()
     return replace(clients, model=model, train=Examples(fields))
 
 
@@ -76,7 +73,7 @@ def _apart(ours: Mapping[str, Tensor], theirs: Stack, start: Mapping[str, Tensor
 @pytest.mark.parametrize("name", EXEMPLARS)
 def test_stacked_and_captured_clients_are_trained_as_one_by_one(name: str) -> None:
     clients = _in_double(_clients(name, fresh_seed(), "federated.local_epochs=2"))
-    weights, order = _weights(clients), Instruction(1)
+    weights, order = weights_of(clients), Instruction(1)
     cohort = range(len(_SIZES))
     alone = [train_client(clients, weights, order, client) for client in cohort]
     trainer = FastTrainer(clients)

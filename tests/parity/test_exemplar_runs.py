@@ -28,8 +28,16 @@ from heliotrope.data import Dataset, load
 from heliotrope.evaluation import evaluate
 from heliotrope.models import build
 from heliotrope.tasks import Task, example_weights, task_of
-from tests.distributed_runs import INLINE, RAY, assert_close, result_of, weights_of
-from tests.support import ROOT, assert_same_tensors, compose, environment, events_of, fresh_seed
+from tests.distributed_runs import INLINE, RAY, assert_close, result_of
+from tests.support import (
+    ROOT,
+    assert_same_tensors,
+    compose,
+    environment,
+    events_of,
+    fresh_seed,
+    weights_of,
+)
 
 pytestmark = pytest.mark.usefixtures("no_report", "few_examples")
 

@@ -14,9 +14,8 @@ from federated.job import run_job
 from heliotrope.data import load
 from heliotrope.errors import ConfigError
 from heliotrope.evaluation import evaluate
-from heliotrope.runs import checkpoint
 from heliotrope.tasks import task_of
-from tests.support import compose
+from tests.support import compose, saved_by
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -111,8 +110,7 @@ def test_a_model_with_statistics_of_the_batch_is_evaluated_client_by_client_and_
     assert len(lines) == 1
     assert "depends on the rest of the batch" in lines[0]
 
-    saved = checkpoint.latest(tmp_path / "checkpoints", pytest.fail)
-    assert saved is not None
+    saved = saved_by(tmp_path)
     run = compose("federated", *_SMALL, "federated.partition.clients=10")
     run.federated.holdout_fraction = 0.3
     dataset = load(run.data, run.seed)

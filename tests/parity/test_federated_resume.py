@@ -15,8 +15,7 @@ import torch
 
 from federated.job import run_job
 from heliotrope.errors import RunDirectoryError
-from heliotrope.runs import checkpoint
-from tests.support import ROOT, compose, events_of, fresh_seed
+from tests.support import ROOT, compose, events_of, fresh_seed, weights_of
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -36,14 +35,8 @@ def _train(directory: Path, rounds: int, *more: str) -> None:
     run_job(compose("federated", *_SMALL, f"federated.rounds={rounds}", *more), directory)
 
 
-def _weights(directory: Path) -> dict[str, torch.Tensor]:
-    found = checkpoint.latest(directory / "checkpoints", pytest.fail)
-    assert found is not None
-    return dict(found.model)
-
-
 def _same(one: Path, other: Path) -> None:
-    left, right = _weights(one), _weights(other)
+    left, right = weights_of(one), weights_of(other)
     assert left.keys() == right.keys()
     for name, value in left.items():
         assert torch.equal(value, right[name]), name
@@ -60,7 +53,7 @@ def test_a_run_continued_equals_a_run_in_one_go(strategy: str, tmp_path: Path) -
     _train(tmp_path / "parts", 3, choice, "resume=true")
     _train(tmp_path / "parts", 5, choice, "resume=true")
 
-    left, right = _weights(tmp_path / "whole"), _weights(tmp_path / "parts")
+    left, right = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert all(torch.equal(value, right[name]) for name, value in left.items())
 
 
@@ -123,7 +116,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 
     assert str(newest) in capsys.readouterr().out
     assert str(newest) in (tmp_path / "cut" / "run.log").read_text()
-    left, right = _weights(tmp_path / "whole"), _weights(tmp_path / "cut")
+    left, right = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
     assert all(torch.equal(value, right[name]) for name, value in left.items())
 
 

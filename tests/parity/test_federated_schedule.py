@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from federated.engine.thread_lane import ThreadLane
 from federated.job import run_job
 from heliotrope.errors import ConfigError
-from heliotrope.runs import checkpoint
-from tests.support import assert_same_tensors, compose
+from tests.support import assert_same_tensors, compose, weights_of
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -43,12 +41,6 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
 
 def _run(directory: Path, *settings: str) -> None:
     run_job(compose("federated", *_SMALL, *settings), directory)
-
-
-def _weights(directory: Path) -> dict[str, torch.Tensor]:
-    found = checkpoint.latest(directory / "checkpoints", pytest.fail)
-    assert found is not None
-    return dict(found.model)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +72,7 @@ def test_the_rate_of_the_round_is_that_of_qfedavg_too(tmp_path: Path) -> None:
     run = compose("federated", *_SMALL, strategy, "federated.rounds=1")
     run.federated.lr_warmup_rounds = 1  # ends after it: refused on the command line
     run_job(run, tmp_path / "warm")
-    assert_same_tensors(_weights(tmp_path / "half"), _weights(tmp_path / "warm"))
+    assert_same_tensors(weights_of(tmp_path / "half"), weights_of(tmp_path / "warm"))
     with pytest.raises(ConfigError, match=r"federated.lr_horizon=2 has no effect"):
         compose("federated", "federated.rounds=1", *warmed)
 
@@ -95,7 +87,7 @@ def test_a_scheduled_run_is_lengthened_only_with_a_horizon(tmp_path: Path) -> No
     _run(tmp_path / "whole", *four, "federated.rounds=4")
     _run(tmp_path / "planned", *four, "federated.rounds=2")
     _run(tmp_path / "planned", *four, "federated.rounds=4", "resume=true")
-    assert_same_tensors(_weights(tmp_path / "whole"), _weights(tmp_path / "planned"))
+    assert_same_tensors(weights_of(tmp_path / "whole"), weights_of(tmp_path / "planned"))
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,9 @@ from federated.pools.cohort_worker import CohortWorker
 from federated.pools.inprocess import InProcessPool
 from federated.strategies.mean import FedAdam
 from heliotrope.errors import QuorumError, RunFailedError
-from heliotrope.runs import checkpoint
 from heliotrope.runs.clock import clock_from_now
 from heliotrope.runs.events import Tracker
-from tests.support import LaterClock, assert_same_tensors, compose, events_of
+from tests.support import LaterClock, assert_same_tensors, compose, events_of, saved_by
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -42,12 +41,6 @@ _CUT = 3  # the round that is cut off
 
 def _train(directory: Path, *more: str) -> None:
     run_job(compose("federated", *_SMALL, *more), directory)
-
-
-def _saved(directory: Path) -> checkpoint.Checkpoint:
-    found = checkpoint.latest(directory / "checkpoints", pytest.fail)
-    assert found is not None
-    return found
 
 
 def _nth(function: Callable[..., Any], number: int, instead: Callable[..., Any]) -> Any:
@@ -103,7 +96,7 @@ def test_an_interrupted_run_goes_on_from_the_last_whole_round(
         _train(tmp_path / "cut")
     monkeypatch.undo()
     monkeypatch.setattr("heliotrope.report.write_report", lambda *_: None)
-    assert _saved(tmp_path / "cut").progress == reached
+    assert saved_by(tmp_path / "cut").progress == reached
 
     _train(tmp_path / "cut", "resume=true")
 
@@ -111,8 +104,8 @@ def test_an_interrupted_run_goes_on_from_the_last_whole_round(
 
 
 def _assert_same(whole: Path, cut: Path) -> None:
-    assert_same_tensors(dict(_saved(whole).model), dict(_saved(cut).model))
-    assert_same_tensors(dict(_saved(whole).arrays), dict(_saved(cut).arrays))
+    assert_same_tensors(dict(saved_by(whole).model), dict(saved_by(cut).model))
+    assert_same_tensors(dict(saved_by(whole).arrays), dict(saved_by(cut).arrays))
     assert events_of(whole) == events_of(cut)
     results = [json.loads((path / "result.json").read_text()) for path in (whole, cut)]
     targets = [{k: v for k, v in r["target"].items() if k != "seconds"} for r in results]
@@ -145,7 +138,7 @@ def test_a_strategy_without_a_usable_model_leaves_the_round_before(
         patched.setattr(FedAdam, "aggregate_mean", _nth(function, _CUT, instead))
         with pytest.raises(RunFailedError, match="round 3: strategy fedadam"):
             _train(tmp_path / "cut")
-    assert _saved(tmp_path / "cut").progress == 2
+    assert saved_by(tmp_path / "cut").progress == 2
 
     _train(tmp_path / "cut", "resume=true")
 
@@ -180,7 +173,7 @@ def test_a_round_below_its_quorum_is_done_after_a_resume(
         patched.setattr(CohortWorker, method, _nth(function, _CUT, nobody))
         with pytest.raises(QuorumError, match=r"round 3: 0 of \d clients succeeded"):
             _train(tmp_path / "cut")
-    assert _saved(tmp_path / "cut").progress == reached
+    assert saved_by(tmp_path / "cut").progress == reached
 
     _train(tmp_path / "cut", "resume=true")
 

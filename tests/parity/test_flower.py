@@ -14,8 +14,7 @@ from omegaconf import OmegaConf
 from federated.job import run_job
 from heliotrope import registry
 from heliotrope.config import Run
-from heliotrope.runs import checkpoint
-from tests.support import compose
+from tests.support import compose, saved_by
 
 _ROOT = Path(__file__).parents[2]
 _FLOWERS = [name for name in registry.names("strategy") if name.startswith("flower_")]
@@ -77,8 +76,7 @@ def flower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_our_engine_gives_what_flower_gives(strategy: str, flower: Path, tmp_path: Path) -> None:
     run_job(_run(strategy), tmp_path)
 
-    ours = checkpoint.latest(tmp_path / "checkpoints", pytest.fail)
-    assert ours is not None
+    ours = saved_by(tmp_path)
     assert ours.progress == 3
     theirs = np.load(flower / f"{strategy}.npz")
     assert set(theirs) == set(ours.model)

@@ -14,6 +14,7 @@ from federated.pools.cohort_worker import CohortWorker
 from federated.updates import Instruction
 from heliotrope.data import load
 from heliotrope.tasks import task_of
+from tests.parity.cohorts import weights_of
 from tests.support import assert_same_tensors, compose
 
 
@@ -22,10 +23,6 @@ def _clients(*settings: str) -> TrainingContext:
     dataset = load(run.data, run.seed)
     task = task_of(dataset, run)
     return assemble(run, task, dataset.train, divide(run, dataset))
-
-
-def _weights(clients: TrainingContext) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in clients.model.state_dict().items()}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +38,7 @@ def test_the_rate_of_a_round_takes_the_place_of_the_configs(
 ) -> None:
     clients = _clients(*optimizer, "optimizer.lr=0.5")
     slow = replace(clients, optimizer=replace(clients.optimizer, lr=0.01))
-    weights = _weights(clients)
+    weights = weights_of(clients)
     for kind in kinds:
         choice = ExecutionPlan(kind, 1, 2)
         worker, other = CohortWorker(clients, 1), CohortWorker(slow, 1)
@@ -54,7 +51,7 @@ def test_the_rate_of_a_round_takes_the_place_of_the_configs(
 @pytest.mark.parametrize("kind", ["sequential", "captured", "batched"])
 def test_the_loss_at_the_global_weights_is_told_where_it_is_asked_for(kind: str) -> None:
     clients = _clients("loss.label_smoothing=0.1", "evaluation_batch_size=16")
-    weights, cohort = _weights(clients), [0, 3, 7]
+    weights, cohort = weights_of(clients), [0, 3, 7]
     worker, choice = CohortWorker(clients, 1), ExecutionPlan(kind, 1, 2)
     reply = worker.train(weights, Instruction(1, start_loss=True), cohort, choice, reduce=False)
     assert sorted(reply.start_losses) == cohort
@@ -96,7 +93,7 @@ def test_a_client_whose_loss_cannot_be_told_is_named_and_left_out(
     clients = _clients()
     order = Instruction(1, start_loss=True)
     reply = CohortWorker(clients, 1).train(
-        _weights(clients), order, [0, 3, 7], ExecutionPlan("sequential", 1), reduce=False
+        weights_of(clients), order, [0, 3, 7], ExecutionPlan("sequential", 1), reduce=False
     )
     assert [update.clients for update in reply.updates] == [(0,), (7,)]
     [failure] = reply.failures

@@ -10,8 +10,7 @@ import torch
 import distributed.job
 import federated.job
 from heliotrope import plugin_loading
-from heliotrope.runs import checkpoint
-from tests.support import choices, compose
+from tests.support import choices, compose, saved_by
 
 _EVERY_EXAMPLE = 10_000  # a batch size above the number of training examples
 
@@ -82,11 +81,6 @@ def _expect_equal(tmp_path: Path, partition: str, *shared: str) -> None:
     distributed.job.run_job(data_parallel, tmp_path / "distributed")
     federated.job.run_job(clients, tmp_path / "federated")
 
-    one, other = (
-        checkpoint.latest(tmp_path / mode / "checkpoints", pytest.fail)
-        for mode in ("distributed", "federated")
-    )
-    assert one is not None
-    assert other is not None
+    one, other = (saved_by(tmp_path / mode) for mode in ("distributed", "federated"))
     for name, value in one.model.items():
         torch.testing.assert_close(other.model[name], value, rtol=1e-4, atol=1e-6, msg=name)

@@ -30,6 +30,7 @@ from heliotrope.models import seed_dropout
 from heliotrope.seeding import isolated_rng
 from heliotrope.tasks import task_of
 from tests import odd_computations, odd_modules, odd_state
+from tests.parity.cohorts import weights_of
 from tests.support import compose, global_random_state_untouched, with_images
 
 _COHORT = [0, 2, 3, 5]
@@ -82,10 +83,6 @@ def _clients(kind: type[nn.Module], *settings: str) -> TrainingContext:
     return replace(clients, model=model)
 
 
-def _weights(clients: TrainingContext) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in clients.model.state_dict().items()}
-
-
 def _in_double(clients: TrainingContext) -> TrainingContext:
     model = copy.deepcopy(clients.fresh_model(clients.model.state_dict())).double()
     return replace(clients, model=model, train=with_images(clients.train, Tensor.double))
@@ -105,7 +102,7 @@ def _apart(ours: Mapping[str, Tensor], theirs: Stack, start: Mapping[str, Tensor
 )
 def test_the_default_way_gives_the_sequential_update(kind: type[nn.Module]) -> None:
     clients = _clients(kind)
-    weights, order = _weights(clients), Instruction(1)
+    weights, order = weights_of(clients), Instruction(1)
     worker = CohortWorker(clients, 1)
     decision = worker.decide(10, ())
     assert decision.execution is not None
@@ -143,7 +140,7 @@ def test_products_of_weights_are_exact_in_every_way(
     name: str, settings: str, captures: bool
 ) -> None:
     clients = _in_double(_clients(getattr(odd_modules, name), *settings.split()))
-    weights, order, cohort = _weights(clients), Instruction(2, proximal(0.05)), _COHORT[:2]
+    weights, order, cohort = weights_of(clients), Instruction(2, proximal(0.05)), _COHORT[:2]
     trainer = FastTrainer(clients, captures=captures)
     ways = [trainer.train_stacked(weights, order, cohort)]
     if captures:
@@ -170,7 +167,7 @@ def test_products_of_weights_are_exact_in_every_way(
 )
 def test_the_reference_is_a_plain_loop_over_a_new_module(kind: type[nn.Module]) -> None:
     clients = _clients(kind, "federated.local_epochs=3")
-    weights = _weights(clients)
+    weights = weights_of(clients)
     for client in _COHORT[:2]:
         model = kind().train()
         model.load_state_dict(weights)
@@ -238,7 +235,7 @@ def test_a_weight_that_is_made_in_training_is_named() -> None:
     worker = CohortWorker(clients, 1)
     choice = worker.decide(10, ()).execution
     assert choice is not None
-    reply = worker.train(_weights(clients), Instruction(1), [3], choice, reduce=True)
+    reply = worker.train(weights_of(clients), Instruction(1), [3], choice, reduce=True)
     (failure,) = reply.failures
     assert "adds or removes gain" in failure.reason
 
@@ -267,7 +264,7 @@ def test_dropout_in_place_changes_what_it_is_given(by_function: bool) -> None:
             return h
 
     clients = _clients(InPlace)
-    weights = _weights(clients)
+    weights = weights_of(clients)
     dropped = train_client(clients, weights, Instruction(1), 3)
     plain = train_client(_clients(odd_modules.Base), weights, Instruction(1), 3)
     (whole,) = plain.rows()
@@ -281,7 +278,7 @@ def test_dropout_in_place_changes_what_it_is_given(by_function: bool) -> None:
 def test_small_pulls_are_not_lost_in_rounding_over_many_steps(optimizer: str, decay: float) -> None:
     settings = [f"optimizer={optimizer}", "optimizer.lr=0.0005", f"optimizer.weight_decay={decay}"]
     clients = _clients(odd_modules.Base, "federated.batch_size=1", *settings)
-    weights, order = _weights(clients), Instruction(1, proximal(0.1))
+    weights, order = weights_of(clients), Instruction(1, proximal(0.1))
     exact = train_client(_in_double(clients), weights, order, 3)
     (own,) = train_client(clients, weights, order, 3).rows()
     (ours,) = FastTrainer(clients).train_stacked(weights, order, [3]).rows()
@@ -309,7 +306,7 @@ def test_a_narrow_model_takes_a_fast_way_at_a_small_rate(rate: float) -> None:
 def test_each_client_begins_with_the_module_as_built() -> None:
     for kind in (odd_modules.LateCounter, odd_modules.RunningMean, odd_modules.OwnGenerator):
         clients = _clients(kind)
-        weights = _weights(clients)
+        weights = weights_of(clients)
         alone = train_client(_clients(kind), weights, Instruction(1), 3)
         train_client(clients, weights, Instruction(1), 0)
         after = train_client(clients, weights, Instruction(1), 3)
@@ -320,7 +317,7 @@ def test_each_client_begins_with_the_module_as_built() -> None:
 @pytest.mark.parametrize("name", ["LayerDrop", "NumpyNoise", "TorchNoise"])
 def test_process_wide_generators_are_seeded_for_each_client(name: str) -> None:
     clients = _clients(getattr(odd_modules, name))
-    weights = _weights(clients)
+    weights = weights_of(clients)
     found = []
     for state in (1, 2):
         random.seed(state)
@@ -336,7 +333,7 @@ def test_process_wide_generators_are_seeded_for_each_client(name: str) -> None:
 
 def test_a_model_delivered_in_eval_mode_trains_in_training_mode() -> None:
     clients = _clients(odd_modules.EvalMode)
-    weights = _weights(clients)
+    weights = weights_of(clients)
     (ours,) = FastTrainer(clients).train_stacked(weights, Instruction(1), [3]).rows()
     expected = train_client(clients, weights, Instruction(1), 3)
     assert _apart(ours.arrays, expected, weights) < 1e-5
@@ -391,7 +388,7 @@ def test_a_stack_is_freed_before_the_next_one_is_made() -> None:
     choice = CohortWorker(clients, 1).decide(1, ()).execution
     assert choice is not None
     before: weakref.ref[Stack] | None = None
-    for stack in lane._stacks(_weights(clients), Instruction(1), _COHORT, choice, []):
+    for stack in lane._stacks(weights_of(clients), Instruction(1), _COHORT, choice, []):
         gc.collect()
         assert before is None or before() is None
         before = weakref.ref(stack)

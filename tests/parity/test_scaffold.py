@@ -23,10 +23,9 @@ from federated.strategies import ModelFacts, build_strategy
 from federated.strategies.scaffold import Scaffold
 from heliotrope.config import Run
 from heliotrope.data import load
-from heliotrope.runs import checkpoint
 from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.tasks import task_of
-from tests.support import assert_same_tensors, compose, with_images
+from tests.support import assert_same_tensors, compose, saved_by, with_images
 
 _CLIENTS, _RATE, _SERVER_RATE = 5, 0.1, 0.7
 _COHORTS = ([0, 2, 3], [1, 2, 4], [0, 2, 4])
@@ -143,9 +142,7 @@ def _close(found: Tensor, expected: Tensor) -> None:
 
 def _job(directory: Path, rounds: int, *more: str) -> Checkpoint:
     run_job(compose("federated", *_SMALL, f"federated.rounds={rounds}", *more), directory)
-    found = checkpoint.latest(directory / "checkpoints", pytest.fail)
-    assert found is not None
-    return found
+    return saved_by(directory)
 
 
 @pytest.mark.usefixtures("no_report")

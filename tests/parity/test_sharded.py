@@ -10,17 +10,8 @@ import torch
 
 import distributed.launch.torchrun
 from heliotrope.commands.evaluate import evaluate_run
-from tests.distributed_runs import (
-    INLINE,
-    RAY,
-    TORCHRUN,
-    assert_close,
-    cut,
-    result_of,
-    train,
-    weights_of,
-)
-from tests.support import assert_same_tensors
+from tests.distributed_runs import INLINE, RAY, TORCHRUN, assert_close, cut, result_of, train
+from tests.support import assert_same_tensors, weights_of
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

@@ -11,17 +11,8 @@ from torch.amp import GradScaler
 
 import distributed.strategies.engine
 from heliotrope.commands.evaluate import evaluate_run
-from tests.distributed_runs import (
-    INLINE,
-    RAY,
-    assert_close,
-    cut,
-    result_of,
-    saved_by,
-    train,
-    weights_of,
-)
-from tests.support import assert_same_tensors, events_of
+from tests.distributed_runs import INLINE, RAY, assert_close, cut, result_of, train
+from tests.support import assert_same_tensors, events_of, saved_by, weights_of
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
