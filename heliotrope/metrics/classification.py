@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from heliotrope.metrics.base import Batch, Cell, Direction, Metric, MetricWithPanels, Sums
+from heliotrope.panels import CONFUSION, NAMES, RELIABILITY
 
 __all__ = ["Accuracy", "CalibrationError", "Confusion"]
 
@@ -53,7 +54,7 @@ class Confusion(MetricWithPanels):
 
     def panels(self, sums: Sums) -> dict[str, Any]:
         counts = self._matrix(sums).astype(np.int64)
-        return {"confusion_matrix": counts.tolist(), "class_names": list(self.class_names)}
+        return {CONFUSION: counts.tolist(), NAMES: list(self.class_names)}
 
     def _matrix(self, sums: Sums) -> Sums:
         classes = len(self.class_names)
@@ -135,9 +136,9 @@ class CalibrationError(MetricWithPanels):
     def panels(self, sums: Sums) -> dict[str, Any]:
         count, confidence, right = self._rows(sums)
         some = count > 0
-        found = (count[some], confidence[some] / count[some], right[some] / count[some])
-        names = ("count", "confidence", "accuracy")
-        return {"reliability": dict(zip(names, (part.tolist() for part in found), strict=True))}
+        n = count[some]
+        means = RELIABILITY.of((confidence[some] / n).tolist(), (right[some] / n).tolist())
+        return {RELIABILITY.key: {"count": n.tolist(), **means}}
 
     def _rows(self, sums: Sums) -> tuple[Sums, Sums, Sums]:
         count, confidence, right = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from heliotrope.metrics.base import Batch, Cell, Direction, MetricWithPanels, Sums
+from heliotrope.panels import PRECISION_RECALL, ROC
 
 __all__ = ["ScoreCurves"]
 
@@ -90,8 +91,8 @@ class ScoreCurves(MetricWithPanels):
         shares = (found / found[-1], wrong / wrong[-1], found / (found + wrong))
         recall, false, precision = (share.round(_DIGITS).tolist() for share in shares)
         return {
-            "roc": {"false_positive_rate": [0.0, *false], "true_positive_rate": [0.0, *recall]},
-            "precision_recall": {"recall": recall, "precision": precision},
+            ROC.key: ROC.of([0.0, *false], [0.0, *recall]),
+            PRECISION_RECALL.key: PRECISION_RECALL.of(recall, precision),
         }
 
     def _falling(self, sums: Sums) -> tuple[Sums, Sums]:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from heliotrope.metrics.base import Batch, Cell, Direction, Metric, MetricWithPanels, Sums
+from heliotrope.panels import HISTOGRAM
 
 __all__ = ["PredictionHistogram", "RegressionErrors"]
 
@@ -84,4 +85,4 @@ class PredictionHistogram(MetricWithPanels):
 
     def panels(self, sums: Sums) -> dict[str, Any]:
         counts = sums.reshape(self.bins, self.bins).astype(np.int64).tolist()
-        return {"predictions": {"low": self.low, "high": self.high, "counts": counts}}
+        return {HISTOGRAM: {"low": self.low, "high": self.high, "counts": counts}}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from heliotrope.panels import CONFUSION, NAMES
 from heliotrope.report.charts import AXES, Chart, Drawing, Studio
 from heliotrope.report.record import Point, RunRecord, drawable, number
 from heliotrope.report.summary import order_metrics, target
@@ -115,8 +116,8 @@ def matrices(runs: Sequence[RunRecord], labels: Sequence[str], studio: Studio) -
     """Return the last confusion matrix of every run that has one."""
     found = []
     for run, label in zip(runs, labels, strict=True):
-        events = [event for event in run.events if "confusion_matrix" in event]
-        counts = _square(events[-1]["confusion_matrix"]) if events else None
+        events = [event for event in run.events if CONFUSION in event]
+        counts = _square(events[-1][CONFUSION]) if events else None
         if counts:
             found.append(_matrix(label, counts, _names(events[-1], len(counts)), studio))
     return found
@@ -134,7 +135,7 @@ def _square(value: object) -> list[list[int]] | None:
 
 
 def _names(event: Mapping[str, Any], size: int) -> list[str]:
-    names = event.get("class_names")
+    names = event.get(NAMES)
     fits = isinstance(names, list) and len(names) == size
     return [str(name) for name in names] if fits and names else [str(i) for i in range(size)]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from heliotrope.panels import HISTOGRAM, PRECISION_RECALL, RELIABILITY, ROC, Curve
 from heliotrope.report.charts import Drawing, Studio
 from heliotrope.report.record import Point, RunRecord, drawable, number
 from heliotrope.report.units import metric_text
@@ -27,11 +28,9 @@ class PredictionRow:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A curve within the unit square: where its points are kept, and what it is called."""
+    """A curve, what it is called, and what is said of it."""
 
-    key: str
-    x: str
-    y: str
+    curve: Curve
     caption: str
     say: Callable[[Sequence[Point]], str]
 
@@ -51,7 +50,7 @@ def predictions(
     histograms = [
         _histogram(label, counts, low, high, studio)
         for run, label in zip(runs, labels, strict=True)
-        for counts, low, high in _counts(_last(run, "predictions"))
+        for counts, low, high in _counts(_last(run, HISTOGRAM))
     ]
     if histograms:
         hint = "Shade: how often (square-root scale). Dotted: predicted as they are."
@@ -71,13 +70,14 @@ def _curves(
     kind: _Kind, runs: Sequence[RunRecord], labels: Sequence[str], studio: Studio
 ) -> tuple[list[int], Drawing] | None:
     """Draw one kind of curve of all runs; return the positions of those that have it."""
-    lines = [_points(_last(run, kind.key), kind.x, kind.y) for run in runs]
+    curve = kind.curve
+    lines = [_points(_last(run, curve.key), curve.x, curve.y) for run in runs]
     drawn = [index for index, line in enumerate(lines) if line]
     if not drawn:
         return None
     said = [f"{labels[index]}: {kind.say(lines[index])}." for index in drawn]
-    names = tuple(name.replace("_", " ") for name in (kind.x, kind.y))
-    svg = studio.unit_curves(lines, names, diagonal=kind.key != "precision_recall")
+    names = tuple(name.replace("_", " ") for name in (curve.x, curve.y))
+    svg = studio.unit_curves(lines, names, diagonal=curve != PRECISION_RECALL)
     return drawn, Drawing(kind.caption, f"{kind.caption}. {' '.join(said)}", svg)
 
 
@@ -107,13 +107,14 @@ def _ends(line: Sequence[Point]) -> str:
 
 
 def _gap(line: Sequence[Point]) -> str:
-    return f"confidence and accuracy differ by up to {max(abs(y - x) for x, y in line):.4f}"
+    gap = max(abs(y - x) for x, y in line)
+    return f"{RELIABILITY.x} and {RELIABILITY.y} differ by up to {gap:.4f}"
 
 
 _KINDS = (
-    _Kind("roc", "false_positive_rate", "true_positive_rate", "ROC curve", _area),
-    _Kind("precision_recall", "recall", "precision", "precision and recall", _ends),
-    _Kind("reliability", "confidence", "accuracy", "reliability", _gap),
+    _Kind(ROC, "ROC curve", _area),
+    _Kind(PRECISION_RECALL, "precision and recall", _ends),
+    _Kind(RELIABILITY, "reliability", _gap),
 )
 
 

@@ -41,6 +41,7 @@ LAYERS = {
         "heliotrope.config",
         "heliotrope.cluster",
         "heliotrope.data",
+        "heliotrope.panels",
         "heliotrope.metrics",
         "heliotrope.tasks",
         "heliotrope.models",

@@ -89,7 +89,10 @@ class Step(ABC):
 
     @abstractmethod
     def fitted(self, statistic: Any) -> Fitted:
-        """Return the step, fitted to rows of this statistic; None fits it to nothing."""
+        """Return the step, fitted to rows of this statistic; None fits it to nothing.
+
+        Raises `DataError` if it cannot be fitted to these rows.
+        """
 
     def by_group(self, statistic: Any) -> Fitted:
         """Return the step, fitted to each client's own rows if it scales numbers.
@@ -112,7 +115,10 @@ class Fitted(ABC):
 
     @abstractmethod
     def fields(self, raw: Raw) -> Mapping[str, Field]:
-        """Return fields of the batch, of all examples."""
+        """Return fields of the batch, of all examples.
+
+        Raises `DataError` naming origin, row and column of what it has no value for.
+        """
 
     def grouped(self, raw: Raw, groups: Groups, known: Grouped) -> Mapping[str, Field]:  # noqa: ARG002
         """Return fields of which rows are fitted to the rows of their group in `known`, if any are.
