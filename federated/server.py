@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
@@ -36,10 +35,11 @@ from heliotrope.shell import typed
 from .engine.context import TrainingContext
 from .engine.execution import ExecutionPlan
 from .flower.grid import CohortGrid
-from .flower.messages import LEARNING_RATE, read_arrays, to_record
+from .flower.messages import LEARNING_RATE, read_arrays, sums_of, to_record
 from .fractions import fraction_rounded_up
 from .population.evaluated import clients_to_evaluate, rows_due
 from .remedies import naming, of_divergence, of_failure, of_other_weights
+from .strategies import adds_evaluations
 from .strategies.mean import MeanStrategy
 from .strategies.state import restore, snapshot
 from .updates import is_finite
@@ -285,12 +285,16 @@ class Server:
     def _evaluate_clients(self, server_round: int) -> None:
         """Federated evaluation: clients on their held-out examples, sums added exactly."""
         drawn = self._population.draw_evaluating(server_round, self._evaluating)
-        self._grid.offer(drawn)
-        with self._strategys(server_round):
-            messages = self._strategy.configure_evaluate(
-                server_round, self.state.arrays, ConfigRecord(), self._grid
-            )
-        replies = self._grid.send_and_receive(messages)
+        replies = None
+        if adds_evaluations(self._strategy):  # a message takes longer than a client's evaluation
+            self._grid.evaluate(read_arrays(self.state.arrays), drawn)
+        else:
+            self._grid.offer(drawn)
+            with self._strategys(server_round):
+                messages = self._strategy.configure_evaluate(
+                    server_round, self.state.arrays, ConfigRecord(), self._grid
+                )
+            replies = self._grid.send_and_receive(messages)
         done = self._grid.evaluations
         assert done is not None
         if done.alone is not None and not self._said_alone:
@@ -298,10 +302,12 @@ class Server:
             _log.warning("clients are evaluated one at a time: %s", done.alone)
             self._say(f"{self._run.model.name} is evaluated one client at a time: {done.alone}")
         self._check_quorum(server_round, len(done.clients), len(drawn))
-        with self._strategys(server_round):
-            summed = self._strategy.aggregate_evaluate(server_round, replies)
-        assert summed is not None
-        total = self._task.metrics.from_vector(_vector(summed["sums"]))
+        total = done.total
+        if replies is not None:
+            with self._strategys(server_round):
+                summed = self._strategy.aggregate_evaluate(server_round, replies)
+            assert summed is not None
+            total = self._task.metrics.from_vector(sums_of(summed))
         self.state.counts.bytes_down += len(drawn) * self._model_bytes
         due = rows_due(self._cfg, server_round)
         rows = {"clients": done.rows()} if due else {}
@@ -392,7 +398,3 @@ class Server:
         self.state.counts = Progress(**state["counts"])
         self.state.clock.resume(max(state["seconds"], known))
         self.state.clock.train_seconds = state["train_seconds"]
-
-
-def _vector(value: Any) -> Any:
-    return torch.tensor(value, dtype=torch.float64).numpy()

@@ -16,7 +16,7 @@ from ..client_state import ClientStates, StateStore
 from ..engine.client_metrics import Evaluations
 from ..engine.execution import ExecutionPlan
 from ..pools.base import Pool
-from ..updates import Failure, Update
+from ..updates import Failure, Update, Weights
 from .messages import (
     become_server,
     content_of,
@@ -91,7 +91,7 @@ class CohortGrid(Grid):
         groups: dict[int, list[Message]] = {}
         for message in messages:  # a record shared by many messages is read once
             groups.setdefault(id(message.content), []).append(stamp(message))
-        self.updates, self.failures, self.evaluations, self.mean = [], [], None, None
+        self._begin()
         replies: list[tuple[int, Message]] = []
         for group in groups.values():
             if group[0].metadata.message_type == MessageType.TRAIN:
@@ -99,6 +99,15 @@ class CohortGrid(Grid):
             else:
                 replies += self._evaluate(group)
         return [reply for _, reply in sorted(replies, key=lambda pair: pair[0])]
+
+    def evaluate(self, weights: Weights, cohort: Sequence[int]) -> None:
+        """Evaluate clients without a message to each: what they say are the `evaluations`."""
+        self._begin()
+        self.evaluations = done = self.pool.evaluate(weights, cohort, self.personal_of(cohort))
+        self.failures += done.failures
+
+    def _begin(self) -> None:
+        self.updates, self.failures, self.evaluations, self.mean = [], [], None, None
 
     def _train(self, messages: Sequence[Message]) -> list[tuple[int, Message]]:
         weights, instruction = content_of(messages[0])
@@ -149,8 +158,7 @@ class CohortGrid(Grid):
         weights, _ = content_of(messages[0])
         asked = {message.metadata.dst_node_id: message for message in messages}
         cohort = sorted(asked)
-        done = self.pool.evaluate(weights, cohort, self.personal_of(cohort))
-        self.evaluations = done
+        self.evaluations = done = self.pool.evaluate(weights, cohort, self.personal_of(cohort))
         self.failures += done.failures
         replies = [
             (bad.client, error_reply(bad.reason, asked[bad.client])) for bad in done.failures

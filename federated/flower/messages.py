@@ -36,6 +36,7 @@ __all__ = [
     "stack_of",
     "stamp",
     "summed_evaluations",
+    "sums_of",
     "to_record",
     "train_reply",
 ]
@@ -173,6 +174,11 @@ def summed_evaluations(replies: Sequence[RecordDict], _weight_key: str) -> Metri
         np.asarray(record["sums"]) for reply in replies for record in reply.metric_records.values()
     ]
     return MetricRecord({"sums": np.sum(vectors, axis=0).tolist()})
+
+
+def sums_of(summed: MetricRecord) -> NDArray[np.float64]:
+    """Return the sums that `summed_evaluations` gave, as a vector."""
+    return np.asarray(summed["sums"], dtype=np.float64)
 
 
 def error_reply(reason: str, reply_to: Message) -> Message:

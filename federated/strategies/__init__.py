@@ -24,7 +24,7 @@ from .qfedavg import QFedAvg
 from .robust import RobustStrategy, least_trimmed
 from .scaffold import check_scaffold
 
-__all__ = ["ModelFacts", "build_strategy", "reduces"]
+__all__ = ["ModelFacts", "adds_evaluations", "build_strategy", "reduces"]
 
 # Every client that the grid offers is asked: a cohort is drawn outside of the strategy.
 _TAKES_ALL: dict[str, Any] = {
@@ -93,6 +93,17 @@ def reduces(cfg: FederatedConfig, strategy: Strategy) -> bool:
             f"{', or mean_is_enough = True in the class' if theirs else ''}."
         )
     return able and cfg.reduce != "none"
+
+
+def adds_evaluations(strategy: Strategy) -> bool:
+    """Tell whether every client that is offered is evaluated, and their sums are added.
+
+    Flower's `FedAvg` does that, as it is set here; a strategy with methods of its own may not.
+    """
+    return all(
+        getattr(type(strategy), name) is getattr(flower.FedAvg, name)
+        for name in ("configure_evaluate", "aggregate_evaluate")
+    )
 
 
 def _check(cfg: FederatedConfig) -> None:

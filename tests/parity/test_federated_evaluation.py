@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Message
 from torch import Tensor, nn
 
 from federated.engine.context import assemble, divide
+from federated.flower.grid import CohortGrid
 from federated.job import run_job
 from heliotrope.data import load
 from heliotrope.errors import ConfigError
@@ -77,6 +80,28 @@ def test_rows_of_clients_are_written_as_often_as_asked_and_at_the_end(tmp_path: 
     assert [event["round"] for event in events] == [1, 2, 3, 4]
     assert [event["round"] for event in events if "clients" in event] == [3, 4]
     assert all(event["evaluated"] == len(_holding()) for event in events)
+
+
+def test_clients_say_the_same_with_a_message_to_each_and_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages to a million clients take longer than what they ask for."""
+    calls: list[object] = []
+    asks = CohortGrid.send_and_receive
+
+    def counted(grid: CohortGrid, messages: Iterable[Message]) -> list[Message]:
+        calls.append(messages)
+        return asks(grid, messages)
+
+    monkeypatch.setattr(CohortGrid, "send_and_receive", counted)
+    without = _train(tmp_path / "without", "federated.rounds=2")
+    assert len(calls) == 2  # to train
+    monkeypatch.setattr("federated.server.adds_evaluations", lambda _: False)
+    asked = _train(tmp_path / "asked", "federated.rounds=2")
+    assert len(calls) == 2 + 4
+    for ours, theirs in zip(without, asked, strict=True):
+        differing = {name for name in ours if ours[name] != theirs[name]}
+        assert differing <= {"time", "seconds"}
 
 
 def test_more_clients_than_hold_out_examples_are_refused(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from federated.strategies import ModelFacts, build_strategy, reduces
+from federated.strategies import ModelFacts, adds_evaluations, build_strategy, reduces
 from heliotrope.errors import ConfigError
 from tests.support import compose
 
@@ -14,7 +15,7 @@ _K = "federated.clients_per_round"
 _F = "federated.strategy.num_malicious_nodes"
 
 
-def _build(name: str, *settings: str) -> object:
+def _build(name: str, *settings: str) -> Strategy:
     more = ("federated.partition.clients=100", *settings)
     return build_strategy(compose("federated", f"federated/strategy={name}", *more), _FACTS)
 
@@ -92,3 +93,11 @@ def test_a_sum_is_not_enough_for_a_strategy_that_looks_at_each_client(name: str)
     cfg.reduce = "worker"
     with pytest.raises(ConfigError, match=f"federated/strategy={name} needs every client"):
         reduces(cfg, strategy)
+
+
+@pytest.mark.parametrize("name", ["fedadam", "krum", "scaffold", "flower_fedavg", "qfedavg"])
+def test_evaluations_are_added_unless_a_strategy_has_its_own_way(name: str) -> None:
+    strategy = _build(name)
+    assert adds_evaluations(strategy)
+    own = type("Own", (type(strategy),), {"aggregate_evaluate": lambda *_: None})
+    assert not adds_evaluations(own.__new__(own))
