@@ -140,8 +140,7 @@ def parameters() -> list[object]:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of the checkout, set up as its scripts do it, and with a little data."""
     made = tmp_path_factory.mktemp("fresh") / "clone"
-    left_out = shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info", "build")
-    shutil.copytree(ROOT, made, ignore=left_out)
+    shutil.copytree(ROOT, made, ignore=_left_out)
     environment = made / ".venv"
     environment.mkdir()
     for path in Path(sys.prefix).iterdir():
@@ -153,6 +152,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("mnist", "fashion_mnist"):
         write_little_data(made.parent / "cache" / "heliotrope" / name)
     return made
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """Return what git does not keep; `runs` is also a package."""
+    made = {"runs", "build"} & set(names) if Path(folder) == ROOT else set()
+    return shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")(folder, names) | made
 
 
 def model_of_readme() -> str:
