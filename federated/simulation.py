@@ -57,7 +57,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Components:
-    """What a configuration means, found to fit before any work."""
+    """What a configuration means, found to fit before any work.
+
+    Parameters
+    ----------
+    context
+        What clients share.
+    preparation, exchange
+        How the data is prepared, and what clients and server send each other for it.
+    notes
+        Lines to be shown at the start.
+    strategy
+        The server's.
+    reduce
+        Whether workers send one sum each.
+    """
 
     context: TrainingContext
     preparation: Preparation

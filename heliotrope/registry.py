@@ -204,7 +204,7 @@ def register(
     where: str,
     source: Source | None = None,
 ) -> None:
-    """Add an entry of a plug-in.
+    """Add an entry of a plug-in: `group=name` builds `target`, which `source` holds.
 
     Raises `ConfigError` naming `where` if its name is taken, or its parameters cannot be keys.
     """

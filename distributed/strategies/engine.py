@@ -53,6 +53,7 @@ class Snapshot:
 class Engine:
     """One rank's `model` and its optimizer, wrapped for training with the other ranks.
 
+    `model` lies on its device already; a profile is written below `directory`, the run's.
     The loop that uses it: `begin`; for each batch `step`, then `after_step`; `finish`.
     """
 

@@ -29,7 +29,10 @@ _LARGE = 1 << 23  # bytes of a tensor that does not wait, since it would take as
 
 @dataclass(frozen=True)
 class Outlier:
-    """A client's tensor that is too large to be cut into slices: kept as it is."""
+    """A client's tensor that is too large to be cut into slices: kept as it is.
+
+    `values` are float64 [*shape], of the array `name`; `weight` is the client's.
+    """
 
     client: int
     weight: int

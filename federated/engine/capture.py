@@ -109,7 +109,9 @@ def capture(
 ) -> CapturedStep:
     """Record one step on these tensors; the result replays it on others of the same shapes.
 
-    Raises `NotCapturableError` if the step draws random numbers, looks at values, changes its
+    `losses(parameters, keys, batch)` gives each example's loss, and `factors` are what these are
+    multiplied with before they are summed: [B], or [K, B] of stacked clients. Raises
+    `NotCapturableError` if the step draws random numbers, looks at values, changes its
     inputs in place, or replays to something else than it was.
     """
     eager = eager_step(losses)

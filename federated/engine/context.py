@@ -33,9 +33,19 @@ _log = logging.getLogger(__name__)
 class TrainingContext:
     """What every client of a run shares: the model as built, the data, the settings.
 
-    `central` are the splits that no client trains on, by name: empty where none is evaluated.
-    Where a part of the weights is client state, `owners` says which examples of each are evaluated
-    by which client.
+    Parameters
+    ----------
+    model, task
+        The model as built, and what it learns.
+    train, population
+        The training examples of all clients, and which are whose.
+    optimizer, loss, federated, run_seed, evaluation_batch_size
+        Those of the run.
+    central
+        The splits that no client trains on, by name: empty where none is evaluated.
+    owners
+        Where a part of the weights is client state: which examples of each of these are evaluated
+        by which client.
     """
 
     model: nn.Module
@@ -181,9 +191,14 @@ def assemble(
 ) -> TrainingContext:
     """Return the clients over already loaded and divided data, with a freshly built model.
 
-    Clients whose training examples weigh nothing are never drawn. Raises `ConfigError` if too few
-    others are left, if the model's weights are of a type that cannot be sent, or if a part of them
-    is client state and a client is not one group of the data.
+    `partition` says whose the examples of `train` are; for `central` and `owners` see
+    `TrainingContext`. Clients whose training examples weigh nothing are never drawn.
+
+    Raises
+    ------
+    ConfigError
+        If too few others are left, if the model's weights are of a type that cannot be sent, or if
+        a part of them is client state and a client is not one group of the data.
     """
     with isolated_rng(seed(run.seed, "init of a client")):
         model = model_of_client(build(run.model, task, run.seed))

@@ -27,13 +27,25 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reply:
-    """What a worker sends back for its part of a cohort: each update, or their sum."""
+    """What a worker sends back for its part of a cohort: each update, or their sum.
+
+    Parameters
+    ----------
+    updates, partial
+        Each client's, or their exact sum; None if no client succeeded, or updates are sent.
+    failures
+        The clients that are left out, and why.
+    start_losses
+        Of each client, the mean loss before it trained, where the instruction asks for it.
+    states
+        What the clients that succeeded keep.
+    """
 
     updates: list[Update] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     partial: Partial | None = None
     start_losses: dict[int, float] = field(default_factory=dict)
-    states: list[ClientStates] = field(default_factory=list)  # of the clients that succeeded
+    states: list[ClientStates] = field(default_factory=list)
 
 
 class ThreadLane:

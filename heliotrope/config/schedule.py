@@ -21,7 +21,19 @@ _RISE, _LOW, _END = 0.3, 1 / 25, 1 / 250_000
 
 @dataclass(frozen=True)
 class Schedule:
-    """A shape and its numbers, as the keys of `mode` give them, in `unit`s: steps or rounds."""
+    """A shape and its numbers, as the keys of `mode` give them, in `unit`s: steps or rounds.
+
+    Parameters
+    ----------
+    mode, unit
+        For messages, and which keys they name.
+    shape
+        The name of a schedule in the registry.
+    warmup
+        Units in which the rate rises evenly to the whole one.
+    decay_every, decay_factor
+        Units between two decays, and what each multiplies the rate with; of a shape that has them.
+    """
 
     mode: Mode
     unit: str

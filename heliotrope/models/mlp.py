@@ -48,7 +48,11 @@ def mlp(
 def dense(
     task: Task, model: str, hidden: Sequence[int], activation: str, dropout: float, embedding: int
 ) -> nn.Module:
-    """Return dense layers on all inputs of `task`; `model` is their name, for messages."""
+    """Return dense layers on all inputs of `task`, [B, num_outputs].
+
+    `model` is their name, for messages; the others are keys of `mlp`. Raises `ConfigError` for
+    inputs that it cannot take, or a key that is out of range.
+    """
     columns = Columns.of(task, model, embedding)
     layers = dense_head(columns.width, hidden, task.num_outputs, activation, dropout)
     plain = len(task.inputs) == 1 and columns.is_plain

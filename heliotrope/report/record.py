@@ -36,7 +36,18 @@ _IN_PROGRESS = {
 class RunRecord:
     """One run: its config, its events in order, and its result if it got that far.
 
-    `notes` are what a reader must know before trusting the numbers, in plain words.
+    Parameters
+    ----------
+    directory
+        Where it lies.
+    config, config_text
+        `config.yaml`, as values and as it is written; empty if it cannot be read.
+    events
+        Those of `metrics.jsonl`, in order.
+    result
+        `result.json`, None if there is none.
+    notes
+        What a reader must know before trusting the numbers, in plain words.
     """
 
     directory: Path

@@ -39,7 +39,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Target:
-    """A metric to reach and when it was; None where it was not reached or not recorded."""
+    """A metric to reach and when it was; None where it was not reached or not recorded.
+
+    Parameters
+    ----------
+    metric, value, lower
+        What is to be reached, and whether lower is better.
+    reached
+        Whether it was.
+    period
+        The epoch or round in which it was.
+    examples, seconds
+        Examples seen, and seconds of wall time, until then.
+    """
 
     metric: str
     value: float

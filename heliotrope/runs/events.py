@@ -46,7 +46,17 @@ Event = Mapping[str, Any]
 
 @dataclass
 class Progress:
-    """Cumulative counts of a run; they survive a resume. Bytes are over all participants."""
+    """Cumulative counts of a run; they survive a resume.
+
+    Parameters
+    ----------
+    steps
+        Optimizer steps: of the global model, or of all clients together.
+    examples_seen
+        Examples trained on, each as often as it was.
+    bytes_up, bytes_down
+        Sent by workers or clients, and to them, over all of these.
+    """
 
     steps: int = 0
     examples_seen: int = 0

@@ -75,11 +75,31 @@ class Target:
 
 @dataclass
 class Outcome:
-    """What a mode hands over when training is done. `unit` is {"rounds": n} or {"epochs": n}.
+    """What a mode hands over when training is done.
 
-    `directions` say of each metric of a split which way is better. `preparation` is what clients
-    told so that all prepare their data alike, and the bytes of it, which are among those of
-    `counts`.
+    Parameters
+    ----------
+    metrics
+        The final ones, `SPLIT/NAME` by name.
+    unit
+        {"rounds": n} or {"epochs": n}.
+    counts, clock
+        What the run took, all of its attempts together.
+    startup_seconds
+        From its start to its first step or round.
+    parameters
+        Numbers in the model's weights.
+    peak_rss_bytes
+        The largest memory of all processes together.
+    target
+        Whether and when the target was reached; None without one.
+    preparation
+        What clients told so that all prepare their data alike, and the bytes of it, which are
+        among those of `counts`.
+    packages
+        Those whose versions are written down beside the usual ones.
+    directions
+        Of each metric of a split, which way is better.
     """
 
     metrics: Mapping[str, float]

@@ -151,10 +151,20 @@ def weight_penalty(weights: Iterable[Tensor], loss: LossConfig) -> Tensor:
 class Stepper:
     """Takes one optimizer step a batch, and sums up losses and weights.
 
-    The model is put into training. `penalty` is added to every step's loss but not to the
-    reported one. `totals` goes on from those of earlier batches: the sums are the same, bit for
-    bit, as those of one stepper for all. Losses are summed where they are, so that no step waits
-    for a GPU: the totals hold once `finish` is called.
+    The model is put into training. Losses are summed where they are, so that no step waits for a
+    GPU: the totals hold once `finish` is called.
+
+    Parameters
+    ----------
+    model, optimizer, task
+        What is trained, by what, and whose losses are minimised.
+    penalty
+        Added to every step's loss but not to the reported one.
+    recipe
+        How a step is taken.
+    totals
+        Those of earlier batches, to go on from: the sums are the same, bit for bit, as those of one
+        stepper for all.
     """
 
     def __init__(
@@ -237,7 +247,7 @@ def train_batches(
     penalty: Callable[[], Tensor] | None = None,
     recipe: Recipe = Recipe(),
 ) -> TrainTotals:
-    """Take one optimizer step per batch and return the totals; see `Stepper`."""
+    """Take one optimizer step per batch and return the totals; see `Stepper` for what is given."""
     stepper = Stepper(model, optimizer, task, penalty, recipe)
     for batch in batches:
         stepper.step(batch)

@@ -94,7 +94,11 @@ def dropout_layer(p: float, *, variational: bool = False) -> nn.Module:
 def dense_head(
     inputs: int, hidden: Sequence[int], outputs: int, act: str, dropout: float
 ) -> Iterator[nn.Module]:
-    """Yield dense layers `inputs -> *hidden -> outputs`, each hidden one with its activation."""
+    """Yield dense layers `inputs -> *hidden -> outputs`, each hidden one with its activation.
+
+    `act` names that; `dropout` is the share of a hidden layer's units dropped in training. Raises
+    `ConfigError` naming the key of a model whose value is out of range.
+    """
     check_sizes("model.hidden", hidden)
     check_dropout(dropout)
     for size in hidden:

@@ -17,7 +17,7 @@ class Recurrent(nn.Module):
     """Vectors of tokens, `layers` recurrent layers, and dropout before, between and after them.
 
     What it makes of a token depends on those before it alone: padding behind a text changes
-    nothing.
+    nothing. Vectors have `width` numbers, states `hidden` ones: D and H.
 
     Raises
     ------
