@@ -46,7 +46,7 @@ def as_process(main: Callable[[], int]) -> NoReturn:
         code = stopped
     if code in STOP_CODES:
         _flushed()
-        end(children())
+        _end_children()
         os._exit(code)
     codes.append(code)
     sys.exit(code)
@@ -88,8 +88,14 @@ def leave_at_once(code: int) -> NoReturn:
     if code == 128 + signal.SIGINT:
         sys.stderr.write("interrupted\n")
     _flushed()
+    _end_children()
+    os._exit(code)
+
+
+def _end_children() -> None:
+    """End this process's children just before itself: a thread that misses them has no say."""
+    threading.excepthook = lambda _: None  # such as one of Ray's, which would print a traceback
     end(children())
-    os._exit(code)  # before another thread finds that they are gone
 
 
 @contextmanager

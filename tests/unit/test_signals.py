@@ -175,3 +175,25 @@ def test_exit_handlers_run_unless_a_signal_ends_the_process(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
     )
     assert (ended.returncode, ended.stdout) == (code, said)
+
+
+def test_a_thread_that_misses_what_is_ended_at_once_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as Ray's, of its server: the last that was seen of a stopped run was a traceback."""
+
+    def end_server(_: list[int]) -> None:
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    monkeypatch.setattr(process_exit, "_leaving", threading.Lock())
+    monkeypatch.setattr(process_exit, "end", end_server)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit):
+        process_exit.leave_at_once(143)
+    assert capsys.readouterr().err == ""
