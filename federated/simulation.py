@@ -18,6 +18,8 @@ from heliotrope.cluster.connection import Cluster
 from heliotrope.cluster.environment import driver_environment
 from heliotrope.cluster.placement import reserved, say
 from heliotrope.config import Run
+from heliotrope.config.checks.schedule import check_factors
+from heliotrope.config.schedule import schedule_of
 from heliotrope.data import Exchange, Preparation, load
 from heliotrope.errors import ConfigError
 from heliotrope.metrics.chosen import check_chosen_metrics
@@ -84,6 +86,8 @@ class Components:
 def build_components(run: Run) -> Components:
     """Load and divide the data and build model and strategy, so that what is wrong shows here."""
     dataset = load(run.data, run.seed, task=run.task_name)
+    cfg = run.federated
+    check_factors(schedule_of(cfg), cfg.lr_horizon or cfg.rounds, cfg.rounds)
     splits = {"validation": dataset.validation, "test": dataset.test}
     central = {name: split for name, split in splits.items() if len(split)}
     task = task_of(dataset, run)

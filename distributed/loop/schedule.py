@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.optim import Optimizer
 
 from heliotrope.config import DistributedConfig, Run
+from heliotrope.config.checks.schedule import check_factors
 from heliotrope.config.schedule import schedule_of
 from heliotrope.errors import ConfigError
 from heliotrope.training.optimizers import GroupRates
@@ -13,7 +14,10 @@ __all__ = ["LearningRate", "check_schedule"]
 
 
 def check_schedule(cfg: DistributedConfig, examples: int) -> None:
-    """Raise `ConfigError` if a run over `examples` ends before its schedule has begun."""
+    """Raise `ConfigError` if a run over `examples` ends before its schedule has begun.
+
+    Or if the schedule is a plug-in's, and gives what no rate can be made of.
+    """
     each = -(-examples // cfg.batch_size)
     key, epochs = "epochs", cfg.epochs
     if cfg.lr_horizon is not None:
@@ -29,6 +33,7 @@ def check_schedule(cfg: DistributedConfig, examples: int) -> None:
                 f"{epochs} of {each} step(s) end after step {steps - 1}, counted from 0. Set "
                 f"distributed.{name} below {steps}, or distributed.{key} higher."
             )
+    check_factors(schedule_of(cfg), steps, each * cfg.epochs)
 
 
 class LearningRate:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from heliotrope import registry
 from heliotrope.config.distributed import DistributedConfig
@@ -62,15 +63,17 @@ class Schedule:
             return (step + 1) / (self.warmup + 1)
         if not self.decays:
             step = min(step, steps - 1)
+        return float(self.value(step, steps))
+
+    def value(self, step: int, steps: int) -> Any:
+        """Return what its function gives at a `step` after the warm-up and below `steps`."""
         step, steps = step - self.warmup, steps - self.warmup
-        return float(
-            registry.entry("schedule", self.shape).build(
-                {},
-                done=step / steps,
-                step=step,
-                decay_every=self.decay_every,
-                decay_factor=self.decay_factor,
-            )
+        return registry.entry("schedule", self.shape).build(
+            {},
+            done=step / steps,
+            step=step,
+            decay_every=self.decay_every,
+            decay_factor=self.decay_factor,
         )
 
 

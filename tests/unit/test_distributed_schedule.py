@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from distributed.loop.schedule import LearningRate, check_schedule
+from federated.simulation import build_components
+from heliotrope import registry
 from heliotrope.config import DistributedConfig
 from heliotrope.config.schedule import schedule_of
 from heliotrope.errors import ConfigError
@@ -52,6 +56,46 @@ def test_a_warm_up_must_end_before_the_horizon() -> None:
     )
     with pytest.raises(ConfigError, match=r"lr_warmup_steps=9 .*distributed.lr_horizon=3 "):
         check_schedule(cfg, 21)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (lambda done: None, "at step 3 of 9, counted from 0, gives None"),
+        (lambda done: "1", "gives '1'"),
+        (lambda done: float("nan") if done > 0.5 else 1.0, "at step 7 of 9, .* gives nan"),
+        (lambda done: -done, "gives -0.16"),
+        (lambda done: torch.ones(2), "gives tensor"),
+        (lambda done: 1 / done, "at step 3 of 9, .* raises ZeroDivisionError"),
+    ],
+)
+def test_an_own_schedule_that_gives_no_rate_is_refused(
+    value: Callable[[float], object], said: str
+) -> None:
+    def mine(done: float) -> object:
+        return value(done)
+
+    registry.register("schedule", "mine", mine, "mine.py, line 3")
+    cfg = DistributedConfig(epochs=3, batch_size=10, lr_schedule="mine", lr_warmup_steps=3)
+    with pytest.raises(
+        ConfigError, match=rf"distributed.lr_schedule=mine \(mine.py, line 3\) .*{said}"
+    ):
+        check_schedule(cfg, 21)
+
+
+def test_an_own_schedule_may_give_numbers_of_torch_and_is_asked_of_both_modes() -> None:
+    def fine(done: float) -> torch.Tensor:
+        return torch.tensor(1 - done)
+
+    def none(done: float) -> None: ...
+
+    registry.register("schedule", "fine", fine, "mine.py, line 3")
+    registry.register("schedule", "none", none, "mine.py, line 7")
+    check_schedule(DistributedConfig(epochs=3, batch_size=10, lr_schedule="fine"), 21)
+    run = compose("federated", "experiment=quickstart")
+    run.federated.lr_schedule = "none"
+    with pytest.raises(ConfigError, match=r"lr_schedule=none .* at step 0 of 20"):
+        build_components(run)
 
 
 def test_steps_decay_by_the_factor() -> None:
