@@ -15,19 +15,39 @@ Where plug-ins come from, and which are executed, is in `heliotrope.plugin_loadi
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from heliotrope import registry
+from heliotrope.errors import ConfigError, closest
 from heliotrope.plugin_loading import executing
 from heliotrope.registry import Group
 
 __all__ = ["data", "metric", "model", "optimizer", "partition", "schedule", "strategy", "task"]
 
 _Built = TypeVar("_Built", bound=Callable[..., Any])
+_Register = TypeVar("_Register", bound=Callable[..., Any])
 
 
+def _bare(register: _Register) -> _Register:
+    """Refuse a decorator that is called, or that stands above what has no name."""
+
+    @functools.wraps(register)
+    def decorate(*given: Any, **named: Any) -> Any:
+        if len(given) == 1 and not named and callable(given[0]) and hasattr(given[0], "__name__"):
+            return register(given[0])
+        name = register.__name__
+        raise ConfigError(
+            f"{_line_of_plugin()}: @plugin.{name} is given nothing but what it decorates, whose "
+            f"name is the choice. Write @plugin.{name}, without brackets, above a def or a class."
+        )
+
+    return cast(_Register, decorate)
+
+
+@_bare
 def model(build: _Built) -> _Built:
     """Register a function, or a class of `torch.nn.Module`, as a model family under its name.
 
@@ -41,6 +61,7 @@ def model(build: _Built) -> _Built:
     return _registered("model", build)
 
 
+@_bare
 def data(build: _Built) -> _Built:
     """Register a function, or a class of `torch.utils.data.Dataset`, as a dataset under its name.
 
@@ -53,6 +74,7 @@ def data(build: _Built) -> _Built:
     return _registered("data", build)
 
 
+@_bare
 def task(build: _Built) -> _Built:
     """Register a class of `heliotrope.tasks.Task`, or a function that gives one.
 
@@ -65,6 +87,7 @@ def task(build: _Built) -> _Built:
     return _registered("task", build)
 
 
+@_bare
 def metric(build: _Built) -> _Built:
     """Register a class with the methods of `heliotrope.metrics.Metric`, or what gives one.
 
@@ -76,6 +99,7 @@ def metric(build: _Built) -> _Built:
     return _registered("metric", build)
 
 
+@_bare
 def partition(build: _Built) -> _Built:
     """Register a function that divides the training examples, as `federated/partition=NAME`.
 
@@ -88,6 +112,7 @@ def partition(build: _Built) -> _Built:
     return _registered("partition", build)
 
 
+@_bare
 def strategy(build: _Built) -> _Built:
     """Register a class of `flwr.serverapp.strategy.Strategy`, or what gives one.
 
@@ -111,6 +136,7 @@ def strategy(build: _Built) -> _Built:
     return build
 
 
+@_bare
 def optimizer(build: _Built) -> _Built:
     """Register a class of `torch.optim.Optimizer`, or a function that gives one.
 
@@ -122,6 +148,7 @@ def optimizer(build: _Built) -> _Built:
     return _registered("optimizer", build)
 
 
+@_bare
 def schedule(build: _Built) -> _Built:
     """Register a function of `done`, in [0, 1), or `step`: what the learning rate is multiplied by.
 
@@ -140,9 +167,24 @@ def _registered(group: Group, build: _Built) -> _Built:
 
 def _where(build: Callable[..., Any]) -> str:
     if isinstance(build, type) and "__init__" not in vars(build):  # that of a base is elsewhere
-        frame = sys._getframe()  # noqa: SLF001 - the public way, inspect.stack, reads every file
-        while frame.f_code.co_filename == __file__ and frame.f_back is not None:
-            frame = frame.f_back
-        return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
+        return _line_of_plugin()
     code = getattr(build, "__code__", None) or getattr(build.__init__, "__code__", None)
     return f"{code.co_filename}, line {code.co_firstlineno}" if code else "a plug-in"
+
+
+def _line_of_plugin() -> str:
+    """Return file and line from which this module is called."""
+    frame = sys._getframe()  # noqa: SLF001 - the public way, inspect.stack, reads every file
+    while frame.f_code.co_filename == __file__ and frame.f_back is not None:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
+
+
+if not TYPE_CHECKING:  # a type checker finds what is misspelt by itself
+
+    def __getattr__(name: str) -> NoReturn:
+        nearest = closest(name, __all__).strip().replace("Did", "did")
+        raise AttributeError(
+            f"there is no plugin.{name}{f' ({nearest})' if nearest else ''}, "
+            f"but {', '.join(__all__)}"
+        )

@@ -71,52 +71,81 @@ class Signature:
         return documented(self.text)
 
 
+class _UnfitError(Exception):
+    """What a configuration cannot set: the reason, and the remedy."""
+
+
 def inspected(target: Callable[..., Any], given: frozenset[str], where: str, of: str) -> Signature:
     """Return the signature of a function or class that is there; `of` is its name in messages.
 
     Raises `ConfigError` naming `where`, the parameter and a remedy if one has no type, or a type
     that a configuration cannot hold.
     """
-    try:
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except NameError as error:
-        raise ConfigError(
-            f"{where}: a type of {of} cannot be found: {error}. Import it outside of "
-            "`if TYPE_CHECKING`."
-        ) from error
     parameters = inspect.signature(target).parameters
-    keys = {}
-    for name, parameter in parameters.items():
-        if name in given:
-            continue
-        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            raise ConfigError(
-                f"{where}: {of} takes {parameter}, which cannot be checked. Name its keyword "
-                "parameters, each with a type."
+    try:
+        keys = _keys_of(target, [p for p in parameters.values() if p.name not in given], of)
+    except _UnfitError as error:
+        reason, remedy = error.args
+        if (base := _lender(target)) is not None:
+            reason = f"{of} has no __init__ of its own, and takes that of {base}: {reason}"
+            remedy = (
+                "Give it an __init__ whose keyword parameters are typed, and which hands them on "
+                "to super().__init__"
             )
-        if name not in hints:
-            raise ConfigError(
-                f"{where}: parameter {name} of {of} has no type. Write {name}: int, float, bool, "
-                "str or a list of these."
-            )
-        key = _key(hints[name], parameter.default)
-        if key is None:
-            raise ConfigError(
-                f"{where}: parameter {name} of {of} has the type {shown(hints[name])}, which a "
-                "configuration cannot hold. Write int, float, bool, str, one of these or None, or "
-                "a list of these."
-            )
-        if not _holds(key):
-            raise ConfigError(
-                f"{where}: parameter {name} of {of} has the type {shown(hints[name])}, which its "
-                f"default {key.default!r} is not. Change one of them, such as to "
-                f"{name}: {shown(type(key.default) if key.default is not None else hints[name])}"
-                f"{' | None' if key.default is None else ''} = {key.default!r}."
-            )
-        keys[name] = key
+        raise ConfigError(f"{where}: {reason}. {remedy}.") from error
     code = getattr(target, "__code__", None) or getattr(target.__init__, "__code__", None)
     line = code.co_firstlineno if code else 0
     return Signature(keys, given & parameters.keys(), inspect.getdoc(target) or "", line)
+
+
+def _lender(target: Callable[..., Any]) -> str | None:
+    """Return the class of another module whose `__init__` a class has; None if there is none."""
+    if not inspect.isclass(target):
+        return None
+    owner = next(base for base in target.__mro__ if "__init__" in vars(base))
+    same = owner.__module__ == target.__module__
+    return None if same else f"{owner.__module__}.{owner.__qualname__}"
+
+
+def _keys_of(
+    target: Callable[..., Any], parameters: Sequence[inspect.Parameter], of: str
+) -> dict[str, Key]:
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError as error:
+        raise _UnfitError(
+            f"a type of {of} cannot be found: {error}", "Import it outside of `if TYPE_CHECKING`"
+        ) from error
+    keys = {}
+    for parameter in parameters:
+        name = parameter.name
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            raise _UnfitError(
+                f"{of} takes {parameter}, which cannot be checked",
+                "Name its keyword parameters, each with a type",
+            )
+        if name not in hints:
+            raise _UnfitError(
+                f"parameter {name} of {of} has no type",
+                f"Write {name}: int, float, bool, str or a list of these",
+            )
+        key = _key(hints[name], parameter.default)
+        if key is None:
+            raise _UnfitError(
+                f"parameter {name} of {of} has the type {shown(hints[name])}, which a "
+                "configuration cannot hold",
+                "Write int, float, bool, str, one of these or None, or a list of these",
+            )
+        if not _holds(key):
+            raise _UnfitError(
+                f"parameter {name} of {of} has the type {shown(hints[name])}, which its "
+                f"default {key.default!r} is not",
+                "Change one of them, such as to "
+                f"{name}: {shown(type(key.default) if key.default is not None else hints[name])}"
+                f"{' | None' if key.default is None else ''} = {key.default!r}",
+            )
+        keys[name] = key
+    return keys
 
 
 def parsed(path: Path, function: str, given: frozenset[str]) -> Signature:

@@ -197,6 +197,12 @@ _AT_ONCE = {
     "plugin.model(lambda task: 1)": "is called <lambda>, which cannot be chosen. Write a function",
     "@plugin.data\ndef digits(): ...": "there is a data=digits already",
     "@plugin.strategy\nclass fedavg(FedAvg): ...": "there is a strategy=fedavg already",
+    "@plugin.modle\ndef mine(task): ...": r"line 10: .*no plugin.modle \(did you mean 'model'\?\)",
+    "@plugin.model()\ndef mine(task): ...": "Write @plugin.model, without brackets, above a def",
+    "@plugin.task('mine')\ndef mine(facts): ...": "@plugin.task is given nothing but what it decor",
+    "@plugin.optimizer\nclass mine(torch.optim.Adam): ...": (
+        r"no __init__ of its own, and takes that of torch.optim.adam.Adam: .* hands them on to sup"
+    ),
     "@plugin.data\ndef mine(rows): ...": "parameter rows of data=mine has no type",
 }
 
@@ -234,6 +240,17 @@ def test_what_cannot_be_registered_is_named_with_its_line(text: str, load: Load)
     with pytest.raises(HeliotropeError, match=_AT_ONCE[text]) as refused:
         load(text)
     assert "mine.py, line " in str(refused.value)
+
+
+def test_a_class_of_torch_with_an_init_of_its_own_is_taken_as_the_message_says(load: Load) -> None:
+    text = """
+@plugin.optimizer
+class mine(torch.optim.Adam):
+    def __init__(self, params, *, lr: float = 0.1):
+        super().__init__(params, lr=lr)
+"""
+    run = compose("distributed", "experiment=quickstart", load(text), "optimizer=mine")
+    assert build_distributed(run).notes == ()
 
 
 def test_an_optimizer_may_go_through_the_parameters_for_each_of_its_groups(load: Load) -> None:
