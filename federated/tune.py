@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from heliotrope import config
+from heliotrope.commands.overrides import checked
 from heliotrope.config import Run
 from heliotrope.errors import ConfigError
 from heliotrope.system.resources import available_cpus, pick_device
@@ -37,7 +38,7 @@ def tune_command(arguments: Sequence[str]) -> None:
     """`experiment=E [key=value ...]`: time the ways of training a cohort; print overrides."""
     config.register_for(arguments)
     with initialize_config_dir(config_dir=str(config.conf_dir()), version_base="1.3"):
-        run = config.load(compose("config", overrides=list(arguments)), "federated")
+        run = config.load(compose("config", overrides=checked(arguments)), "federated")
     console = Console(soft_wrap=True)
     context = build_components(run).context.on(pick_device(run.device))
     threads = run.federated.cpus_per_worker or max(1, available_cpus() // run.federated.workers)

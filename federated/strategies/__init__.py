@@ -77,7 +77,18 @@ def _of_plug_in(entry: Entry, cfg: StrategyConfig, given: Mapping[str, Any]) -> 
             f"{what} gave a {kind.__module__}.{kind.__name__}. Return a strategy of Flower's "
             "message interface: a class of flwr.serverapp.strategy.Strategy."
         )
+    if isinstance(strategy, flower.FedAvg) and not hasattr(strategy, "fraction_train"):
+        raise ConfigError(
+            f"{what} has an __init__ that leaves out that of {_of_flower(strategy)}. Begin it with "
+            "super().__init__()."
+        )
     return strategy
+
+
+def _of_flower(strategy: Strategy) -> str:
+    """Return the name of the class of Flower's that a strategy is built on."""
+    named = (base.__name__ for base in type(strategy).__mro__ if base.__module__[:5] == "flwr.")
+    return next(named)
 
 
 def reduces(cfg: FederatedConfig, strategy: Strategy) -> bool:

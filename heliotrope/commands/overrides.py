@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
-from heliotrope.config import GROUPS, choice_names, conf_dir
+from heliotrope.config import GROUPS, choice_names, conf_dir, left_out
 from heliotrope.config.explain import known_keys
 from heliotrope.config.files import choices
 from heliotrope.errors import ConfigError, closest
@@ -47,10 +47,12 @@ def prepared(arguments: Sequence[str]) -> list[str]:
 def checked(overrides: Sequence[str], *, sweeping: bool = False) -> list[str]:
     """Return `overrides` for Hydra, which will be able to read them.
 
-    `glob(...)` over the choices of a group leaves out the schemas, which are no choices. Raises
-    `ConfigError` naming the override, and what to type instead.
+    `glob(...)` over the choices of a group leaves out the schemas, which are no choices. Keys that
+    are left out of an experiment, `~KEY`, are so when its file is read, and not for Hydra to take
+    away. Raises `ConfigError` naming the override, and what to type instead.
     """
-    return [_checked(override, sweeping) for override in overrides]
+    done = left_out(overrides)
+    return [_checked(override, sweeping) for override in overrides if override not in done]
 
 
 def _checked(override: str, sweeping: bool) -> str:
@@ -113,7 +115,9 @@ def _removed(override: str, name: str) -> str:
     if name.split(".")[0].split("/")[0] in ("hydra", "experiment"):
         return override
     if name in known_keys():
-        raise ConfigError(f"{override}: an experiment has every key. Write {name}=VALUE.")
+        raise ConfigError(
+            f"{override}: no experiment here sets it, so it cannot be left out. Write {name}=VALUE."
+        )
     raise ConfigError(f"{override}: there is no such key.{closest(name, known_keys())}")
 
 

@@ -3,7 +3,7 @@
 from heliotrope.config.cluster import ClusterConfig
 from heliotrope.config.data import DataConfig
 from heliotrope.config.distributed import DilocoConfig, DistributedConfig, EarlyStoppingConfig
-from heliotrope.config.experiment_files import load_plugins, register_for
+from heliotrope.config.experiment_files import left_out, load_plugins, register_for
 from heliotrope.config.federated import FederatedConfig
 from heliotrope.config.groups import (
     GROUPS,
@@ -46,6 +46,7 @@ __all__ = [
     "defaults",
     "from_resolved",
     "from_yaml",
+    "left_out",
     "load",
     "load_plugins",
     "register",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,14 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from heliotrope.config.distributed import DistributedConfig
 from heliotrope.config.federated import FederatedConfig
-from heliotrope.config.files import explain_composition, explain_text, explain_yaml, in_experiment
-from heliotrope.config.groups import GROUPS, choice_names, keys_of
+from heliotrope.config.files import (
+    explain_composition,
+    explain_text,
+    explain_yaml,
+    in_experiment,
+    keys_in_experiments,
+)
+from heliotrope.config.groups import GROUPS, choice_names, keys_of, shown_choice
 from heliotrope.config.run import Run
 from heliotrope.errors import ConfigError, closest
 from heliotrope.signatures import shown
@@ -29,7 +36,6 @@ _REMEDIES = {
     "converted to Float": "Set a number.",
     "not a valid bool": "Set true or false.",
     "is not Optional": "Set a value.",
-    "not a ListConfig": "Set a list, such as [128, 64].",
     "not a dict": "Set one of the keys below it.",
     "missing mandatory value": "Set it.",
 }
@@ -106,18 +112,61 @@ def _of_a_reference(text: str) -> str | None:
 def _of_a_key(error: Exception, text: str) -> str:
     full = re.search(r"full_key: (\S+)", text)
     if full and "missing mandatory value" in text:
-        return f"{full[1]} is not set. Set {full[1]}=..."
+        return _not_set(full[1], text)
     match = re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", text)
     if match:
-        unknown = unknown_key(full[1] if full else match[1])
+        unknown = _swapped(text) or unknown_key(full[1] if full else match[1])
         return explain_composition(text, unknown) or unknown
     if full is None:
         return explain_composition(text, None) or _first_paragraph(str(error))
     lines = [line for line in _reason_lines(error) if line and "raised while" not in line]
     remedy = next((say for part, say in _REMEDIES.items() if part in lines[0]), "")
+    if "not a ListConfig" in lines[0]:
+        remedy = _as_list(full[1])
     located = explain_composition(text, None)
     where = f"{located}: {full[1]}" if located else f"{full[1]}{_given(full[1])}"
     return f"{where}: {lines[0]}. {remedy}".rstrip()
+
+
+def _swapped(text: str) -> str | None:
+    """Say how to leave out what an experiment sets of a choice that the command line swaps."""
+    if "In 'experiment/" not in text:
+        return None
+    chosen = {group: _given(group).removeprefix("=") for group in GROUPS}
+    left = [
+        (f"{group.replace('/', '.')}.{key}", f"{group}={choice}")
+        for group, choice in chosen.items()
+        if choice in choice_names(group)
+        for key in keys_in_experiments(group, sys.argv[1:])
+        if key not in keys_of(group, choice)
+    ]
+    if not left:
+        return None
+    said = " and ".join(f"{key} is no key of {choice}" for key, choice in left)
+    typed = " ".join(shlex.quote(f"~{key}") for key, _ in left)
+    return f"{said}. Add {typed} to the command line, which leaves out what the file sets."
+
+
+def _not_set(key: str, text: str) -> str:
+    """Say which choice needs a key that is not set."""
+    parent, _, name = key.rpartition(".")
+    group, chosen = parent.replace(".", "/"), re.search(r"object_type=(\w+)_config", text)
+    choice = _given(group).removeprefix("=") or (chosen[1] if chosen else "")
+    if choice not in choice_names(group):
+        return f"{key} is not set. Set {key}=VALUE."
+    return (
+        f"{key} is not set: {shown_choice(group, choice)} has no default for it. Set {key}=VALUE, "
+        f"of type {shown(keys_of(group, choice)[name])}."
+    )
+
+
+def _as_list(key: str) -> str:
+    """Say how a list is written: of the value that was given, else of the type of the key."""
+    if given := _given(key).removeprefix("="):
+        return f"Set a list: {key}=[{given}]."
+    kinds = known_keys().get(key, "")
+    examples = (("int", "[128, 64]"), ("float", "[0.9, 0.99]"), ("str", "[NAME]"))
+    return f"Set a list, such as {next((e for kind, e in examples if kind in kinds), '[...]')}."
 
 
 def _of_a_resolver(error: BaseException) -> str | None:

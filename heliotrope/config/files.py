@@ -21,6 +21,8 @@ __all__ = [
     "explain_yaml",
     "in_experiment",
     "in_file",
+    "keys_in_experiments",
+    "named_experiment",
     "own_experiment",
 ]
 
@@ -90,6 +92,36 @@ def experiment_files(arguments: Sequence[str]) -> list[Path]:
                 f"working directory, {Path.cwd()}."
             )
     return list(_experiments(arguments))
+
+
+def named_experiment(name: str) -> Path | None:
+    """Return the file of `experiment=NAME`, by its path or in one of the folders."""
+    return _path_of(f"experiment/{name}")
+
+
+def keys_in_experiments(group: str, arguments: Sequence[str]) -> list[str]:
+    """Return the keys that the chosen experiments set of a group such as federated/strategy.
+
+    Those that they extend set, too. `group` may be that of a key as well, such as
+    distributed/early_stopping.
+    """
+    paths = [each for path in _experiments(arguments) for each in _extended(path)]
+    nodes = [_node_at(path, group.split("/"), whole=True) for path in paths]
+    return [
+        str(name.value)
+        for node in nodes
+        if isinstance(node, yaml.MappingNode)
+        for name, _ in node.value
+    ]
+
+
+def _extended(path: Path) -> list[Path]:
+    """Return the file of an experiment, and those that it names under defaults without a group."""
+    defaults = _node_at(path, ["defaults"])
+    items = defaults.value if isinstance(defaults, yaml.SequenceNode) else []
+    names = [item.value for item in items if isinstance(item, yaml.ScalarNode)]
+    found = [one for name in names if (one := named_experiment(name)) not in (None, path)]
+    return [path, *(each for one in found if one for each in _extended(one))]
 
 
 def explain_composition(text: str, unknown_key: str | None) -> str | None:
@@ -192,12 +224,15 @@ def _value_at(path: Path | None, key: list[str]) -> object:
     return getattr(node, "value", None)
 
 
-def _node_at(path: Path | None, key: list[str]) -> yaml.Node | None:
-    """Return the node of a key; a file of a group has its keys without the group's name."""
+def _node_at(path: Path | None, key: list[str], *, whole: bool = False) -> yaml.Node | None:
+    """Return the node of a key; a file of a group has its keys without the group's name.
+
+    So has none that is looked for as a `whole`.
+    """
     if path is None:
         return None
     root = yaml.compose(path.read_text())
-    for skipped in range(len(key)):
+    for skipped in range(1 if whole else len(key)):
         node = root
         for part in key[skipped:]:
             pairs = node.value if isinstance(node, yaml.MappingNode) else []

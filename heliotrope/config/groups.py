@@ -34,6 +34,7 @@ __all__ = [
     "defaults_of",
     "keys_of",
     "keys_of_ours",
+    "shown_choice",
     "source_of",
 ]
 
@@ -176,6 +177,12 @@ def keys_of_ours(group: str, choice: Any) -> dict[str, Any]:
 def source_of(group: str, name: str) -> Source | None:
     """Return the plug-in that a choice is of; None for ours."""
     return registry.entry(_KINDS[group][0], name).source
+
+
+def shown_choice(group: str, name: str) -> str:
+    """Return a choice as it is typed; of a plug-in's, with file and line."""
+    entry = registry.entry(_KINDS[group][0], name)
+    return f"{group}={name}" if entry.built_in else f"{group}={name} ({entry.where})"
 
 
 def chosen(group: str, name: str, **keys: Any) -> Any:

@@ -55,7 +55,10 @@ def load(
                 found = replace(found, train=train, test=test)
     for split, raw in (("training", found.train), ("test", found.test)):
         if not len(raw):
-            raise DataError(f"data={cfg.name} has no {split} examples: {raw.origin}.")
+            raise DataError(
+                f"data={cfg.name} has no {split} examples: {raw.origin}. "
+                f"{_how_to_have_some(cfg, split, len(found.train))}"
+            )
     held_out = _validation_indices(len(found.train), cfg.validation_fraction, run_seed)
     kept = np.ones(len(found.train), dtype=np.bool_)
     kept[held_out] = False
@@ -77,6 +80,16 @@ def load(
         fitting=fitting,
         notes=found.notes,
     )
+
+
+def _how_to_have_some(cfg: DataConfig, split: str, rows: int) -> str:
+    keys = vars(cfg)
+    if split == "test" and keys.get("test") is None and "test_fraction" in keys:
+        return (
+            f"data.test_fraction={keys['test_fraction']} of {rows} row(s) is none. Add rows, raise "
+            "it, or name the file of others: data.test=FILE."
+        )
+    return "Training and testing need one each: add some."
 
 
 def _unprepared(cfg: DataConfig, task: str | None) -> Unprepared:

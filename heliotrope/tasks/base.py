@@ -63,7 +63,7 @@ class Task(ABC):
     Raises
     ------
     ConfigError
-        If the dataset lacks one of the fields `targets`.
+        If the dataset lacks one of the fields `targets`, or they are no tuple.
     """
 
     targets: tuple[str, ...] = ()
@@ -77,6 +77,11 @@ class Task(ABC):
 
     def __init__(self, facts: DataFacts) -> None:
         self.facts = facts
+        if isinstance(self.targets, str):
+            raise ConfigError(
+                f"{type(self).__name__}.targets={self.targets!r} is no tuple of fields. Write "
+                f"targets = ({self.targets!r},), with a comma."
+            )
         lacking = [name for name in self.targets if name not in facts.example]
         if lacking:
             raise ConfigError(

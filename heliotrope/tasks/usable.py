@@ -32,6 +32,13 @@ def why_unusable(task: Task) -> str | None:
     """
     if not hasattr(task, "facts"):
         return "its __init__ leaves out that of Task. Begin it with super().__init__(facts)."
+    kinds = (kind for kind in type(task).__mro__ if kind is not Task)
+    if not any("targets" in vars(where) for where in (task, *kinds)):
+        fields = list(task.facts.example)
+        return (
+            f"it does not say which of the fields {', '.join(fields)} are to be predicted, and not "
+            f'given to the model. Add targets = ("{fields[-1]}",), or targets = () for none.'
+        )
     lacking = [name for name in task.inputs if name not in task.facts.example]
     if lacking or not task.inputs:
         named = ", ".join(lacking) or "nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,10 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("model=mlp_schema", ("model=mlp_schema", "model=mlp.")),
     ("optimizer=0.1", ("optimizer=0.1", "--help")),
     ("~name", ("~name", "name=VALUE")),
+    ("experiment=emoji ~model.width", ("no experiment here sets it", "model.width=VALUE")),
+    ("metrics=auroc", ("metrics=auroc", "Set a list: metrics=[auroc].")),
+    ("optimizer=adam optimizer.betas=3", ("Set a list: optimizer.betas=[3].",)),
+    ("data=table", ("data.path is not set: data=table has no default", "VALUE, of type str.")),
     ("=3", ("=3", "key=value")),
     # flags
     ("--seed 3", ("--seed", "seed=VALUE")),
@@ -152,6 +157,25 @@ def test_federated_keys_are_refused_in_distributed_mode(
     assert override in err
     assert "python -m federated" in err
     assert job.runs == []
+
+
+@pytest.mark.parametrize("experiment", ["fashion_cnn", "mine.yaml"])
+def test_keys_of_a_choice_that_is_swapped_are_left_out_as_the_message_says(
+    experiment: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("# @package _global_\ndefaults:\n  - fashion_cnn\nseed: 3\n")
+    job, words = Started(), (f"experiment={experiment}", "model=mlp")
+    assert type_command(monkeypatch, "federated", *words, job=job) == 2
+    err = capsys.readouterr().err
+    assert "conf/experiment/fashion_cnn.yaml, line 11: model.channels is no key of model=mlp" in err
+    said = err.partition("Add ")[2].partition(" to the command line")[0]
+    assert type_command(monkeypatch, "federated", *words, *shlex.split(said), job=job) == 0
+    (run,) = job.runs
+    assert (run.model.name, run.model.hidden) == ("mlp", [128])  # type: ignore[attr-defined]
 
 
 def test_a_value_given_twice_is_named_as_it_counts(

@@ -237,3 +237,13 @@ def test_a_model_of_other_classes_is_not_evaluated(trained: str, other: str, fol
         DataError, match=r"is none that the model was trained with: .* The data has"
     ):
         load(config(folder, name=other), 0, preparation)
+
+
+def test_rows_that_leave_none_for_testing_are_refused_with_what_helps(tmp_path: Path) -> None:
+    file = tmp_path / "two.csv"
+    file.write_text("a,b\n1,2\n3,4\n")
+    table = {"path": str(file), "target": "b"}
+    with pytest.raises(DataError, match=r"data.test_fraction=0.2 of 2 row\(s\) is none. Add rows"):
+        load(chosen("data", "table", **table), 0)
+    found = load(chosen("data", "table", test_fraction=0.5, **table), 0)
+    assert (len(found.train), len(found.test)) == (1, 1)

@@ -57,6 +57,16 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     return made
 
 
+def test_too_few_items_for_a_test_split_are_refused_with_how_many_it_needs(make: Make) -> None:
+    items = "return Items([(torch.ones(3), 0.5)] * size)"
+    with pytest.raises(DataError, match=r"has 1 item\(s\), .* Return three or more, or a tuple of"):
+        make(items, size=1)
+    found = make(items, size=3)
+    assert (len(found.train), len(found.test)) == (2, 1)
+    found = make(f"{items}, Items([(torch.ones(3), 0.5)])", size=1)
+    assert (len(found.train), len(found.test)) == (1, 1)
+
+
 def test_integer_targets_are_classes_and_floating_ones_a_regression(make: Make) -> None:
     found = make("return Items([(torch.full((3,), i * 1.0), i % 4) for i in range(size)])")
     assert found.info.task == "classification"

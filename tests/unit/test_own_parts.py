@@ -24,6 +24,7 @@ from heliotrope.models import build
 from heliotrope.training.loop import TrainTotals
 from heliotrope.training.optimizers import build_optimizer
 from tests.support import (
+    Started,
     assert_same_tensors,
     compose,
     everything,
@@ -83,6 +84,14 @@ _REFUSED = {
     ),
     _TASK.format(losses="outputs[:, 9]"): ("task=mine", "outputs [2, 9], it raises IndexError"),
     _TASK.format(losses="0").replace("label", "rating"): ("task=mine", "has no rating, which mine"),
+    _TASK.format(losses="outputs[:, 0]").replace('targets = ("label",)', "pass"): (
+        "task=mine",
+        "the fields image, label are to be predicted, and not given to the model. Add targets = (",
+    ),
+    _TASK.format(losses="outputs[:, 0]").replace('("label",)', '("label")'): (
+        "task=mine",
+        "mine.targets='label' is no tuple of fields. Write targets = ('label',), with a comma",
+    ),
     "@plugin.task\ndef mine(facts): return 3": (
         "task=mine",
         "gave a int. Return a heliotrope",
@@ -158,6 +167,10 @@ _REFUSED = {
         "federated/partition=mine",
         "fails: AttributeError",
     ),
+    "@plugin.strategy\nclass mine(FedAvg):\n    def __init__(self): self.a = 1": (
+        "federated/strategy=mine",
+        f"mine.py, line {_HEAD.count(chr(10)) + 3}) has an __init__ that leaves out that of FedAvg",
+    ),
     "@plugin.strategy\ndef mine(): return FedAvg": (
         "federated/strategy=mine",
         "gave a abc.ABCMeta",
@@ -166,7 +179,8 @@ _REFUSED = {
         "federated/strategy=mine",
         "cannot be built: TypeError",
     ),
-    "@plugin.strategy\nclass mine(FedAvg):\n    def __init__(self): self.lock = threading.Lock()": (
+    "@plugin.strategy\nclass mine(FedAvg):\n    def __init__(self):\n"
+    "        super().__init__()\n        self.lock = threading.Lock()": (
         "federated/strategy=mine",
         "keeps lock, a lock, which a checkpoint cannot hold",
     ),
@@ -240,6 +254,19 @@ def test_what_cannot_be_registered_is_named_with_its_line(text: str, load: Load)
     with pytest.raises(HeliotropeError, match=_AT_ONCE[text]) as refused:
         load(text)
     assert "mine.py, line " in str(refused.value)
+
+
+def test_a_key_without_a_default_is_named_with_the_plug_in_that_needs_it(
+    load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plugins, job = load("@plugin.model\ndef mine(task, *, w: int): ..."), Started()
+    assert type_command(monkeypatch, "federated", plugins, "model=mine", job=job) == 2
+    said = (
+        r"model.w is not set: model=mine \(.*mine.py, line 10\) .* Set model.w=VALUE, of type int"
+    )
+    assert re.search(said, capsys.readouterr().err)
+    assert type_command(monkeypatch, "federated", plugins, "model=mine", "model.w=3", job=job) == 0
 
 
 def test_a_class_of_torch_with_an_init_of_its_own_is_taken_as_the_message_says(load: Load) -> None:

@@ -248,6 +248,12 @@ def _divided(what: str, read: Sequence[_Split], task: str | None) -> Unprepared:
     if len(read) == 1:
         by = [read[0].targets] if read[0].targets.ndim == 1 else []
         mask = held_out(TEST_FRACTION, *by, count=len(train))
+        if not mask.any():
+            raise DataError(
+                f"{what}: its dataset has {len(train)} item(s), of which a fifth is held out for "
+                "testing: none. Return three or more, or a tuple of two datasets, for training and "
+                "for testing."
+            )
         train, test = train.parted(mask)
     said = ", ".join(
         f"{name} {dtype} {list(shape)}" for name, (shape, dtype) in read[0].kinds.items()
