@@ -283,7 +283,24 @@ def _backward(
     if recipe.scaler is not None:
         objective = recipe.scaler.scale(objective)
     objective.backward()  # type: ignore[no-untyped-call]
+    _give_each_its_own(model)
     return batch_loss.detach()
+
+
+def _give_each_its_own(model: nn.Module) -> None:
+    """Let no weight's gradient lie in the memory of another's.
+
+    That of weights which are reshaped and added, as two biases, may be one and the same (torch
+    2.13): clipping would scale it twice, and the next gradient be added to it twice.
+    """
+    found = [(weight, weight.grad) for weight in model.parameters()]
+    dense = [(w, g) for w, g in found if type(g) is Tensor and g.layout is torch.strided]
+    end = 0
+    for weight, gradient in sorted(dense, key=lambda pair: pair[1].data_ptr()):
+        start = gradient.data_ptr()
+        if start < end:
+            weight.grad = gradient.clone()
+        end = max(end, start + gradient.nbytes)
 
 
 def _outputs(model: nn.Module, task: Task, batch: TrainingBatch, recipe: Recipe) -> Tensor:

@@ -286,20 +286,22 @@ def test_small_pulls_are_not_lost_in_rounding_over_many_steps(optimizer: str, de
     assert _apart(ours.arrays, exact, weights) <= allowed
 
 
-class _Narrow(nn.Module):
+class _Narrow(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__()
-        self.rnn = nn.LSTM(8, 4, batch_first=True)
-        self.out = nn.Linear(4, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.rnn(x.view(-1, 8, 8))[0][:, -1])
+        super().__init__(nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 10))
 
 
-@pytest.mark.parametrize("rate", [0.001, 0.0001])
-def test_a_narrow_model_takes_a_fast_way_at_a_small_rate(rate: float) -> None:
-    clients = _clients(_Narrow, "federated.batch_size=null", f"optimizer.lr={rate}")
-    decision = decide(clients, 10, 1, (), Watch())
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (_Narrow, "federated.batch_size=null optimizer.lr=0.0001"),
+        (odd_computations.DeepLstm, "optimizer.clip_norm=0.3"),  # biases with one gradient
+    ],
+)
+def test_small_rates_and_clipping_leave_fast_ways_open(
+    kind: type[nn.Module], settings: str
+) -> None:
+    decision = decide(_clients(kind, *settings.split()), 10, 1, (), Watch())
     assert not decision.reasons, decision.line()
 
 

@@ -212,6 +212,31 @@ def test_micro_batches_give_the_gradient_of_their_batch(accumulation_steps: int)
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
+class _TwoBiases(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4, bias=False)
+        self.one, self.other = (nn.Parameter(torch.ones(4)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.layer(x) + (self.one.view(1, -1) + self.other.view(1, -1))
+        return outputs
+
+
+@pytest.mark.parametrize("recipe", [Recipe(clip_norm=0.05), Recipe(accumulation_steps=2)])
+def test_weights_of_one_gradient_are_updated_by_it_once(recipe: Recipe) -> None:
+    (batch,) = batches_of(fresh_seed(), (4,))
+    model = _TwoBiases()
+    start = copy.deepcopy(model.state_dict())
+    losses = functional.cross_entropy(logits_of(model, batch), batch.fields["label"])
+    gradients = torch.autograd.grad(losses, list(model.parameters()))
+    norm = nn.utils.get_total_norm(gradients)
+    scale = 1.0 if recipe.clip_norm is None else recipe.clip_norm / (float(norm) + 1e-6)
+    train_batches(model, torch.optim.SGD(model.parameters(), 1.0), TASK, [batch], recipe=recipe)
+    for (name, weight), gradient in zip(model.named_parameters(), gradients, strict=True):
+        torch.testing.assert_close(start[name] - weight, scale * gradient, rtol=1e-4, atol=1e-6)
+
+
 # --- what is added to the gradient --------------------------------------------------------
 
 
