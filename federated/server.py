@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
@@ -35,9 +35,10 @@ from heliotrope.shell import typed
 from .engine.context import TrainingContext
 from .engine.execution import ExecutionPlan
 from .flower.grid import CohortGrid
-from .flower.messages import LEARNING_RATE, read_arrays, sums_of, to_record
+from .flower.messages import EQUAL_WEIGHTS, LEARNING_RATE, read_arrays, sums_of, to_record
 from .fractions import fraction_rounded_up
 from .population.evaluated import clients_to_evaluate, rows_due
+from .protection import Protection
 from .remedies import naming, of_divergence, of_failure, of_other_weights
 from .strategies import adds_evaluations
 from .strategies.mean import MeanStrategy
@@ -85,6 +86,7 @@ class Server:
         tracker: Tracker,
         checkpoints: Path,
         say: Callable[[str], None],
+        protection: Protection | None = None,
     ) -> None:
         self._run = run
         self._start = context.global_weights
@@ -96,6 +98,7 @@ class Server:
         self._tracker = tracker
         self._checkpoints = checkpoints
         self._directory = checkpoints.parent
+        self.protection = protection
         self._say = say  # a line to the person who watches
         holding = len(context.population.evaluating())
         self._evaluating = clients_to_evaluate(run.federated, holding) if holding else 0
@@ -130,7 +133,8 @@ class Server:
 
     def _train(self) -> None:
         stopped = self.target.stop or self._evaluate_if_due()
-        while self.state.server_round < self._cfg.rounds and not stopped:
+        last = self._cfg.rounds if self.protection is None else self.protection.last_round
+        while self.state.server_round < last and not stopped:
             self._round(self.state.server_round + 1)
             stopped = self._evaluate_if_due()
             old = time.monotonic() - self._saved_at > _SAVE_SECONDS
@@ -147,29 +151,45 @@ class Server:
         if self.state.startup_seconds is None:
             self.state.startup_seconds = self.state.clock.seconds - self.state.clock.seconds_before
         started = time.monotonic()
-        cohort = self._population.draw(server_round, self._cfg.clients_per_round)
+        cohort = self._draw(server_round)
         self._grid.offer(cohort)
         with self._strategys(server_round):
-            messages = self._strategy.configure_train(
-                server_round, self.state.arrays, self._config(server_round), self._grid
-            )
+            messages = self._messages(server_round, cohort)
         replies = self._grid.send_and_receive(messages)
         succeeded = sum(len(update.clients) for update in self._grid.updates)
-        self._check_quorum(server_round, succeeded, len(cohort))
+        if cohort:
+            self._check_quorum(server_round, succeeded, len(cohort))
+        mean = self._grid.mean
+        if self.protection is not None:
+            mean = self.protection.release(server_round, mean, self._start)
         with self._strategys(server_round):
-            if self._grid.mean is not None and isinstance(self._strategy, MeanStrategy):
-                arrays: ArrayRecord | None = self._strategy.aggregate_mean(
-                    server_round, self._grid.mean
-                )
+            if mean is not None and isinstance(self._strategy, MeanStrategy):
+                arrays: ArrayRecord | None = self._strategy.aggregate_mean(server_round, mean)
             else:
                 arrays, _ = self._strategy.aggregate_train(server_round, replies)
         self._accept(server_round, arrays)
         self.state.clock.train_seconds += time.monotonic() - started
         self._account(len(cohort))
         numbers = {f"train/{name}": value for name, value in self._grid.numbers.items()}
+        if self.protection is not None:
+            numbers["privacy/epsilon_rdp"] = self.protection.bound(server_round)
         self._emit("train", {"train/loss": self._train_loss(), **numbers}, clients=len(cohort))
         self.state.evaluated = False
         self._note_round()
+
+    def _draw(self, server_round: int) -> list[int]:
+        if self.protection is not None:
+            return self.protection.draw(server_round)
+        return self._population.draw(server_round, self._cfg.clients_per_round)
+
+    def _messages(self, server_round: int, cohort: Sequence[int]) -> Iterable[Message]:
+        """Return what the strategy tells the cohort; an empty one, of a private run, nothing."""
+        if not cohort and isinstance(self._strategy, MeanStrategy):
+            self._strategy.begin_round(self.state.arrays)
+            return []
+        return self._strategy.configure_train(
+            server_round, self.state.arrays, self._config(server_round), self._grid
+        )
 
     def _strategys(self, server_round: int) -> AbstractContextManager[None]:
         """Name the strategy, and its line, if it raises an error in the block."""
@@ -178,11 +198,15 @@ class Server:
 
     def _config(self, server_round: int) -> ConfigRecord:
         """Return what clients are told besides the weights: the rate, if rounds have their own."""
+        config = ConfigRecord()
+        if self.protection is not None:
+            config[EQUAL_WEIGHTS] = True
         schedule, rounds = schedule_of(self._cfg), self._cfg.lr_horizon or self._cfg.rounds
-        if not schedule.changes:
-            return ConfigRecord()
-        rate = self._run.optimizer.lr * schedule.factor(server_round - 1, rounds)
-        return ConfigRecord({LEARNING_RATE: rate})
+        if schedule.changes:
+            config[LEARNING_RATE] = self._run.optimizer.lr * schedule.factor(
+                server_round - 1, rounds
+            )
+        return config
 
     def _check_quorum(self, server_round: int, succeeded: int, drawn: int) -> None:
         failures = self._grid.failures
@@ -247,7 +271,8 @@ class Server:
         A run that was stopped between a round and its evaluation does it when it goes on.
         """
         server_round = self.state.server_round
-        due = server_round == self._cfg.rounds or server_round % self._cfg.evaluate_every == 0
+        last = self._cfg.rounds if self.protection is None else self.protection.last_round
+        due = server_round == last or server_round % self._cfg.evaluate_every == 0
         if self.state.evaluated or not due:
             return False
         values = self._evaluate()
@@ -347,6 +372,7 @@ class Server:
                 "train_seconds": self.state.clock.train_seconds,
                 "target": self.target.saved(),
                 "metrics_offset": self._tracker.offset,
+                "privacy": None if self.protection is None else self.protection.saved(),
             },
         )
 
@@ -386,6 +412,8 @@ class Server:
         state = saved.state
         checkpoint.check_preparation(self._preparation, state, path)
         restore(self._strategy, saved.arrays, state["strategy"])
+        if self.protection is not None:
+            self.protection.begin(saved.progress, state.get("privacy") or {})
         if self._grid.states is not None:
             self._grid.states.restore(saved.arrays)
         execution = state["client_training"]

@@ -46,6 +46,7 @@ from .pools.inprocess import InProcessPool
 from .pools.requests import requests
 from .population import Population
 from .population.evaluated import clients_to_evaluate
+from .protection import check_protectable, protected
 from .server import Server
 from .strategies import ModelFacts, build_strategy, reduces
 from .strategies.mean import MeanStrategy
@@ -112,10 +113,12 @@ def build_components(run: Run) -> Components:
         if (later := after_a_round(strategy, weights, cohort)) is not None:
             check_savable(later)
     assert dataset.fitting is not None
+    exchange = dataset.fitting.exchange(partition)
+    check_protectable(run, context, strategy, exchange)
     return Components(
         context=context,
         preparation=dataset.preparation,
-        exchange=dataset.fitting.exchange(partition),
+        exchange=exchange,
         notes=(*dataset.notes, *notes),
         strategy=strategy,
         reduce=reduces(run.federated, strategy),
@@ -133,7 +136,10 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
         run_directory(run, "federated", directory, "server") as (run_dir, display),
         Tracker(run_dir.metrics, (display, *listeners(run, run_dir.path, display.say))) as tracker,
     ):
-        with _pool(run, context, cluster, run_dir.log, tracker) as pool:
+        with (
+            _pool(run, context, cluster, run_dir.log, tracker) as pool,
+            protected(run, context, run_dir.ledger) as protection,
+        ):
             takes_mean = isinstance(components.strategy, MeanStrategy)
             states = _states(context, components.strategy)
             grid = CohortGrid(pool, components.reduce, takes_mean=takes_mean, states=states)
@@ -146,10 +152,13 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
                 tracker,
                 run_dir.checkpoints,
                 display.say,
+                protection,
             )
             up, down = components.exchange.bytes_up, components.exchange.bytes_down
             server.state.counts = Progress(bytes_up=up, bytes_down=down)  # unless it resumes
             _begin(run, server, grid, tracker, run_dir, display)
+            if protection is not None:
+                display.say(protection.line())
             for note in components.notes:
                 display.say(note)
             _say_who_weighs_nothing(context.population, display)
@@ -166,6 +175,7 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
                 peak_rss_bytes=peak_rss_bytes() + pool.peak_rss_bytes(),
                 target=server.target.summary(),
                 preparation=asdict(components.exchange),
+                privacy=None if protection is None else protection.result(),
                 packages=("flwr",) if cluster is None else ("flwr", "ray"),
             )
         write_outcome(run, "federated", run_dir, tracker, server.final, outcome, display)
@@ -277,6 +287,8 @@ def _begin(
     found = newest_checkpoint(run, "federated", run_dir, display) if run.resume else None
     if found is not None:
         server.resume(found)
+    elif server.protection is not None:
+        server.protection.begin(0, {})
     if grid.execution is None:
         grid.execution = _execution(run, grid.pool, display)
     else:  # the same digits need the same way of training, wherever it goes on

@@ -16,7 +16,7 @@ from heliotrope.plugin_loading import raised
 from .algorithms import ClientAlgorithm
 from .client_state import ClientStates
 
-__all__ = ["Failure", "Instruction", "Stack", "Update", "Weights", "is_finite"]
+__all__ = ["Failure", "Instruction", "Scaling", "Stack", "Update", "Weights", "is_finite"]
 
 Weights = Mapping[str, Tensor]
 """A model's weights and buffers by name, [*shape] each."""
@@ -85,10 +85,30 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """How far updates of K clients count that are clipped when they are added up.
+
+    Parameters
+    ----------
+    factors
+        float64 [K], of how far the weights in `names` went; NaN where they are not finite.
+    names
+        Of the weights that are clipped.
+    most
+        The Euclidean norm that all of them together have then, at most.
+    """
+
+    factors: Tensor
+    names: frozenset[str]
+    most: float
+
+
+@dataclass(frozen=True)
 class Stack:
     """The results of K clients: arrays [K, *shape], numbers [K], as in `Update`.
 
-    `states` are what the clients keep, [K, *shape] each; `numbers` hold [K] by name.
+    `states` are what the clients keep, [K, *shape] each; `numbers` hold [K] by name. With
+    `scaling` the arrays are as trained, and what adds them up clips them.
     """
 
     clients: tuple[int, ...]
@@ -100,6 +120,7 @@ class Stack:
     steps: tuple[int, ...]
     states: Weights = field(default_factory=dict)
     numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    scaling: Scaling | None = None  # None: nothing is clipped, or it is already
 
     def rows(self) -> list[Update]:
         """Return each client's result."""
@@ -132,6 +153,8 @@ class Stack:
             steps=tuple(self.steps[row] for row in kept),
             states={name: value[kept] for name, value in self.states.items()},
             numbers={n: tuple(values[row] for row in kept) for n, values in self.numbers.items()},
+            scaling=self.scaling
+            and replace(self.scaling, factors=self.scaling.factors[torch.tensor(kept)]),
         )
 
     def rejections(self, weights: Weights) -> dict[int, Failure]:
@@ -148,6 +171,10 @@ class Stack:
             finite = torch.isfinite(value).flatten(1).all(dim=1)
             for row in torch.nonzero(~finite).view(-1).tolist():
                 reason = f"update rejected: {name} holds NaN or infinite values"
+                found.setdefault(row, Failure(self.clients[row], reason, "diverged"))
+        if self.scaling is not None:
+            for row in torch.nonzero(~self.scaling.factors.isfinite()).view(-1).tolist():
+                reason = "update rejected: its length is not finite"
                 found.setdefault(row, Failure(self.clients[row], reason, "diverged"))
         return found
 

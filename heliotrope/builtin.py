@@ -9,7 +9,17 @@ from typing import Literal
 
 __all__ = ["BUILT_IN", "Group"]
 
-Group = Literal["model", "data", "task", "metric", "partition", "strategy", "optimizer", "schedule"]
+Group = Literal[
+    "model",
+    "data",
+    "task",
+    "metric",
+    "partition",
+    "strategy",
+    "privacy",
+    "optimizer",
+    "schedule",
+]
 
 _SOURCES = "heliotrope.data.sources"
 _PARTITIONS = "heliotrope.data.partition"
@@ -68,6 +78,7 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         **{name: f"{_OURS}:{name}" for name in (*_STRATEGIES, "fedadam_corrected", "scaffold")},
         **{f"flower_{name}": f"{_FLOWERS}:flower_{name}" for name in _STRATEGIES},
     },
+    "privacy": {name: f"federated.privacy.choices:{name}" for name in ("none", "central")},
     "optimizer": {name: f"{_OPTIMIZERS}:{name}" for name in ("sgd", "adam", "adamw", "adafactor")},
     "schedule": {
         name: f"{_SCHEDULES}:{name}"

@@ -59,6 +59,7 @@ _GIVEN: dict[Group, frozenset[str]] = {
     "metric": frozenset({"task"}),
     "partition": frozenset({"traits", "generator"}),
     "strategy": frozenset({"facts", "client_learning_rate"}),
+    "privacy": frozenset(),
     "optimizer": frozenset({"params"}),
     "schedule": frozenset({"done", "step", "decay_every", "decay_factor"}),
 }

@@ -48,14 +48,23 @@ class Units:
         A sum may hold the clients' numbers and, subtracted, as many of the global tensor. Raises
         `ValueError` if they weigh too much for a sum to be exact.
         """
+        largest = float(tensor.abs().amax()) if tensor.numel() else 0.0
+        exponent = max(math.frexp(largest)[1] + _MARGIN, _LEAST_RANGE)
+        return cls._of_exponent(exponent, most_weight)
+
+    @classmethod
+    def _of_exponent(cls, exponent: int, most_weight: int) -> Units:
         bits = _MANTISSA - 3 - most_weight.bit_length()  # a slice's own
         if bits < 8:
             raise ValueError(f"weights of {most_weight} in all are too many for an exact sum")
-        largest = float(tensor.abs().amax()) if tensor.numel() else 0.0
-        exponent = max(math.frexp(largest)[1] + _MARGIN, _LEAST_RANGE)
         slices = math.ceil(64 / bits)
         units = tuple(2.0 ** (exponent - bits * (number + 1)) for number in range(slices))
         return cls(2.0**exponent, units)
+
+    @classmethod
+    def up_to(cls, size: float, most_weight: int) -> Units:
+        """Return the units for numbers of at most `size`, that weigh `most_weight` in all."""
+        return cls._of_exponent(math.frexp(size)[1], most_weight)
 
     def holds(self, values: Tensor) -> bool:
         """Return whether all values are within the limit; NaN is not."""
@@ -66,7 +75,11 @@ class Units:
 
 
 def add_slices(
-    sums: Tensor, values: Tensor | Sequence[Tensor], weights: Sequence[int], units: Units
+    sums: Tensor,
+    values: Tensor | Sequence[Tensor],
+    weights: Sequence[int],
+    units: Units,
+    scaled: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Add the clients' slices, each times its client's weight, to `sums` in place.
 
@@ -78,6 +91,9 @@ def add_slices(
         Floating point [K, D], or of each client [D], within the limit of `units`.
     weights
         [K] whole numbers.
+    scaled
+        A start [D] and factors, float64 [K]: instead of its values, of each client is added how far
+        they are from the start, times its factor. That must be within the limit.
     """
     clients, size = len(values), sums.shape[1]
     width = min(size, max(1, _BLOCK // clients if sums.device.type == "cpu" else size))
@@ -89,6 +105,7 @@ def add_slices(
         parts = torch.split(values, width, dim=1)
     else:
         parts = zip(*(torch.split(row, width) for row in values), strict=True)
+    begins = None if scaled is None else iter(torch.split(scaled[0], width))
     for part, *targets in zip(parts, *(torch.split(row, width) for row in sums), strict=True):
         rest, cut = memory[:, :, : len(targets[0])]
         if isinstance(part, Tensor):
@@ -96,6 +113,8 @@ def add_slices(
         else:
             for row, own in zip(rest, part, strict=True):
                 row.copy_(own)
+        if begins is not None and scaled is not None:
+            rest.sub_(next(begins)).mul_(scaled[1][:, None])
         for target, slice_ in zip(targets, _slices(rest, cut, units), strict=True):
             if clients == 1:  # several times faster than the product of a matrix with one row
                 target.add_(slice_[0], alpha=weights[0])

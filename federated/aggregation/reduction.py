@@ -18,7 +18,7 @@ from torch import Tensor
 
 from heliotrope.errors import RunFailedError
 
-from ..updates import Failure, Stack, Weights, is_finite
+from ..updates import Failure, Scaling, Stack, Weights, is_finite
 from .exact import Units, add_slices, moved, sum_of_differences
 
 __all__ = ["Mean", "Outlier", "Partial", "Reduction", "mean_of", "merged"]
@@ -45,7 +45,8 @@ class Partial:
     """Exact sums over some clients of their arrays, times their weights.
 
     `sums` holds float64 [slices, D] of each floating-point tensor, int64 [D] of differences
-    of the others; `most_weight` is that of the `Reduction`. The numbers beside them are the
+    of the others, and float64 [slices, D] of differences that were `clipped`; `most_weight` is
+    that of the `Reduction`. The numbers beside them are the
     clients', as in `Update`; `numbers` are what algorithms tell, each client's times its weight.
     """
 
@@ -59,6 +60,7 @@ class Partial:
     weight_seen: int
     steps: int
     numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    clipped: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Reduction:
         self._most_weight = most_weight
         self._units = _units(weights, most_weight)
         self._sums: dict[str, Tensor] = {}
-        self._waiting: dict[str, list[tuple[Tensor, int]]] = {}
+        self._starts: dict[str, Tensor] = {}  # of what is clipped, [D]
+        self._waiting: dict[str, list[tuple[Tensor, int, Tensor | None]]] = {}
         self._outliers: list[Outlier] = []
         self._clients: list[int] = []
         self._loss_sums: list[float] = []
@@ -106,15 +109,23 @@ class Reduction:
         What is within limits is finite: values are looked at more closely only if some are not.
         """
         failures: list[Failure] = []
-        within = {name: self._holds(name, value) for name, value in stack.arrays.items()}
-        if not (all(within.values()) and all(map(is_finite, stack.states.values()))):
+        clipped = frozenset() if stack.scaling is None else stack.scaling.names
+        within = {
+            name: name in clipped or self._holds(name, value)
+            for name, value in stack.arrays.items()
+        }
+        finite = stack.scaling is None or is_finite(stack.scaling.factors)
+        if not (finite and all(within.values()) and all(map(is_finite, stack.states.values()))):
             rejected = stack.rejections(self._weights)
             failures = list(rejected.values())
             stack = stack.without(rejected)
         if not stack.clients:
             return failures
         for name, value in stack.arrays.items():
-            self._add(name, value, stack, within=within[name])
+            if stack.scaling is not None and name in clipped:
+                self._add_clipped(name, value, stack, stack.scaling)
+            else:
+                self._add(name, value, stack, within=within[name])
         self._clients += stack.clients
         self._loss_sums += stack.loss_sums
         for name, values in stack.numbers.items():
@@ -146,14 +157,27 @@ class Reduction:
                     kept = values[row].clone()
                     self._outliers.append(Outlier(client, weights[row], name, kept))
                     flat[row], weights[row] = 0.0, 0
+        self._add_slices(name, flat, weights)
+
+    def _add_clipped(self, name: str, values: Tensor, stack: Stack, scaling: Scaling) -> None:
+        """Add how far the clients went, clipped: within limits by that."""
+        if name not in self._starts:
+            self._units[name] = Units.up_to(scaling.most, self._most_weight)
+            self._starts[name] = self._weights[name].to(values.device).reshape(-1)
+        flat = values.reshape(len(stack.clients), -1)
+        self._add_slices(name, flat, list(stack.weights), scaling.factors)
+
+    def _add_slices(
+        self, name: str, flat: Tensor, weights: list[int], factors: Tensor | None = None
+    ) -> None:
         if name not in self._sums:
-            shape = (len(units.units), flat.shape[1])
+            shape = (len(self._units[name].units), flat.shape[1])
             self._sums[name] = torch.zeros(shape, dtype=torch.float64, device=flat.device)
         if len(flat) > 1 or flat.nbytes > _LARGE:
-            add_slices(self._sums[name], flat, weights, units)
+            self._add_now(name, flat, weights, factors)
             return
         waiting = self._waiting.setdefault(name, [])
-        waiting.append((flat[0], weights[0]))
+        waiting.append((flat[0], weights[0], factors))
         if len(waiting) == _TOGETHER:
             self._add_waiting(name)
 
@@ -161,8 +185,18 @@ class Reduction:
         """Add the clients that came alone: several together take half the time."""
         waiting = self._waiting.pop(name, None)
         if waiting:
-            values, weights = zip(*waiting, strict=True)
-            add_slices(self._sums[name], values, weights, self._units[name])
+            values, weights, factors = zip(*waiting, strict=True)
+            self._add_now(name, values, weights, None if factors[0] is None else torch.cat(factors))
+
+    def _add_now(
+        self,
+        name: str,
+        values: Tensor | Sequence[Tensor],
+        weights: Sequence[int],
+        factors: Tensor | None,
+    ) -> None:
+        scaled = None if factors is None else (self._starts[name], factors)
+        add_slices(self._sums[name], values, weights, self._units[name], scaled)
 
     def partial(self) -> Partial | None:
         """Return what was added, or None if nothing was."""
@@ -181,6 +215,7 @@ class Reduction:
             weight_seen=self._weight_seen,
             steps=self._steps,
             numbers={name: tuple(values) for name, values in self._numbers.items()},
+            clipped=frozenset(self._starts),
         )
 
 
@@ -207,6 +242,7 @@ def merged(partials: Sequence[Partial]) -> Partial:
             name: tuple(value for part in partials for value in part.numbers[name])
             for name in first.numbers
         },
+        clipped=first.clipped,
     )
 
 
@@ -224,7 +260,9 @@ def mean_of(partials: Sequence[Partial], weights: Weights) -> Mean:
     all_units = _units(weights, whole.most_weight)
     differences = {}
     for name, start in weights.items():
-        if name in all_units:
+        if name in whole.clipped:
+            total = whole.sums[name].sum(dim=0)
+        elif name in all_units:
             own = sorted((o for o in whole.outliers if o.name == name), key=lambda o: o.client)
             total = _difference(whole, name, start, own)
         else:

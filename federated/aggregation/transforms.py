@@ -17,7 +17,12 @@ from torch import Tensor
 
 from heliotrope.config import FederatedConfig
 
+from ..updates import Weights
+
 __all__ = ["ClipNorm", "UpdateContext", "UpdateTransform", "transforms_of"]
+
+
+_BLOCK = 1 << 17  # numbers worked on at once
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,31 @@ class ClipNorm(UpdateTransform):
     def apply(self, updates: Mapping[str, Tensor], context: UpdateContext) -> Mapping[str, Tensor]:
         """Return the updates, [K, *shape] of each parameter, those above `most` scaled."""
         del context
-        squares = [update.flatten(1).square().sum(dim=1) for update in updates.values()]
-        norms = torch.stack(squares).sum(dim=0).sqrt()
-        scales = (self.most / norms).clamp(max=1.0)  # [K]; of a norm of 0, min(inf, 1)
+        starts = {name: torch.zeros_like(update[0]) for name, update in updates.items()}
+        scales = self.factors(updates, starts)
         for update in updates.values():
             update.mul_(scales.view(-1, *[1] * (update.dim() - 1)))
         return updates
+
+    def factors(self, arrays: Weights, starts: Weights) -> Tensor:
+        """Return what scales each client's update, float64 [K]; NaN if it is not finite.
+
+        Its weights are `arrays`, [K, *shape] each, and it began at `starts`, [*shape].
+        """
+        total = None
+        for name, value in arrays.items():
+            flat, start = value.flatten(1), starts[name].reshape(-1)
+            width = max(1, _BLOCK // len(flat))
+            squares = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
+            parts = torch.split(flat, width, dim=1), torch.split(start, width)
+            for part, begin in zip(*parts, strict=True):
+                way = part.double() - begin
+                squares += way.mul_(way).sum(dim=1)
+            total = squares if total is None else total + squares
+        assert total is not None
+        norms = total.sqrt()
+        factors = (self.most / norms).clamp(max=1.0)  # of a norm of 0, min(inf, 1)
+        return torch.where(norms.isfinite(), factors, torch.nan)
 
 
 def transforms_of(cfg: FederatedConfig) -> tuple[UpdateTransform, ...]:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from heliotrope.config import OptimizerConfig
 
-from ..aggregation import UpdateContext, UpdateTransform, transforms_of
+from ..aggregation import ClipNorm, UpdateContext, UpdateTransform, transforms_of
 from ..algorithms import Finished
-from ..updates import Instruction, Stack, Weights
+from ..privacy.names import privacy_of
+from ..updates import Instruction, Scaling, Stack, Weights
 from .context import TrainingContext
 
 __all__ = ["ClientUpdates"]
@@ -57,7 +58,10 @@ class ClientUpdates:
     @classmethod
     def of(cls, context: TrainingContext) -> ClientUpdates:
         """Return those of a run's clients."""
+        privacy = privacy_of(context.federated)
         transforms = transforms_of(context.federated)
+        if privacy is not None:
+            transforms += privacy.transforms()
         return cls(context.model, context.optimizer, context.run_seed, transforms)
 
     def __call__(
@@ -77,6 +81,10 @@ class ClientUpdates:
             shape != weights[name].shape for name, shape in shapes.items()
         ):
             return stack
+        if not (finishing or rounded) and len(self._transforms) == 1:
+            (clip,) = self._transforms
+            if isinstance(clip, ClipNorm):
+                return replace(stack, scaling=self._scaling(clip, stack, weights))
         starts = {
             name: weights[name].to(stack.arrays[name].device, torch.float64)
             for name, *_ in self._names
@@ -104,6 +112,14 @@ class ClientUpdates:
             states={**stack.states, **done.state},
             numbers={name: tuple(values.tolist()) for name, values in done.numbers.items()},
         )
+
+    def _scaling(self, clip: ClipNorm, stack: Stack, weights: Weights) -> Scaling:
+        """Return how updates are clipped while they are added up, without copies of them all."""
+        each = [names for names in self._names if names[0] in stack.arrays]
+        trained = {first: stack.arrays[first] for first, *_ in each}
+        starts = {name: weights[name].to(value.device) for name, value in trained.items()}
+        factors = clip.factors(trained, starts)
+        return Scaling(factors, frozenset(name for names in each for name in names), clip.most)
 
     def _finished(
         self, stack: Stack, went: Mapping[str, Tensor], instruction: Instruction

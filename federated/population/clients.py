@@ -123,6 +123,20 @@ class Population:
         drawn: list[int] = able[self._lowest(key, counters, size)].tolist()
         return drawn
 
+    def draw_each(self, server_round: int, expected: int) -> list[int]:
+        """Return a cohort in which each client is with the same probability, by itself.
+
+        `expected` is the mean size; in client order, perhaps empty. (Poisson sampling.)
+        """
+        able = self._training
+        if expected >= len(able):
+            return self.training()
+        key = seed(self._seed, "poisson cohort", server_round)
+        counters = self._counters if len(able) == len(self) else self._counters[able]
+        below = np.uint64(expected * 2**64 // len(able))
+        drawn: list[int] = able[hash_ranks(key, counters) < below].tolist()
+        return drawn
+
     def draw_evaluating(self, server_round: int, size: int) -> list[int]:
         """Return `size` different clients of `evaluating`, uniformly, in client order."""
         if size >= len(self._evaluating):

@@ -50,8 +50,12 @@ class MeanStrategy(FlowerFedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        self._start = arrays
+        self.begin_round(arrays)
         return super().configure_train(server_round, arrays, config, grid)
+
+    def begin_round(self, arrays: ArrayRecord) -> None:
+        """Take `arrays` as the round's global weights, also where no client is asked."""
+        self._start = arrays
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

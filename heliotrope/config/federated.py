@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from heliotrope.config.groups import PartitionConfig, StrategyConfig
+from heliotrope.config.groups import PartitionConfig, PrivacyConfig, StrategyConfig
 
 __all__ = ["FederatedConfig"]
 
@@ -47,3 +47,4 @@ class FederatedConfig:
     client_rows_every: int | None = None
     partition: PartitionConfig = MISSING
     strategy: StrategyConfig = MISSING
+    privacy: PrivacyConfig = field(default_factory=lambda: PrivacyConfig("none"))

@@ -25,6 +25,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PartitionConfig",
+    "PrivacyConfig",
     "StrategyConfig",
     "TaskConfig",
     "choice_class",
@@ -116,6 +117,19 @@ class StrategyConfig:
     name: str = MISSING
 
 
+@dataclass
+class PrivacyConfig:
+    """How clients are protected.
+
+    Parameters
+    ----------
+    name
+        Of the choice.
+    """
+
+    name: str = MISSING
+
+
 # As the command line has them: what the registry calls them, and what all choices have.
 _KINDS: dict[str, tuple[Group, type[Any]]] = {
     "model": ("model", ModelConfig),
@@ -124,6 +138,7 @@ _KINDS: dict[str, tuple[Group, type[Any]]] = {
     "optimizer": ("optimizer", OptimizerConfig),
     "federated/partition": ("partition", PartitionConfig),
     "federated/strategy": ("strategy", StrategyConfig),
+    "federated/privacy": ("privacy", PrivacyConfig),
 }
 GROUPS = tuple(_KINDS)
 

@@ -85,6 +85,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.log = self.path / "run.log"
         self.checkpoints = self.path / "checkpoints"
+        self.ledger = self.path / "privacy.jsonl"
         self.report = self.path / "report.html"
         self.result = self.path / "result.json"
         self.unprotected: str | None = None  # why no other process is kept out

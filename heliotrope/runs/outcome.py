@@ -100,6 +100,8 @@ class Outcome:
         Those whose versions are written down beside the usual ones.
     directions
         Of each metric of a split, which way is better.
+    privacy
+        What was promised and spent; None if nothing was.
     """
 
     metrics: Mapping[str, float]
@@ -111,6 +113,7 @@ class Outcome:
     peak_rss_bytes: int
     target: dict[str, Any] | None
     preparation: Mapping[str, Any] | None = None
+    privacy: Mapping[str, Any] | None = None
     packages: tuple[str, ...] = field(default_factory=tuple)
     directions: Mapping[str, Direction] = field(default_factory=dict)
 
@@ -139,7 +142,7 @@ def result_of(run: Run, mode: Mode, outcome: Outcome) -> dict[str, Any]:
         "startup_seconds": round(outcome.startup_seconds, 3),
         "examples_per_second": round(outcome.counts.examples_seen / train, 1) if train else None,
         "peak_rss_bytes": outcome.peak_rss_bytes,
-        "privacy": None,
+        "privacy": outcome.privacy,
         "parameters": outcome.parameters,
         "machine": machine(),
         "versions": versions(*outcome.packages),

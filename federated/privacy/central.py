@@ -1,0 +1,137 @@
+"""Client-level differential privacy by a trusted server: what is clipped, and what noise is added.
+
+McMahan et al. 2018, arXiv:1710.06963. A client's update is how far its trained parameters went. It
+is clipped to a norm C, and counts once whatever its examples. Gaussian noise is added to the sum,
+which is divided by the number of clients that a round is expected to have, not by those it had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heliotrope.errors import ConfigError
+from heliotrope.privacy.accountant import Mechanism, Sampling, noise_for
+
+from ..aggregation import ClipNorm, UpdateTransform
+
+__all__ = ["Central"]
+
+
+@dataclass(frozen=True)
+class Central:
+    """The keys of `federated/privacy=central`; see `choices.central`."""
+
+    clip: float
+    noise_multiplier: float | None
+    delta: float | None
+    target_epsilon: float | None
+    sampling: str
+
+    unit = "client"
+
+    def __post_init__(self) -> None:
+        key = "federated.privacy"
+        for name in ("clip", "noise_multiplier", "target_epsilon"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{key}.{name}={value:g} must be above 0.")
+        if self.sampling not in ("poisson", "fixed"):
+            raise ConfigError(
+                f"{key}.sampling={self.sampling}: no other than poisson and fixed can be accounted "
+                f"for. Set {key}.sampling=poisson."
+            )
+        if self.noise_multiplier is None and self.target_epsilon is None:
+            raise ConfigError(
+                f"{key}.noise_multiplier is not set. Set it, such as 1, or "
+                f"{key}.target_epsilon, from which it follows."
+            )
+
+    def transforms(self) -> tuple[UpdateTransform, ...]:
+        """Return what each client does to its update."""
+        return (ClipNorm(self.clip),)
+
+    def delta_for(self, clients: int) -> float:
+        """Return the delta for so many clients; `ConfigError` if it promises too little."""
+        if self.delta is None:
+            return float(clients**-1.1)
+        if not 0 < self.delta <= 1 / clients:
+            raise ConfigError(
+                f"federated.privacy.delta={self.delta:g} must lie above 0 and be at most 1/"
+                f"{clients}={1 / clients:g}: with more, to publish the data of one of the "
+                f"{clients} clients would count as private. Set federated.privacy.delta=null for "
+                f"{clients}^-1.1."
+            )
+        return self.delta
+
+    def mechanism(self, cohort: int, clients: int, rounds: int, noise: float | None) -> Mechanism:
+        """Return the mechanism of a round of `cohort` of `clients`.
+
+        `noise` is the multiplier of a run that goes on; None: as the keys say.
+        """
+        sampling = cast(Sampling, self.sampling)
+        noise = noise or self.noise_multiplier
+        mechanism = Mechanism(sampling, noise or 1.0, cohort, clients)
+        if noise is not None:
+            return mechanism
+        assert self.target_epsilon is not None
+        noise = noise_for(mechanism, rounds, self.delta_for(clients), self.target_epsilon)
+        return Mechanism(sampling, noise, cohort, clients)
+
+    def deviation(self, mechanism: Mechanism) -> float:
+        """Return the standard deviation of the noise on the sum, in units of the weights."""
+        reach = self.clip if mechanism.sampling == "poisson" else 2 * self.clip
+        return mechanism.noise_multiplier * reach
+
+    def assumptions(self) -> list[str]:
+        """Return what the figure depends on, a sentence each."""
+        drawn = (
+            "each client is drawn by itself, with the same probability, and who was is not told"
+            if self.sampling == "poisson"
+            else "cohorts are drawn uniformly, and who was drawn is not told"
+        )
+        released = (
+            "only models are released: losses and evaluations carry no noise, and stay inside"
+        )
+        return [
+            "the server is trusted: it sees each client's update and adds the noise",
+            drawn,
+            released,
+        ]
+
+
+def noisy_mean(
+    total: Mapping[str, Tensor],
+    trained: Collection[str],
+    deviation: float,
+    cohort: int,
+    generator: np.random.Generator,
+) -> dict[str, Tensor]:
+    """Return (total + noise) / cohort of the `trained` parameters, and zeros of everything else.
+
+    Parameters
+    ----------
+    total
+        The sum of updates, float64 [*shape] each, by name.
+    trained
+        One name of each trained parameter. Nothing else is released, such as buffers.
+    deviation
+        Standard deviation of the noise on each number of the sum.
+    cohort
+        The number of clients that a round is expected to have.
+    generator
+        Of the noise, which is drawn in the order of the names.
+    """
+    found = {}
+    for name, value in total.items():
+        if name not in trained:
+            found[name] = torch.zeros_like(value)
+            continue
+        noise = torch.from_numpy(generator.standard_normal(tuple(value.shape)))
+        found[name] = noise.mul_(deviation).add_(value).div_(cohort)
+    return found

@@ -1,0 +1,43 @@
+"""The kinds of protection, by name, and what their keys mean."""
+
+from __future__ import annotations
+
+from .central import Central
+
+__all__ = ["central", "none"]
+
+
+def none() -> None:
+    """No protection: what clients send is added up as it is."""
+
+
+def central(
+    *,
+    clip: float = 1.0,
+    noise_multiplier: float | None = None,
+    delta: float | None = None,
+    target_epsilon: float | None = None,
+    sampling: str = "poisson",
+) -> Central:
+    """Client-level differential privacy by a trusted server: clipped updates, a noisy sum.
+
+    (McMahan et al. 2018, arXiv:1710.06963, with a fixed denominator.)
+
+    Parameters
+    ----------
+    clip
+        The Euclidean norm that an update may have; longer ones are scaled down to it.
+    noise_multiplier
+        Standard deviation of the noise on the sum of updates, in how far one client can move that
+        sum: clip with sampling=poisson, 2 clip with sampling=fixed; null: the least that keeps all
+        rounds within target_epsilon.
+    delta
+        The probability with which epsilon may fail, at most 1 in the number of clients; null: that
+        number to the power of -1.1.
+    target_epsilon
+        What may be spent: the run stops before it spends more.
+    sampling
+        poisson: each client is drawn with the same probability, so that clients_per_round is the
+        expected number; fixed: always clients_per_round, of which less can be proven.
+    """
+    return Central(clip, noise_multiplier, delta, target_epsilon, sampling)

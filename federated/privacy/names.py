@@ -1,0 +1,16 @@
+"""The protection that a configuration names."""
+
+from __future__ import annotations
+
+from heliotrope import registry
+from heliotrope.config import FederatedConfig
+
+from .central import Central
+
+__all__ = ["privacy_of"]
+
+
+def privacy_of(cfg: FederatedConfig) -> Central | None:
+    """Return the protection of a run's clients; `ConfigError` if its keys are wrong."""
+    found: Central | None = registry.entry("privacy", cfg.privacy.name).build(vars(cfg.privacy))
+    return found

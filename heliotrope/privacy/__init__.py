@@ -1,0 +1,1 @@
+"""What training tells about those whose data it uses: accounting, shared by both modes."""

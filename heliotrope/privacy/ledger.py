@@ -1,0 +1,95 @@
+"""What a run has spent: a line for each noisy sum, durable before that is released."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from heliotrope.errors import RunFailedError, writing
+from heliotrope.privacy.accountant import Mechanism, Spent
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """The releases of a run, in a file that is only ever appended to.
+
+    A release that is the same again, noise included, tells nothing new: it has the same name and is
+    charged once. Noise drawn afresh gives it another name.
+
+    Parameters
+    ----------
+    path
+        Of the file, one JSON object a line. A line that a crash has cut off was never released.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._charges: dict[str, Mechanism] = {}
+        self._disk = ThreadPoolExecutor(1)
+        self._synced: Future[None] | None = None
+        whole = 0
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+            if line.endswith(b"\n"):
+                self._read(line, whole)
+                whole += len(line)
+        with writing(path):
+            self._file = path.open("ab")
+            self._file.truncate(whole)
+
+    def _read(self, line: bytes, at: int) -> None:
+        try:
+            charge = json.loads(line)
+            release = str(charge.pop("release"))
+            self._charges[release] = Mechanism(**charge)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RunFailedError(
+                f"{self._path}, byte {at}: {line!r} is no charge of a privacy ledger. What was "
+                "spent cannot be told from it: restore the file, or begin in another directory."
+            ) from error
+
+    def charge(self, release: str, mechanism: Mechanism) -> None:
+        """Charge `mechanism` for a release, unless that is charged already.
+
+        It is durable after `sync`, which waits for the disk.
+        """
+        if release in self._charges:
+            return
+        line = json.dumps({"release": release, **asdict(mechanism)})
+        with writing(self._path):
+            self._file.write(f"{line}\n".encode())
+            self._file.flush()
+        self._charges[release] = mechanism
+        self._synced = self._disk.submit(os.fdatasync, self._file.fileno())
+
+    def sync(self) -> None:
+        """Return when all charges are durable: what was charged may be released."""
+        if self._synced is not None:
+            with writing(self._path):
+                self._synced.result()
+
+    def saved(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, by release."""
+        return {release: asdict(mechanism) for release, mechanism in self._charges.items()}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Charge what a checkpoint has and the file has not, as when the file was lost."""
+        for release, mechanism in saved.items():
+            self.charge(release, Mechanism(**mechanism))
+        self.sync()
+
+    @property
+    def spent(self) -> Spent:
+        """What was released, by mechanism."""
+        return list(Counter(self._charges.values()).items())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._disk.shutdown()
+        self._file.close()

@@ -1,0 +1,91 @@
+"""Epsilon of published and independently computed settings; calibration and budgets."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from heliotrope.errors import ConfigError
+from heliotrope.privacy import accountant
+from heliotrope.privacy.accountant import (
+    Mechanism,
+    RunningBound,
+    epsilon,
+    noise_for,
+    rounds_within,
+)
+
+# cohort, population, noise, steps, delta: PLD and RDP, beside Opacus' PRV accountant.
+_POISSON = [
+    (256, 60000, 1.1, 14062, 1e-5, 2.3817, 2.5966),
+    (64, 60000, 1.0, 9370, 1e-5, 0.4936, 0.8034),
+    (100, 3400, 1.0, 1500, 1 / 3400, 5.9684, 6.6974),
+    (100, 1000, 1.0, 100, 1e-3, 4.7844, 5.6551),
+    (1, 1, 5.0, 100, 1e-5, 9.9973, 10.7255),
+    (5000, 763430, 1.0, 5000, 763430**-1.1, 3.1238, 3.3790),
+]
+
+
+@pytest.mark.parametrize(("cohort", "clients", "noise", "steps", "delta", "pld", "rdp"), _POISSON)
+def test_epsilon_is_that_of_the_reference_table(
+    cohort: int, clients: int, noise: float, steps: int, delta: float, pld: float, rdp: float
+) -> None:
+    mechanism = Mechanism("poisson", noise, cohort, clients)
+    found = epsilon([(mechanism, steps)], delta)
+    assert found.accountant == "PLD"
+    assert found.value == pytest.approx(pld, abs=1e-3)
+    assert found.rdp == pytest.approx(rdp, abs=1e-3)
+    assert RunningBound(mechanism, delta).after(steps) == pytest.approx(rdp, abs=1e-3)
+
+
+def test_fixed_cohorts_are_another_mechanism() -> None:
+    found = epsilon([(Mechanism("fixed", 1.0, 100, 1000), 100)], 1e-3)
+    assert found.accountant == "RDP"
+    assert found.value == pytest.approx(10.8154, abs=1e-3)
+
+
+def test_mechanisms_of_two_adjacencies_are_not_composed() -> None:
+    both = [(Mechanism("fixed", 1.0, 1, 10), 1), (Mechanism("poisson", 1.0, 1, 10), 1)]
+    with pytest.raises(ValueError, match="replace-one"):
+        epsilon(both, 1e-3)
+
+
+def test_without_noise_epsilon_is_infinite_and_without_rounds_zero() -> None:
+    silent = Mechanism("poisson", 0.0, 1, 10)
+    assert epsilon([(silent, 1)], 1e-3).value == math.inf
+    assert RunningBound(silent, 1e-3).after(1) == math.inf
+    assert epsilon([(silent, 0)], 1e-3).value == 0
+
+
+def test_a_running_bound_goes_on_from_what_was_spent() -> None:
+    first, second = Mechanism("poisson", 1.0, 10, 100), Mechanism("poisson", 2.0, 10, 100)
+    bound = RunningBound(second, 1e-3, [(first, 5)]).after(7)
+    assert bound == pytest.approx(epsilon([(first, 5), (second, 7)], 1e-3).rdp, rel=1e-9)
+
+
+def test_the_least_noise_for_a_target_is_found() -> None:
+    mechanism = Mechanism("poisson", 1.0, 10, 1000)
+    noise = noise_for(mechanism, 1000, 1e-5, 3.0)
+    assert noise == pytest.approx(0.8136, abs=2e-4)
+    assert epsilon([(Mechanism("poisson", noise, 10, 1000), 1000)], 1e-5).value <= 3.0
+    less = Mechanism("poisson", noise - 2e-4, 10, 1000)
+    assert epsilon([(less, 1000)], 1e-5).value > 3.0
+
+
+def test_a_budget_says_how_many_rounds_there_are() -> None:
+    mechanism = Mechanism("fixed", 1.0, 10, 100)
+    left = rounds_within(mechanism, 50, 1e-3, 5.0, [(mechanism, 3)])
+    assert epsilon([(mechanism, 3 + left)], 1e-3).value <= 5.0
+    assert epsilon([(mechanism, 4 + left)], 1e-3).value > 5.0
+    assert rounds_within(mechanism, 2, 1e-3, 100.0) == 2
+    assert rounds_within(mechanism, 50, 1e-3, 0.01) == 0
+
+
+@pytest.mark.parametrize("found", ["0.0.2", "0.5.1", "1.0"])
+def test_another_dp_accounting_is_refused_by_name(
+    found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accountant, "version", lambda _: found)
+    with pytest.raises(ConfigError, match=rf"dp-accounting {found}.*attrs>=22,<24"):
+        epsilon([(Mechanism("poisson", 1.7, 3, 11), 1)], 1e-3)

@@ -1,0 +1,66 @@
+"""What a run has spent is known after any crash, and never forgotten or charged twice."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from heliotrope.errors import RunFailedError
+from heliotrope.privacy.accountant import Mechanism
+from heliotrope.privacy.ledger import Ledger
+
+_ONE, _OTHER = Mechanism("poisson", 1.0, 10, 100), Mechanism("poisson", 2.0, 10, 100)
+
+
+def _written(path: Path, *releases: tuple[str, Mechanism]) -> Ledger:
+    ledger = Ledger(path)
+    for release, mechanism in releases:
+        ledger.charge(release, mechanism)
+    ledger.sync()
+    return ledger
+
+
+def _spent(path: Path) -> dict[Mechanism, int]:
+    with closing(Ledger(path)) as ledger:
+        return dict(ledger.spent)
+
+
+def test_a_ledger_is_read_again_and_the_same_release_is_charged_once(tmp_path: Path) -> None:
+    path = tmp_path / "privacy.jsonl"
+    _written(path, ("round 1 a", _ONE), ("round 2 a", _ONE)).close()
+    again = _written(path, ("round 2 a", _ONE), ("round 2 b", _ONE), ("round 3 b", _OTHER))
+    assert dict(again.spent) == {_ONE: 3, _OTHER: 1}
+    assert _spent(path) == {_ONE: 3, _OTHER: 1}
+    again.close()
+
+
+def test_a_line_that_was_cut_off_was_never_released(tmp_path: Path) -> None:
+    path = tmp_path / "privacy.jsonl"
+    _written(path, ("round 1 a", _ONE), ("round 2 a", _ONE)).close()
+    path.write_bytes(path.read_bytes()[:-20])
+    ledger = _written(path, ("round 2 c", _ONE))
+    assert dict(ledger.spent) == {_ONE: 2}
+    ledger.close()
+    assert [line.split('"')[3] for line in path.read_text().splitlines()] == [
+        "round 1 a",
+        "round 2 c",
+    ]
+
+
+def test_what_a_checkpoint_knows_is_charged_if_the_file_is_lost(tmp_path: Path) -> None:
+    kept = _written(tmp_path / "a.jsonl", ("round 1 a", _ONE), ("round 2 a", _OTHER))
+    ledger = _written(tmp_path / "b.jsonl", ("round 2 a", _OTHER), ("round 3 a", _ONE))
+    ledger.restore(kept.saved())
+    assert _spent(tmp_path / "b.jsonl") == {_ONE: 2, _OTHER: 1}
+    kept.close()
+    ledger.close()
+
+
+@pytest.mark.parametrize("line", ["{}\n", "[1]\n", "nonsense\n", '{"release": "x", "noise": 1}\n'])
+def test_a_file_that_is_no_ledger_is_not_taken_for_an_empty_one(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "privacy.jsonl"
+    path.write_text(line)
+    with pytest.raises(RunFailedError, match=r"privacy\.jsonl, byte 0"):
+        Ledger(path)
