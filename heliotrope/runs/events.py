@@ -93,7 +93,7 @@ class Tracker:
         """Write several events of one kind at once."""
         now = round(time.time(), 3)
         records = [{"event": event, "time": now, **fields} for fields in each]
-        lines = [json.dumps(strict(record), allow_nan=False) for record in records]
+        lines = [_line(record) for record in records]
         with writing(self._path):
             self._file.write("".join(f"{line}\n" for line in lines).encode())
             self._file.flush()
@@ -173,6 +173,14 @@ def _is_worker_failure(line: bytes) -> bool:
 
 def _seconds_of(line: bytes) -> float:
     return float(_event_of(line).get("seconds", 0.0))
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """Return a record as strict JSON; few need the look at each number that `strict` takes."""
+    try:
+        return json.dumps(record, allow_nan=False)
+    except (TypeError, ValueError):
+        return json.dumps(strict(record), allow_nan=False)
 
 
 def strict(value: Any) -> Any:
