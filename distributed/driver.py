@@ -15,6 +15,7 @@ from heliotrope.data import Dataset, load
 from heliotrope.errors import ResourceError, RunFailedError, WorkerError
 from heliotrope.metrics.chosen import check_chosen_metrics
 from heliotrope.models import build, parameter_count
+from heliotrope.plugin_loading import refusing_exits
 from heliotrope.runs import checkpoint
 from heliotrope.runs.changed_plugins import going_on
 from heliotrope.runs.clock import Clock
@@ -60,6 +61,7 @@ class Components:
     notes: tuple[str, ...]
 
 
+@refusing_exits()
 def build_components(run: Run) -> Components:
     """Load the data and build the model once, so that what is wrong with them shows here."""
     dataset = load(run.data, run.seed, task=run.task_name)

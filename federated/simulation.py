@@ -24,6 +24,7 @@ from heliotrope.data import Exchange, Preparation, load
 from heliotrope.errors import ConfigError
 from heliotrope.metrics.chosen import check_chosen_metrics
 from heliotrope.models import parameter_count
+from heliotrope.plugin_loading import refusing_exits
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.runs.display import Display
 from heliotrope.runs.events import Progress, Tracker
@@ -84,6 +85,7 @@ class Components:
     reduce: bool
 
 
+@refusing_exits()
 def build_components(run: Run) -> Components:
     """Load and divide the data and build model and strategy, so that what is wrong shows here."""
     dataset = load(run.data, run.seed, task=run.task_name)

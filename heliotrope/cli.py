@@ -41,6 +41,7 @@ from heliotrope.config.names import plain_name
 from heliotrope.config.own_files import refuse_absent
 from heliotrope.errors import ConfigError, HeliotropeError, RunDirectoryError, closest
 from heliotrope.modes import mode_module
+from heliotrope.plugin_loading import exit_said
 from heliotrope.runs.clock import clock_from_now
 from heliotrope.runs.stamp import new_stamp
 from heliotrope.shell import typed
@@ -318,6 +319,11 @@ def _guarded(action: Callable[[], object], *, interruptible: bool = True) -> int
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         print(masked(f"error: {explain(error)}"), file=sys.stderr)
         return ConfigError.exit_code
+    except SystemExit as error:
+        if (said := exit_said(error)) is None:
+            raise
+        print(masked(f"error: {said}"), file=sys.stderr)
+        return HeliotropeError.exit_code
     except Exception:  # noqa: BLE001 - not foreseen: tell all, and let a sweep go on
         print(masked(traceback.format_exc()), end="", file=sys.stderr)
         return HeliotropeError.exit_code

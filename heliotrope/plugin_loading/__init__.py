@@ -1,6 +1,13 @@
 """Plug-ins: finding, trusting and executing the code that `plugins=[...]` names."""
 
-from heliotrope.plugin_loading.execution import executing, install, loaded, raised
+from heliotrope.plugin_loading.execution import (
+    executing,
+    exit_said,
+    install,
+    loaded,
+    raised,
+    refusing_exits,
+)
 from heliotrope.plugin_loading.loading import (
     load,
     load_installed,
@@ -11,6 +18,7 @@ from heliotrope.plugin_loading.loading import (
 
 __all__ = [
     "executing",
+    "exit_said",
     "install",
     "load",
     "load_installed",
@@ -19,4 +27,5 @@ __all__ = [
     "named_in",
     "raised",
     "recall",
+    "refusing_exits",
 ]

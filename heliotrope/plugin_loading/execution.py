@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from heliotrope import registry
 from heliotrope.errors import ConfigError
 from heliotrope.plugin_loading.importing import FINDER, find_plugins, root_of
 from heliotrope.registry import Source
+from heliotrope.system.signals import code_of
 
-__all__ = ["executing", "install", "loaded", "raised"]
+__all__ = ["executing", "exit_said", "install", "loaded", "raised", "refusing_exits"]
 
 _SOURCES: dict[str, Source] = {}  # what has been executed in this process, by name
 _executing: list[Source] = []
@@ -65,6 +68,24 @@ def install(source: Source) -> Source:
         FINDER.forget_aliases()
     registry.adopt(source)  # what a module registered that was imported before
     return _SOURCES.setdefault(source.name, source)
+
+
+def exit_said(error: SystemExit) -> str | None:
+    """Return what to say of a plug-in that ends the process; None if something else does."""
+    if code_of(error) is not None or not any(_line(source, error) for source in loaded()):
+        return None
+    return f"The code of a plug-in ends the process. {raised(error, 'Raise an error instead.')}"
+
+
+@contextmanager
+def refusing_exits() -> Iterator[None]:
+    """Turn what a plug-in ends the process with, inside the block, into a `ConfigError`."""
+    try:
+        yield
+    except SystemExit as error:
+        if (said := exit_said(error)) is None:
+            raise
+        raise ConfigError(said) from error
 
 
 def raised(error: BaseException, remedy: str = "Mend it.") -> str:

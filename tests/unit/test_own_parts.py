@@ -17,7 +17,7 @@ from distributed.topology import Topology
 from federated.job import run_job
 from federated.simulation import build_components as build_federated
 from federated.strategies import ModelFacts, build_strategy, reduces
-from heliotrope import config, plugin_loading
+from heliotrope import config, plugin_loading, registry
 from heliotrope.config import Mode, Run
 from heliotrope.errors import ConfigError, HeliotropeError, RunFailedError
 from heliotrope.models import build
@@ -167,6 +167,14 @@ _REFUSED = {
         "federated/partition=mine",
         "fails: AttributeError",
     ),
+    "@plugin.model\ndef mine():\n    raise SystemExit(0)": (
+        "model=mine",
+        f"mine.py, line {_HEAD.count(chr(10)) + 3}. Raise an error instead.",
+    ),
+    "@plugin.data\ndef mine(): raise SystemExit": (
+        "data=mine federated.rounds=2",
+        "The code of a plug-in ends the process. SystemExit in ",
+    ),
     "@plugin.strategy\nclass mine(FedAvg):\n    def __init__(self): self.a = 1": (
         "federated/strategy=mine",
         f"mine.py, line {_HEAD.count(chr(10)) + 3}) has an __init__ that leaves out that of FedAvg",
@@ -267,6 +275,16 @@ def test_a_key_without_a_default_is_named_with_the_plug_in_that_needs_it(
     )
     assert re.search(said, capsys.readouterr().err)
     assert type_command(monkeypatch, "federated", plugins, "model=mine", "model.w=3", job=job) == 0
+
+
+def test_a_plug_in_that_ends_the_process_in_training_is_a_failure_that_names_it(
+    load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plugins = load("@plugin.schedule\ndef mine(done):\n    raise SystemExit(0)\n")
+    job = Started(lambda run, _: print(registry.entry("schedule", "mine").build({}, done=0)))
+    assert type_command(monkeypatch, "federated", plugins, job=job) == 1
+    assert re.search(r"error: .* SystemExit: 0 in .*mine.py, line 12\.", capsys.readouterr().err)
 
 
 def test_a_class_of_torch_with_an_init_of_its_own_is_taken_as_the_message_says(load: Load) -> None:
