@@ -70,6 +70,16 @@ def _trained(weights: Mapping[str, Tensor], lengths: list[float]) -> Stack:
     return _stack(arrays)
 
 
+def _added(found: Stack, row: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return how far one client went, float64, as it is added up."""
+    reduction = Reduction(weights, 5)
+    others = [other for other in range(len(found.clients)) if other != row]
+    assert reduction.add(found.without(others)) == []
+    part = reduction.partial()
+    assert part is not None
+    return mean_of([part], weights).differences
+
+
 @pytest.mark.parametrize("rounded", [False, True])
 def test_clipping_scales_long_updates_over_all_parameters_and_nothing_else(
     *, rounded: bool
@@ -82,16 +92,17 @@ def test_clipping_scales_long_updates_over_all_parameters_and_nothing_else(
     before = {name: value.clone() for name, value in stack.arrays.items()}
     found = _transformed([ClipNorm(2.0)], model, stack, weights, rounded=rounded)
     assert found.clients == stack.clients
-    for name, value in found.arrays.items():
-        start = weights[name].double()
-        if name in ("frozen", "mean", "count"):
-            assert torch.equal(value, before[name]), name
-            continue
-        assert value.dtype == (weights[name].dtype if rounded else torch.float64)
-        for row, length in enumerate(lengths):
-            step = (before[name][row].double() - start) * min(1.0, 2.0 / max(length, 1e-9))
-            torch.testing.assert_close(value[row].double(), start + step, rtol=1e-5, atol=1e-6)
-        assert torch.equal(stack.arrays[name], before[name]), "what was given has changed"
+    for row, length in enumerate(lengths):
+        ways = _added(found, row, weights)
+        for name, value in before.items():
+            start = weights[name].double()
+            clipped = name not in ("frozen", "mean", "count")
+            step = value[row].double() - start
+            step = step * min(1.0, 2.0 / max(length, 1e-9)) if clipped else step
+            torch.testing.assert_close(ways[name], step, rtol=1e-5, atol=1e-6)
+    for name, value in before.items():
+        assert torch.equal(stack.arrays[name], value), "what was given has changed"
+        assert found.arrays[name].dtype == weights[name].dtype
 
 
 def test_a_clipped_update_is_not_longer_than_was_asked_for() -> None:
@@ -100,15 +111,27 @@ def test_a_clipped_update_is_not_longer_than_was_asked_for() -> None:
     weights = dict(model.state_dict())
     arrays = {name: torch.randn(5, *value.shape) * 9.0 for name, value in weights.items()}
     found = _transformed([ClipNorm(0.01)], model, _stack(arrays), weights, rounded=False)
-    reduction = Reduction(weights, 5)
-    assert reduction.add(found) == []
-    part = reduction.partial()
-    assert part is not None
-    mean = mean_of([part], weights).differences
-    assert float(torch.cat([value.flatten() for value in mean.values()]).norm()) <= 0.01 + 1e-12
-    steps = [found.arrays[name] - weights[name].double() for name in weights]
-    norms = torch.cat([step.flatten(1) for step in steps], dim=1).norm(dim=1)
-    torch.testing.assert_close(norms, torch.full_like(norms, 0.01), rtol=1e-9, atol=0.0)
+    for row in range(5):
+        ways = _added(found, row, weights)
+        length = float(torch.cat([value.flatten() for value in ways.values()]).norm())
+        assert length == pytest.approx(0.01, rel=1e-12)
+
+
+def test_clipping_alone_is_the_first_of_a_longer_chain() -> None:
+    torch.manual_seed(fresh_seed())
+    model = _Odd()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    stack = _trained(weights, [0.5, 2.0, 8.0])
+    alone, chain = (
+        _transformed([ClipNorm(1.5), *more], model, stack, weights, rounded=False)
+        for more in ((), (ClipNorm(9.0),))
+    )
+    assert alone.scaling is not None
+    assert chain.scaling is None
+    for row in range(3):
+        one, other = _added(alone, row, weights), _added(chain, row, weights)
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
