@@ -55,7 +55,12 @@ def of_divergence(run: Run, before: ArrayRecord, *, updates_finite: bool = False
     Weights beyond reason there are the server's doing, whose rate the strategy may have; and so
     is a new model that is not finite, where the clients' updates are.
     """
-    strategy = run.federated.strategy
+    attack, strategy = run.federated.attack.name, run.federated.strategy
+    if attack != "none":
+        return (
+            f"federated/attack={attack} may have led there: set federated/strategy to a robust "
+            f"rule other than {strategy.name}, such as geometric_median, or federated/attack=none."
+        )
     names = ("eta", "server_learning_rate")
     rates = [(f"federated.strategy.{name}", getattr(strategy, name, None)) for name in names]
     server = next((f"{key}={rate:g}" for key, rate in rates if rate is not None), None)

@@ -35,7 +35,14 @@ from heliotrope.shell import typed
 from .engine.context import TrainingContext
 from .engine.execution import ExecutionPlan
 from .flower.grid import CohortGrid
-from .flower.messages import EQUAL_WEIGHTS, LEARNING_RATE, read_arrays, sums_of, to_record
+from .flower.messages import (
+    CLIENT_MOMENTUM,
+    EQUAL_WEIGHTS,
+    LEARNING_RATE,
+    read_arrays,
+    sums_of,
+    to_record,
+)
 from .fractions import fraction_rounded_up
 from .population.evaluated import clients_to_evaluate, rows_due
 from .protection import Protection
@@ -197,8 +204,10 @@ class Server:
         return naming(self._run, self._directory, what)
 
     def _config(self, server_round: int) -> ConfigRecord:
-        """Return what clients are told besides the weights: the rate, if rounds have their own."""
+        """Return what clients are told besides the weights, such as a rate of the round's own."""
         config = ConfigRecord()
+        if self._cfg.client_momentum:
+            config[CLIENT_MOMENTUM] = float(self._cfg.client_momentum)
         if self.protection is not None:
             config[EQUAL_WEIGHTS] = True
         schedule, rounds = schedule_of(self._cfg), self._cfg.lr_horizon or self._cfg.rounds

@@ -37,6 +37,8 @@ from heliotrope.tasks import task_of
 from heliotrope.training.trial import check_step
 
 from .algorithms import proximal
+from .algorithms.momentum import MOMENTUM
+from .attack_setting import AttackSetting, attack_setting
 from .client_state import StateStore
 from .engine.alone import check_batches
 from .engine.context import TrainingContext, assemble, divide, owners_of, prepared_for
@@ -81,8 +83,10 @@ class Components:
     preparation: Preparation
     exchange: Exchange
     notes: tuple[str, ...]
+    facts: ModelFacts
     strategy: Strategy
     reduce: bool
+    attack: AttackSetting | None
 
 
 @refusing_exits()
@@ -116,14 +120,17 @@ def build_components(run: Run) -> Components:
             check_savable(later)
     assert dataset.fitting is not None
     exchange = dataset.fitting.exchange(partition)
+    attack = attack_setting(run, context, facts)
     check_protectable(run, context, strategy, exchange)
     return Components(
         context=context,
         preparation=dataset.preparation,
         exchange=exchange,
         notes=(*dataset.notes, *notes),
+        facts=facts,
         strategy=strategy,
         reduce=reduces(run.federated, strategy),
+        attack=attack,
     )
 
 
@@ -143,8 +150,12 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
             protected(run, context, run_dir.ledger) as protection,
         ):
             takes_mean = isinstance(components.strategy, MeanStrategy)
-            states = _states(context, components.strategy)
-            grid = CohortGrid(pool, components.reduce, takes_mean=takes_mean, states=states)
+            states = _states(context, components.strategy, components.facts)
+            attack = components.attack
+            colluders = None if attack is None else attack.colluders
+            grid = CohortGrid(
+                pool, components.reduce, takes_mean=takes_mean, states=states, colluders=colluders
+            )
             server = Server(
                 run,
                 context,
@@ -158,7 +169,9 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
             )
             up, down = components.exchange.bytes_up, components.exchange.bytes_down
             server.state.counts = Progress(bytes_up=up, bytes_down=down)  # unless it resumes
-            _begin(run, server, grid, tracker, run_dir, display)
+            _begin(run, server, grid, tracker, run_dir, display, attack)
+            if attack is not None:
+                display.say(attack.line())
             if protection is not None:
                 display.say(protection.line())
             for note in components.notes:
@@ -178,15 +191,21 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
                 target=server.target.summary(),
                 preparation=asdict(components.exchange),
                 privacy=None if protection is None else protection.result(),
+                attack=None if attack is None else attack.told(),
                 packages=("flwr",) if cluster is None else ("flwr", "ray"),
             )
         write_outcome(run, "federated", run_dir, tracker, server.final, outcome, display)
 
 
-def _states(context: TrainingContext, strategy: Strategy) -> StateStore | None:
+def _states(context: TrainingContext, strategy: Strategy, facts: ModelFacts) -> StateStore | None:
     """Return where the clients' state is kept; None if they keep none."""
     weights = context.global_weights
-    beside = strategy.beside(weights) if isinstance(strategy, MeanStrategy) else {}
+    beside = dict(strategy.beside(weights)) if isinstance(strategy, MeanStrategy) else {}
+    if context.federated.client_momentum:
+        beside |= {
+            f"{MOMENTUM}{name}": torch.zeros_like(weights[name], dtype=torch.float64)
+            for name in sorted(facts.trained)
+        }
     if not (context.personal or beside):
         return None
     return StateStore(context.personal, beside, context.population.partition.identities)
@@ -284,6 +303,7 @@ def _begin(
     tracker: Tracker,
     run_dir: RunDirectory,
     display: Display,
+    attack: AttackSetting | None,
 ) -> None:
     """Resume from the newest good checkpoint, or decide how to train and write the first event."""
     found = newest_checkpoint(run, "federated", run_dir, display) if run.resume else None
@@ -300,4 +320,7 @@ def _begin(
         return
     server.state.clock.resume(tracker.rewind(0))
     directions = server.target.directions
-    tracker.emit("start", mode="federated", name=run.name, seed=run.seed, directions=directions)
+    told = {} if attack is None else {"attack": attack.told()}
+    tracker.emit(
+        "start", mode="federated", name=run.name, seed=run.seed, directions=directions, **told
+    )

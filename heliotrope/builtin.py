@@ -17,6 +17,7 @@ Group = Literal[
     "partition",
     "strategy",
     "privacy",
+    "attack",
     "optimizer",
     "schedule",
 ]
@@ -27,7 +28,7 @@ _OPTIMIZERS = "heliotrope.training.optimizers"
 _SCHEDULES = "heliotrope.config.schedule"
 _OURS, _FLOWERS = "federated.strategies.ours", "federated.strategies.flowers"
 
-_STRATEGIES = (
+_STRATEGIES = (  # that Flower has too
     "fedavg",
     "fedprox",
     "fedadam",
@@ -40,6 +41,10 @@ _STRATEGIES = (
     "multikrum",
     "bulyan",
     "qfedavg",
+)
+_ONLY_OURS = (
+    *("fedadam_corrected", "scaffold"),
+    *("geometric_median", "centered_clipping", "norm_bounding"),
 )
 
 BUILT_IN: dict[Group, dict[str, str]] = {
@@ -75,10 +80,14 @@ BUILT_IN: dict[Group, dict[str, str]] = {
     },
     # The papers' algorithms, and Flower's own classes, whose names begin with flower_.
     "strategy": {
-        **{name: f"{_OURS}:{name}" for name in (*_STRATEGIES, "fedadam_corrected", "scaffold")},
+        **{name: f"{_OURS}:{name}" for name in (*_STRATEGIES, *_ONLY_OURS)},
         **{f"flower_{name}": f"{_FLOWERS}:flower_{name}" for name in _STRATEGIES},
     },
     "privacy": {name: f"federated.privacy.choices:{name}" for name in ("none", "central")},
+    "attack": {
+        name: f"federated.attacks.choices:{name}"
+        for name in ("none", "label_flip", "sign_flip", "scaling", "alie", "ipm", "mimic")
+    },
     "optimizer": {name: f"{_OPTIMIZERS}:{name}" for name in ("sgd", "adam", "adamw", "adafactor")},
     "schedule": {
         name: f"{_SCHEDULES}:{name}"

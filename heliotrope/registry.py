@@ -60,6 +60,7 @@ _GIVEN: dict[Group, frozenset[str]] = {
     "partition": frozenset({"traits", "generator"}),
     "strategy": frozenset({"facts", "client_learning_rate"}),
     "privacy": frozenset(),
+    "attack": frozenset(),
     "optimizer": frozenset({"params"}),
     "schedule": frozenset({"done", "step", "decay_every", "decay_factor"}),
 }

@@ -59,7 +59,9 @@ class ClientAlgorithm(ABC):
         return {}
 
     @abstractmethod
-    def start(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> GradientTerm:
+    def start(
+        self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]
+    ) -> GradientTerm | None:
         """Begin a round, and return what is added to the gradient of each step.
 
         Parameters
@@ -74,7 +76,7 @@ class ClientAlgorithm(ABC):
         Returns
         -------
         GradientTerm
-            Added before gradients are clipped, as a penalty's gradient is.
+            Added before gradients are clipped, as a penalty's gradient is; None for nothing.
         """
 
     def finish(
@@ -121,7 +123,8 @@ def gradient_term(
 
     `weights` and `state` are those of `ClientAlgorithm.start`.
     """
-    terms = [algorithm.start(weights, state) for algorithm in algorithms]
+    begun = [algorithm.start(weights, state) for algorithm in algorithms]
+    terms = [term for term in begun if term is not None]
     if len(terms) < 2:
         return terms[0] if terms else None
 

@@ -19,6 +19,7 @@ from heliotrope.config import OptimizerConfig
 
 from ..aggregation import ClipNorm, UpdateContext, UpdateTransform, transforms_of
 from ..algorithms import Finished
+from ..attacks.names import attack_of
 from ..privacy.names import privacy_of
 from ..updates import Instruction, Scaling, Stack, Weights
 from .context import TrainingContext
@@ -57,9 +58,11 @@ class ClientUpdates:
 
     @classmethod
     def of(cls, context: TrainingContext) -> ClientUpdates:
-        """Return those of a run's clients."""
-        privacy = privacy_of(context.federated)
+        """Return those of a run's clients: what a server does to all comes after an attack."""
+        privacy, attack = privacy_of(context.federated), attack_of(context.federated)
         transforms = transforms_of(context.federated)
+        if attack is not None:
+            transforms += attack.transforms(context.population.attackers(attack.attackers))
         if privacy is not None:
             transforms += privacy.transforms()
         return cls(context.model, context.optimizer, context.run_seed, transforms)

@@ -19,6 +19,8 @@ from heliotrope.models.pristine import Pristine
 from heliotrope.seeding import isolated_rng, seed
 from heliotrope.tasks import Task, example_weights
 
+from ..attacks.data import attacked
+from ..attacks.names import attack_of
 from ..client_state import ClientStates, PersonalWeights, model_of_client
 from ..population import Population
 from ..updates import Weights
@@ -229,10 +231,15 @@ def assemble(
         owners=owners or {},
     )
     weightless = _weightless(context)
-    if not weightless:
-        return context
-    kept = Population(partition, run.federated.holdout_fraction, run.seed, weightless)
-    return replace(context, population=kept)
+    if weightless:
+        kept = Population(partition, run.federated.holdout_fraction, run.seed, weightless)
+        context = replace(context, population=kept)
+    attack = attack_of(run.federated)
+    return (
+        context
+        if attack is None
+        else replace(context, train=attacked(attack, task, context.train, context.population))
+    )
 
 
 def _weightless(context: TrainingContext) -> list[int]:

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 
 from ..aggregation import Mean, Partial, mean_of, merged
+from ..attacks.collusion import Colluders
 from ..client_state import ClientStates, StateStore
 from ..engine.client_metrics import Evaluations
 from ..engine.execution import ExecutionPlan
@@ -46,12 +47,14 @@ class CohortGrid(Grid):
         *,
         takes_mean: bool = False,
         states: StateStore | None = None,
+        colluders: Colluders | None = None,
     ) -> None:
         become_server()
         self.pool = pool
         self._reduce = reduce
         self._takes_mean = takes_mean
         self.states = states  # of all clients, if they keep any
+        self._colluders = colluders  # who know each update, and so without `reduce`
         self._new_states: list[ClientStates] = []
         self._offered: Sequence[int] = ()
         self._replies: dict[str, Message] = {}
@@ -119,10 +122,12 @@ class CohortGrid(Grid):
         self.bytes_each = sum(value.nbytes for value in starts.values())
         replies: list[tuple[int, Message]] = []
         partials: list[Partial] = []
+        losses: dict[int, float] = {}  # at the global weights
         waiting = set(cohort)
         self._new_states = []
         for reply in self.pool.train(weights, instruction, cohort, self.execution, self._reduce):
             updates, given = reply.updates, set(waiting)
+            losses |= reply.start_losses
             if reply.partial is not None:
                 updates = [_summary(reply.partial)]
             for update in updates:
@@ -133,15 +138,18 @@ class CohortGrid(Grid):
                 self.updates.append(update)
                 if reply.partial is not None:
                     partials.append(reply.partial)
-                else:
-                    client = update.clients[0]
-                    loss = reply.start_losses.get(client)
-                    replies.append((client, train_reply(update, asked[client], loss)))
             for failure in reply.failures:
                 replies.append((failure.client, error_reply(failure.reason, asked[failure.client])))
                 self.failures.append(failure)
             accepted = given - waiting
             self._new_states += [states.take(accepted) for states in reply.states]
+        if not partials:
+            if self._colluders is not None:
+                self.updates = self._colluders(self.updates, starts)
+            for update in self.updates:
+                client = update.clients[0]
+                reply_to, loss = asked[client], losses.get(client)
+                replies.append((client, train_reply(update, reply_to, loss)))
         if partials:
             self.mean = mean_of(partials, starts)
             if not self._takes_mean:

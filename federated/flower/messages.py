@@ -20,11 +20,12 @@ from torch import Tensor
 
 from heliotrope.metrics import Metrics
 
-from ..algorithms import ClientAlgorithm, ControlVariates, proximal
+from ..algorithms import ClientAlgorithm, ControlVariates, client_momentum, proximal
 from ..algorithms.control_variates import STATE
 from ..updates import Instruction, Stack, Update
 
 __all__ = [
+    "CLIENT_MOMENTUM",
     "EQUAL_WEIGHTS",
     "LEARNING_RATE",
     "START_LOSS",
@@ -41,6 +42,7 @@ __all__ = [
     "train_reply",
 ]
 
+CLIENT_MOMENTUM = "client-momentum"  # of each client's updates, in the config if it is not 0
 LEARNING_RATE = "learning-rate"  # of the clients, in the config of a round that has its own
 EQUAL_WEIGHTS = "equal-weights"  # asked for in the config: each client weighs 1 in the mean
 START_LOSS = "start-loss"  # asked for in the config; in the metrics, the loss at global weights
@@ -106,14 +108,15 @@ def content_of(message: Message) -> tuple[dict[str, Tensor], Instruction]:
 
 
 def _instruction(config: ConfigRecord, more: tuple[ClientAlgorithm, ...]) -> Instruction:
-    mu = config.get("proximal-mu", 0.0)
+    mu, beta = config.get("proximal-mu", 0.0), config.get(CLIENT_MOMENTUM, 0.0)
     server_round, rate = config["server-round"], config.get(LEARNING_RATE)
     assert isinstance(mu, int | float)
+    assert isinstance(beta, float)
     assert isinstance(server_round, int)
     assert rate is None or isinstance(rate, float)
     return Instruction(
         server_round=server_round,
-        algorithms=(*proximal(float(mu)), *more),
+        algorithms=(*proximal(float(mu)), *more, *client_momentum(beta)),
         lr=rate,
         start_loss=bool(config.get(START_LOSS, False)),
         equal_weights=bool(config.get(EQUAL_WEIGHTS, False)),

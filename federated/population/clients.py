@@ -137,6 +137,13 @@ class Population:
         drawn: list[int] = able[hash_ranks(key, counters) < below].tolist()
         return drawn
 
+    def attackers(self, size: int) -> frozenset[int]:
+        """Return `size` different clients of `training`, uniformly, the same in every round."""
+        able = self._training
+        key = seed(self._seed, "attackers")
+        lowest = self._lowest(key, self._counters[able], min(size, len(able)))
+        return frozenset(able[lowest].tolist())
+
     def draw_evaluating(self, server_round: int, size: int) -> list[int]:
         """Return `size` different clients of `evaluating`, uniformly, in client order."""
         if size >= len(self._evaluating):

@@ -15,13 +15,15 @@ from heliotrope.config.groups import StrategyConfig
 from heliotrope.errors import ConfigError, HeliotropeError
 from heliotrope.registry import Entry
 
+from ..attacks.kinds import Collusion
+from ..attacks.names import attack_of
 from ..flower.messages import summed_evaluations
-from ..fractions import fraction_rounded_up
 from .buffers import ParametersOnly
+from .conditions import check_strategy
 from .facts import ModelFacts
 from .mean import MeanStrategy
 from .qfedavg import QFedAvg
-from .robust import RobustStrategy, least_trimmed
+from .robust import Bucketing, RobustStrategy
 from .scaffold import check_scaffold
 
 __all__ = ["ModelFacts", "adds_evaluations", "build_strategy", "reduces"]
@@ -45,9 +47,9 @@ _OF_MEANS = (
 def build_strategy(run: Run, facts: ModelFacts) -> Strategy:
     """Return the strategy of the config, set to take every client that the grid offers.
 
-    Raises `ConfigError` if a cohort is too small for it.
+    Raises `ConfigError` if a cohort is too small for it, or has more attackers than it bounds.
     """
-    _check(run.federated)
+    check_strategy(run.federated, facts.clients)
     cfg = run.federated.strategy
     if cfg.name == "scaffold":
         check_scaffold(run)
@@ -59,6 +61,14 @@ def build_strategy(run: Run, facts: ModelFacts) -> Strategy:
     for name, value in _TAKES_ALL.items():
         if hasattr(strategy, name):
             setattr(strategy, name, value)
+    if isinstance(strategy, RobustStrategy):
+        strategy.bucketing = Bucketing(run.federated.bucket_size, run.seed)
+    elif run.federated.bucket_size > 1:
+        raise ConfigError(
+            f"federated.bucket_size={run.federated.bucket_size} makes means for a robust rule to "
+            f"combine, which federated/strategy={cfg.name} is not. Set federated.bucket_size=1, or "
+            "federated/strategy=geometric_median or another of ours."
+        )
     ours = isinstance(strategy, MeanStrategy | RobustStrategy)
     return ParametersOnly(strategy, facts) if facts.buffers and not ours else strategy
 
@@ -103,6 +113,15 @@ def reduces(cfg: FederatedConfig, strategy: Strategy) -> bool:
             "client's update. Set federated.reduce=none or auto"
             f"{', or mean_is_enough = True in the class' if theirs else ''}."
         )
+    attack = attack_of(cfg)
+    if isinstance(attack, Collusion):
+        if cfg.reduce == "worker":
+            raise ConfigError(
+                f"federated.reduce=worker adds updates up where clients are trained, but attackers "
+                f"of federated/attack={attack.name} know each of them. Set federated.reduce=none "
+                "or auto."
+            )
+        return False
     return able and cfg.reduce != "none"
 
 
@@ -115,48 +134,3 @@ def adds_evaluations(strategy: Strategy) -> bool:
         getattr(type(strategy), name) is getattr(flower.FedAvg, name)
         for name in ("configure_evaluate", "aggregate_evaluate")
     )
-
-
-def _check(cfg: FederatedConfig) -> None:
-    strategy: Any = cfg.strategy  # with the keys of its choice
-    key, cohort = "federated.strategy", cfg.clients_per_round
-    kind = strategy.name.removeprefix("flower_")
-    if kind == "fedtrimmedavg":
-        if not 0 < strategy.beta < 0.5:
-            raise ConfigError(
-                f"{key}.beta={strategy.beta} must lie in (0, 0.5). For a mean of all clients, set "
-                "federated/strategy=fedavg."
-            )
-        _check_clients(cfg, f"{key}.beta={strategy.beta}", least_trimmed(strategy.beta))
-    if kind in ("krum", "multikrum", "bulyan"):
-        bad = strategy.num_malicious_nodes
-        needed = (4 if kind == "bulyan" else 2) * bad + 3
-        _check_clients(cfg, f"{key}.num_malicious_nodes={bad}", needed)
-    if kind == "multikrum":
-        if not 1 <= strategy.num_nodes_to_select <= cohort:
-            raise ConfigError(
-                f"{key}.num_nodes_to_select={strategy.num_nodes_to_select} must lie between 1 and "
-                f"federated.clients_per_round={cohort}."
-            )
-        _check_clients(
-            cfg,
-            f"{key}.num_nodes_to_select={strategy.num_nodes_to_select}",
-            strategy.num_nodes_to_select,
-        )
-
-
-def _check_clients(cfg: FederatedConfig, setting: str, needed: int) -> None:
-    """Refuse a robust rule for which a round, or what the quorum leaves of it, is too small."""
-    cohort, name = cfg.clients_per_round, cfg.strategy.name
-    if cohort < needed:
-        raise ConfigError(
-            f"federated/strategy={name} with {setting} needs at least {needed} clients a round, "
-            f"but federated.clients_per_round={cohort}. Raise the one or change the other."
-        )
-    least = max(1, fraction_rounded_up(cfg.quorum, cohort))
-    if least < needed:
-        raise ConfigError(
-            f"federated/strategy={name} with {setting} needs at least {needed} clients a round, "
-            f"but federated.quorum={cfg.quorum:g} of {cohort} lets a round go on with {least}. "
-            "Raise federated.quorum or federated.clients_per_round."
-        )

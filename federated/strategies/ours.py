@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from flwr.serverapp.strategy import Strategy
 
-from . import mean, robust
+from . import mean, robust, robust_updates
 from .facts import ModelFacts
 from .qfedavg import QFedAvg
 from .scaffold import Scaffold
 
 __all__ = [
     "bulyan",
+    "centered_clipping",
     "fedadagrad",
     "fedadam",
     "fedadam_corrected",
@@ -20,8 +21,10 @@ __all__ = [
     "fedprox",
     "fedtrimmedavg",
     "fedyogi",
+    "geometric_median",
     "krum",
     "multikrum",
+    "norm_bounding",
     "qfedavg",
     "scaffold",
 ]
@@ -202,6 +205,35 @@ def bulyan(facts: ModelFacts, *, num_malicious_nodes: int = 0) -> Strategy:
         Clients of a round that may be malicious.
     """
     return robust.Bulyan(facts, num_malicious_nodes=num_malicious_nodes)
+
+
+def geometric_median(facts: ModelFacts) -> Strategy:
+    """Point with the least sum of distances to the updates (RFA, Pillutla et al. 2022)."""
+    return robust_updates.GeometricMedian(facts)
+
+
+def centered_clipping(facts: ModelFacts, *, tau: float = 1.0, iterations: int = 1) -> Strategy:
+    """Mean of updates clipped around the round before's update (Karimireddy et al. 2021).
+
+    Parameters
+    ----------
+    tau
+        How far from there an update may be; those farther away are drawn to that distance.
+    iterations
+        How often a round clips, each time around the result before.
+    """
+    return robust_updates.CenteredClipping(facts, tau=tau, iterations=iterations)
+
+
+def norm_bounding(facts: ModelFacts, *, bound: float = 1.0) -> Strategy:
+    """Mean of updates clipped to a norm by the server, each counting alike (Sun et al. 2019).
+
+    Parameters
+    ----------
+    bound
+        The norm that an update may have.
+    """
+    return robust_updates.NormBounding(facts, bound=bound)
 
 
 def qfedavg(facts: ModelFacts, client_learning_rate: float, *, q: float = 0.1) -> Strategy:

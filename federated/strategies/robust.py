@@ -7,34 +7,85 @@ which the parameters are, and whole numbers rounded to the nearest.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import Tensor
 
 from heliotrope.errors import RunFailedError
+from heliotrope.seeding import numpy_generator
 
 from ..flower.messages import read_arrays, to_record
 from ..fractions import decimal, fraction_rounded_down
-from ..updates import Weights
+from ..updates import Weights, is_finite
 from .facts import ModelFacts
 
-__all__ = ["Bulyan", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "RobustStrategy"]
+__all__ = ["Bucketing", "Bulyan", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum"]
+__all__ += ["RobustStrategy", "trimmed_mean"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bucketing:
+    """Means of few random clients, for a rule to combine (Karimireddy et al. 2022, Algorithm 1).
+
+    Parameters
+    ----------
+    size
+        Clients of a bucket; the last of a round may have fewer. With 1, nothing is done.
+    run_seed
+        Of the run: each round has another permutation.
+    """
+
+    size: int
+    run_seed: int
+
+    def count(self, clients: int) -> int:
+        """Return the number of buckets of so many clients."""
+        return -(-clients // self.size)
+
+    def means(self, server_round: int, weights: Sequence[Weights]) -> Sequence[Weights]:
+        """Return the mean of each bucket, float64 [*shape] each, of the weights of clients."""
+        if self.size == 1:
+            return weights
+        generator = numpy_generator(self.run_seed, "buckets", server_round)
+        order = generator.permutation(len(weights)).tolist()
+        buckets = [order[at : at + self.size] for at in range(0, len(order), self.size)]
+        return [
+            {
+                name: torch.stack([weights[client][name].double() for client in bucket]).mean(dim=0)
+                for name in weights[0]
+            }
+            for bucket in buckets
+        ]
 
 
 class RobustStrategy(FlowerFedAvg):
     """Combines the clients' weights, all at once.
 
-    `least` is the smallest number of clients from which the rule gives what it promises.
+    `least` is the smallest number of clients, or of buckets of them, from which the rule gives what
+    it promises. An update that is not finite is left out.
     """
 
     def __init__(self, facts: ModelFacts, **settings: Any) -> None:
         super().__init__(**settings)
         self._facts = facts
+        self._start = ArrayRecord()  # the global weights of the round
+        self.bucketing = Bucketing(1, 0)
         self.least = 1
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self._start = arrays
+        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -44,22 +95,37 @@ class RobustStrategy(FlowerFedAvg):
         if not valid:
             return None, None
         valid = sorted(valid, key=lambda message: message.metadata.src_node_id)
-        if len(valid) < self.least:
+        finite, weights = [], []
+        for message in valid:
+            read = read_arrays(next(iter(message.content.array_records.values())))
+            if all(map(is_finite, read.values())):
+                finite.append(message.content)
+                weights.append(read)
+            else:
+                _log.warning("client %d: update is not finite", message.metadata.src_node_id)
+        count = self.bucketing.count(len(weights))
+        if count < self.least:
+            of = "" if self.bucketing.size == 1 else f" in buckets of {self.bucketing.size}"
             raise RunFailedError(
                 f"round {server_round}: {type(self).__name__} needs the updates of {self.least} "
-                f"clients to bound those of bad ones, and has {len(valid)}. Raise "
+                f"clients to bound those of bad ones, and has {count}{of}. Raise "
                 "federated.clients_per_round."
             )
-        records = [next(iter(m.content.array_records.values())) for m in valid]
-        weights = [read_arrays(record) for record in records]
-        metrics = self.train_metrics_aggr_fn([m.content for m in valid], self.weighted_by_key)
-        chosen = self.chosen(weights)
-        combined = {}
+        metrics = self.train_metrics_aggr_fn(finite, self.weighted_by_key)
+        combined = self.combine(self.bucketing.means(server_round, weights))
+        rounded = {}
         for name, like in weights[0].items():
-            stack = torch.stack([weights[client][name].double() for client in chosen])
-            whole = self.combined(stack)
-            combined[name] = (whole if like.is_floating_point() else whole.round()).to(like.dtype)
-        return to_record(combined), metrics
+            whole = combined[name]
+            rounded[name] = (whole if like.is_floating_point() else whole.round()).to(like.dtype)
+        return to_record(rounded), metrics
+
+    def combine(self, weights: Sequence[Weights]) -> Mapping[str, Tensor]:
+        """Return the new weights, float64 [*shape] each, from those of clients or buckets."""
+        chosen = self.chosen(weights)
+        return {
+            name: self.combined(torch.stack([weights[client][name].double() for client in chosen]))
+            for name in weights[0]
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: no round needs anything of an earlier one."""
@@ -94,7 +160,7 @@ class FedMedian(RobustStrategy):
     """The coordinate-wise median (Yin et al. 2018), of an even number the middle ones' mean."""
 
     def combined(self, stack: Tensor) -> Tensor:
-        return _trimmed_mean(stack, (len(stack) - 1) // 2)
+        return trimmed_mean(stack, (len(stack) - 1) // 2)
 
 
 class FedTrimmedAvg(RobustStrategy):
@@ -106,7 +172,7 @@ class FedTrimmedAvg(RobustStrategy):
         self.least = least_trimmed(beta)
 
     def combined(self, stack: Tensor) -> Tensor:
-        return _trimmed_mean(stack, fraction_rounded_down(self._beta, len(stack)))
+        return trimmed_mean(stack, fraction_rounded_down(self._beta, len(stack)))
 
 
 class MultiKrum(RobustStrategy):
@@ -157,7 +223,7 @@ class Bulyan(RobustStrategy):
         return sorted(taken)
 
     def combined(self, stack: Tensor) -> Tensor:
-        median = _trimmed_mean(stack, (len(stack) - 1) // 2)
+        median = trimmed_mean(stack, (len(stack) - 1) // 2)
         nearest = torch.argsort((stack - median).abs(), dim=0, stable=True)
         return stack.gather(0, nearest[: len(stack) - 2 * self._bad]).mean(dim=0)
 
@@ -175,5 +241,6 @@ def krum_scores(distances: Tensor, bad: int) -> Tensor:
     return nearest.sum(dim=1)
 
 
-def _trimmed_mean(stack: Tensor, cut: int) -> Tensor:
+def trimmed_mean(stack: Tensor, cut: int) -> Tensor:
+    """Return the coordinate-wise mean, [*shape], of [K, *shape] but the `cut` at each end."""
     return stack.sort(dim=0).values[cut : len(stack) - cut].mean(dim=0)

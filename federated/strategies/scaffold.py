@@ -91,6 +91,12 @@ def check_scaffold(run: Run) -> None:
             "federated/strategy=scaffold makes control variates of the steps of plain SGD, but "
             f"optimizer.momentum={optimizer.momentum:g}. Set optimizer.momentum=0."
         )
+    if run.federated.client_momentum:
+        raise ConfigError(
+            f"federated.client_momentum={run.federated.client_momentum:g} would change what "
+            "clients send, but not the control variates that federated/strategy=scaffold sends "
+            "beside it. Set federated.client_momentum=0."
+        )
     if run.federated.clip_update_norm is not None:
         raise ConfigError(
             f"federated.clip_update_norm={run.federated.clip_update_norm:g} would clip weights, "

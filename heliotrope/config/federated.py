@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from heliotrope.config.groups import PartitionConfig, PrivacyConfig, StrategyConfig
+from heliotrope.config.groups import (
+    AttackConfig,
+    PartitionConfig,
+    PrivacyConfig,
+    StrategyConfig,
+)
 
 __all__ = ["FederatedConfig"]
 
@@ -32,6 +37,8 @@ class FederatedConfig:
     lanes: int | None = None
     client_timeout: float | None = None
     clip_update_norm: float | None = None
+    client_momentum: float = 0.0
+    bucket_size: int = 1
     lr_schedule: str = "constant"
     lr_warmup_rounds: int = 0
     lr_decay_rounds: int | None = None
@@ -48,3 +55,4 @@ class FederatedConfig:
     partition: PartitionConfig = MISSING
     strategy: StrategyConfig = MISSING
     privacy: PrivacyConfig = field(default_factory=lambda: PrivacyConfig("none"))
+    attack: AttackConfig = field(default_factory=lambda: AttackConfig("none"))

@@ -22,6 +22,7 @@ from heliotrope.signatures import REQUIRED, documented
 __all__ = [
     "GROUPS",
     "OPTIONAL",
+    "AttackConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PartitionConfig",
@@ -130,6 +131,19 @@ class PrivacyConfig:
     name: str = MISSING
 
 
+@dataclass
+class AttackConfig:
+    """Simulated attackers among the clients.
+
+    Parameters
+    ----------
+    name
+        Of the choice.
+    """
+
+    name: str = MISSING
+
+
 # As the command line has them: what the registry calls them, and what all choices have.
 _KINDS: dict[str, tuple[Group, type[Any]]] = {
     "model": ("model", ModelConfig),
@@ -139,6 +153,7 @@ _KINDS: dict[str, tuple[Group, type[Any]]] = {
     "federated/partition": ("partition", PartitionConfig),
     "federated/strategy": ("strategy", StrategyConfig),
     "federated/privacy": ("privacy", PrivacyConfig),
+    "federated/attack": ("attack", AttackConfig),
 }
 GROUPS = tuple(_KINDS)
 

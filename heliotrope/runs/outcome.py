@@ -102,6 +102,8 @@ class Outcome:
         Of each metric of a split, which way is better.
     privacy
         What was promised and spent; None if nothing was.
+    attack
+        Which attackers were simulated; None if none were.
     """
 
     metrics: Mapping[str, float]
@@ -114,6 +116,7 @@ class Outcome:
     target: dict[str, Any] | None
     preparation: Mapping[str, Any] | None = None
     privacy: Mapping[str, Any] | None = None
+    attack: Mapping[str, Any] | None = None
     packages: tuple[str, ...] = field(default_factory=tuple)
     directions: Mapping[str, Direction] = field(default_factory=dict)
 
@@ -150,6 +153,8 @@ def result_of(run: Run, mode: Mode, outcome: Outcome) -> dict[str, Any]:
     }
     if outcome.target is not None:
         result["target"] = outcome.target
+    if outcome.attack is not None:
+        result["attack"] = dict(outcome.attack)
     if outcome.preparation is not None:
         result["preparation"] = dict(outcome.preparation)
     return result

@@ -88,6 +88,11 @@ KEPT = (
         "--workloads embedding --cohorts 4 --rounds 1 --patience 0",
         slow=True,
     ),
+    Kept(
+        r"/robustness\.py",
+        "--partition iid --rules mean --attacks none --seeds 1 --rounds 2",
+        slow=True,
+    ),
     Kept(r"/gpt_step\.py$", "--pairs 1 --epochs 2 --patience 0", slow=True),
     Kept(r"/checkpoint_stall\.py$", "--checkpoints 2 --patience 0", slow=True),
     Kept(
@@ -250,6 +255,7 @@ def test_the_documents_have_commands() -> None:
         "checkpoint_stall.py",
         "data_parallel.py",
         "gpt_step.py",
+        "robustness.py",
     ],
 )
 def test_a_benchmark_finds_all_that_it_imports(

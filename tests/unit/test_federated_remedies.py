@@ -52,6 +52,15 @@ def test_an_error_of_a_plug_in_names_its_line_and_how_to_go_on(
         raise error
 
 
+def test_simulated_attackers_are_a_reason_why_clients_diverged(tmp_path: Path) -> None:
+    run = compose("federated", "federated/attack=scaling")
+    failure = Failure(3, "update rejected: w holds NaN or infinite values", "diverged")
+    said = of_failure(run, tmp_path, failure, ArrayRecord())
+    assert "federated/attack=scaling" in said
+    assert "geometric_median" in said
+    assert "optimizer.lr" not in said
+
+
 def test_other_failures_have_remedies_of_their_own(
     failing: tuple[Run, Exception], tmp_path: Path
 ) -> None:

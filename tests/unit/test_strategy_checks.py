@@ -56,6 +56,65 @@ def test_too_few_clients_for_a_robust_rule_are_refused(
         assert word in str(caught.value)
 
 
+def _attacked(name: str, attackers: int, *settings: str) -> object:
+    """Build for rounds of all 10 clients of `_FACTS`, unless told otherwise."""
+    attack = ("federated/attack=scaling", f"federated.attack.attackers={attackers}")
+    return _build(name, f"{_K}=10", *(attack if attackers else ()), *settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "attackers", "settings", "words"),
+    [
+        (
+            "fedtrimmedavg",
+            3,
+            ("federated.strategy.beta=0.2",),
+            ("3 of 10 clients", "leaves out 2", "beta=0.3"),
+        ),
+        ("fedtrimmedavg", 5, ("federated.strategy.beta=0.4",), ("Lower federated.attack.att",)),
+        ("flower_krum", 2, (f"{_F}=1",), ("2 of 10 clients", f"Set {_F}=2")),
+        ("geometric_median", 5, (), ("5 of 10 clients", "less than half", "Lower")),
+        (
+            "fedmedian",
+            3,
+            ("federated.bucket_size=2",),
+            ("3 of 5 buckets", "attackers or bucket_size"),
+        ),
+        ("multikrum", 0, ("federated.bucket_size=2", f"{_F}=2"), ("at least 7 buckets of 2",)),
+        (
+            "fedavg",
+            0,
+            ("federated.bucket_size=2",),
+            ("bucket_size=2", "Set federated.bucket_size=1"),
+        ),
+    ],
+)
+def test_a_rule_that_bounds_fewer_attackers_than_there_are_is_refused(
+    name: str, attackers: int, settings: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _attacked(name, attackers, *settings)
+    assert caught.value.exit_code == 2
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "attackers", "settings"),
+    [
+        ("fedtrimmedavg", 3, ("federated.strategy.beta=0.3",)),
+        ("geometric_median", 4, ()),
+        ("krum", 3, (f"{_F}=3",)),
+        ("fedavg", 9, ()),
+        ("fedmedian", 4, (f"{_K}=5",)),  # two in a round of five
+    ],
+)
+def test_as_many_attackers_as_a_rule_bounds_are_simulated(
+    name: str, attackers: int, settings: tuple[str, ...]
+) -> None:
+    _attacked(name, attackers, *settings)
+
+
 @pytest.mark.parametrize(
     ("setting", "remedy"),
     [

@@ -45,8 +45,10 @@ def _check_numbers(cfg: FederatedConfig) -> None:
         "workers",
         "evaluate_every",
         "checkpoint_every",
+        "bucket_size",
     ):
         at_least(f"federated.{name}", getattr(cfg, name), 1)
+    fraction("federated.client_momentum", cfg.client_momentum)
     within("federated.quorum", cfg.quorum, 0, 1, open_low=True)
     fraction("federated.holdout_fraction", cfg.holdout_fraction)
     at_least("federated.evaluate_clients", cfg.evaluate_clients, 1)
@@ -118,10 +120,11 @@ def _check_partition(cfg: FederatedConfig) -> None:
 def _check_strategy(cfg: StrategyConfig) -> None:
     """Check ranges; what depends on the cohort's size is checked where the strategy is built."""
     key, keys = "federated.strategy", keys_of_ours("federated/strategy", cfg)
-    for name in ("eta", "tau", "server_learning_rate"):
+    for name in ("eta", "tau", "server_learning_rate", "bound"):
         above(f"{key}.{name}", keys.get(name), 0)
     for name in ("proximal_mu", "q", "num_malicious_nodes"):
         at_least(f"{key}.{name}", keys.get(name), 0)
+    at_least(f"{key}.iterations", keys.get("iterations"), 1)
     for name in ("beta_1", "beta_2", "server_momentum"):
         fraction(f"{key}.{name}", keys.get(name, 0.0))
 

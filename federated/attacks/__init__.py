@@ -1,0 +1,1 @@
+"""Simulated attackers: the choices of `federated/attack`, and what they make clients send."""
