@@ -21,7 +21,7 @@ from torch import Tensor
 from heliotrope.config import FederatedConfig, Run
 from heliotrope.config.schedule import schedule_of
 from heliotrope.data import Preparation
-from heliotrope.errors import ConfigError, HeliotropeError, QuorumError, RunFailedError
+from heliotrope.errors import ConfigError, HeliotropeError, RunFailedError
 from heliotrope.evaluation import named
 from heliotrope.metrics import Metrics
 from heliotrope.runs import checkpoint
@@ -30,7 +30,6 @@ from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.runs.clock import Clock
 from heliotrope.runs.events import Progress, Tracker
 from heliotrope.runs.outcome import Target
-from heliotrope.shell import typed
 
 from .engine.context import TrainingContext
 from .engine.execution import ExecutionPlan
@@ -43,14 +42,13 @@ from .flower.messages import (
     sums_of,
     to_record,
 )
-from .fractions import fraction_rounded_up
 from .population.evaluated import clients_to_evaluate, rows_due
 from .protection import Protection
-from .remedies import naming, of_divergence, of_failure, of_other_weights
+from .remedies import naming
+from .round_checks import check_quorum, checked_model
 from .strategies import adds_evaluations
 from .strategies.mean import MeanStrategy
 from .strategies.state import restore, snapshot
-from .updates import is_finite
 
 __all__ = ["Server", "ServerState"]
 
@@ -226,39 +224,16 @@ class Server:
             self._tracker.emit(
                 "failure", round=server_round, client=failure.client, reason=failure.reason
             )
-        needed = max(1, fraction_rounded_up(self._cfg.quorum, drawn))
-        if succeeded < needed:
-            names = ", ".join(str(failure.client) for failure in failures[:8])
-            remedy = (
-                "Lower federated.quorum to go on without them, with resume=true "
-                f"{typed('hydra.run.dir', self._directory)}."
-                if succeeded
-                else of_failure(self._run, self._directory, failures[0], self.state.arrays)
-            )
-            raise QuorumError(
-                f"round {server_round}: {succeeded} of {drawn} clients succeeded, "
-                f"federated.quorum={self._cfg.quorum:g} asks for {needed}. Failed: client {names}"
-                f"{', ...' if len(failures) > 8 else ''} ({failures[0].reason}). {remedy}"
-            )
+        check_quorum(
+            self._run, self._directory, server_round, failures, succeeded, drawn, self.state.arrays
+        )
 
     def _accept(self, server_round: int, arrays: ArrayRecord | None) -> None:
         """Take the strategy's model as the new one, if it is one."""
-        name = self._cfg.strategy.name
-        if arrays is None:
-            raise RunFailedError(
-                f"round {server_round}: strategy {name} gave no model from "
-                f"{self._cfg.clients_per_round - len(self._grid.failures)} updates; the run's "
-                "log has its reason."
-            )
-        if (why := of_other_weights(self.state.arrays, arrays)) is not None:
-            raise RunFailedError(f"round {server_round}: strategy {name} {why}")
-        for key, value in read_arrays(arrays).items():
-            if not is_finite(value):
-                raise RunFailedError(
-                    f"round {server_round}: strategy {name} made {key} NaN or infinite. "
-                    f"{of_divergence(self._run, self.state.arrays, updates_finite=True)}"
-                )
-        self.state.arrays = arrays
+        updates = self._cfg.clients_per_round - len(self._grid.failures)
+        self.state.arrays = checked_model(
+            self._run, server_round, self.state.arrays, arrays, updates
+        )
         self.state.server_round = server_round
         self._grid.keep_states()
 

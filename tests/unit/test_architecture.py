@@ -84,6 +84,7 @@ LAYERS = {
         "federated.protection",
         "federated.attack_setting",
         "federated.remedies",
+        "federated.round_checks",
         "federated.server",
         "federated.simulation",
         "federated.tune",
