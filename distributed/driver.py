@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ from .launch.base import Launcher
 from .loop.mixup import check_mixup
 from .loop.passes import check_passes
 from .loop.schedule import check_schedule
+from .privacy.account import Account
+from .privacy.checks import check_private
+from .privacy.names import privacy_of
 from .strategies.buffers import check_batchnorm
 from .strategies.compiler import check_compiler
 from .strategies.recompute import recompute
@@ -70,6 +74,7 @@ def build_components(run: Run) -> Components:
     check_mixup(run.distributed.mixup, task)
     check_chosen_metrics(run, "distributed", task.metrics.directions)
     model = build(run.model, task, run.seed)
+    check_private(run, model, task, dataset)
     notes = check_step(run, model, task)
     check_passes(run, model, task, len(dataset.train))
     if run.distributed.activation_checkpointing:
@@ -95,11 +100,11 @@ def drive(
         for note in components.notes:
             display.say(note)
         trained = _attempts(run, run_dir, components, launcher, display, clock)
-        closing = in_background(close)
+        closed = in_background(close)
         try:
             write_results(run, run_dir, components, clock, trained, display)
         finally:
-            closing.result()
+            closed.result()
 
 
 def _attempts(
@@ -183,6 +188,13 @@ def begin(
     if saved is not None:
         path = checkpoint.path_of(run_dir.checkpoints, saved.progress)
         checkpoint.load_weights(components.model, saved.model, path)
+    privacy = privacy_of(run.distributed)
+    if privacy is not None:
+        kept = None if saved is None else saved.state.get("privacy")
+        account = Account(privacy, run, len(components.dataset.train), run_dir.ledger, kept)
+        with closing(account):
+            display.say(account.promise(0 if saved is None else int(saved.state["epoch"])))
+            account.note_plan()
     run_dir.begin(run)
     offset = 0 if saved is None else int(saved.state["metrics_offset"])
     seconds = 0.0 if saved is None else float(saved.state["seconds"])
@@ -244,9 +256,19 @@ def write_results(
         parameters=parameter_count(components.model),
         peak_rss_bytes=trained.peak_rss_bytes + driver,
         target=None if trained.target is None else dict(trained.target),
+        privacy=_spent(run, run_dir, components),
         packages=("ray",) if launcher == "ray" else (),
     )
     with Tracker(run_dir.metrics, listeners(run, run_dir.path, display.say)) as tracker:
         sums = trained.final.items()
         final = {split: components.task.metrics.from_vector(vector) for split, vector in sums}
         write_outcome(run, "distributed", run_dir, tracker, final, outcome, display)
+
+
+def _spent(run: Run, run_dir: RunDirectory, components: Components) -> dict[str, Any] | None:
+    """Return what was promised and spent, of a run with privacy."""
+    privacy = privacy_of(run.distributed)
+    if privacy is None:
+        return None
+    with closing(Account(privacy, run, len(components.dataset.train), run_dir.ledger)) as account:
+        return account.result()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -16,8 +14,9 @@ from torch import nn
 from heliotrope.config import Run
 from heliotrope.data import Exchange
 from heliotrope.errors import ConfigError
-from heliotrope.privacy.accountant import Mechanism, RunningBound, Spent, epsilon, rounds_within
-from heliotrope.privacy.ledger import Ledger
+from heliotrope.privacy.accountant import Mechanism, RunningBound, Spent, rounds_within
+from heliotrope.privacy.ledger import Ledger, release_stamp
+from heliotrope.privacy.told import promise, result
 from heliotrope.seeding import numpy_generator
 
 from .aggregation import Mean
@@ -138,14 +137,10 @@ class Protection:
     def line(self) -> str:
         """Return what a user is told before training."""
         rounds = self.last_round - self._rounds_before
-        whole = epsilon((*self._before, (self._mechanism, rounds)), self._delta)
-        last = self._run.federated.rounds
+        spent, last = (*self._before, (self._mechanism, rounds)), self._run.federated.rounds
         until = f" (the budget ends there, before round {last})" if self.last_round < last else ""
-        return (
-            f"privacy: noise {self._mechanism.noise_multiplier:g} times the sensitivity; after "
-            f"round {self.last_round}{until} epsilon {whole.value:.3g} at delta {self._delta:.3g} "
-            f"({whole.accountant}; a {self._privacy.unit}, {self._mechanism.adjacency})"
-        )
+        end = f"round {self.last_round}{until}"
+        return promise(self._privacy, self._mechanism, spent, self._delta, end)
 
     def draw(self, server_round: int) -> list[int]:
         """Begin to charge a round, and return its cohort; with Poisson sampling it may be empty."""
@@ -182,21 +177,8 @@ class Protection:
 
     def result(self) -> dict[str, Any]:
         """Return what result.json says."""
-        spent = epsilon(self._ledger.spent, self._delta)
-        return {
-            "epsilon": spent.value,
-            "delta": self._delta,
-            "unit": self._privacy.unit,
-            "adjacency": self._mechanism.adjacency,
-            "sampling": self._mechanism.sampling,
-            "accountant": spent.accountant,
-            "epsilon_rdp": spent.rdp,
-            "noise_source": "seeded generator (PCG64): a simulation, which repeats itself",
-            "assumptions": self._privacy.assumptions(),
-            "clip": self._privacy.clip,
-            "noise_multiplier": self._mechanism.noise_multiplier,
-            "releases": sum(count for _, count in self._ledger.spent),
-        }
+        told = self._privacy.assumptions()
+        return result(self._privacy, self._mechanism, self._ledger.spent, self._delta, told)
 
 
 def _stamp(run: Run) -> str:
@@ -206,8 +188,5 @@ def _stamp(run: Run) -> str:
     all that a resumed run may change is as before. What clients are given up for their time is not
     the same twice.
     """
-    fixed = [run.plugins, run.device, str(run.data.dir) if hasattr(run.data, "dir") else None]
-    if run.federated.client_timeout is not None:
-        fixed.append(secrets.token_hex(8))
-    text = json.dumps(fixed, default=str, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    lost = () if run.federated.client_timeout is None else (secrets.token_hex(8),)
+    return release_stamp(run.plugins, run.device, getattr(run.data, "dir", None), *lost)

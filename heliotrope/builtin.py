@@ -18,6 +18,7 @@ Group = Literal[
     "strategy",
     "privacy",
     "attack",
+    "record_privacy",
     "optimizer",
     "schedule",
 ]
@@ -88,6 +89,7 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         name: f"federated.attacks.choices:{name}"
         for name in ("none", "label_flip", "sign_flip", "scaling", "alie", "ipm", "mimic")
     },
+    "record_privacy": {name: f"distributed.privacy.choices:{name}" for name in ("none", "dpsgd")},
     "optimizer": {name: f"{_OPTIMIZERS}:{name}" for name in ("sgd", "adam", "adamw", "adafactor")},
     "schedule": {
         name: f"{_SCHEDULES}:{name}"

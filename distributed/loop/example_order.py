@@ -3,27 +3,46 @@
 Every epoch has one permutation of all examples. Global batch `b` is its entries `b*B` to
 `(b+1)*B`, the last one shorter; each rank takes a contiguous part of every global batch. So two
 workers see together, step by step, what one worker sees alone.
+
+With record-level privacy a step draws each example by itself, with probability B/N (Poisson
+sampling), which is what its noise is accounted for; an epoch has as many steps, ceil(N/B).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from heliotrope.data import Examples
-from heliotrope.seeding import seed, torch_generator
+from heliotrope.seeding import hash_counters, hash_ranks, seed, torch_generator
 from heliotrope.training.loop import TrainingBatch
 
 from ..topology import Topology
 
-__all__ = ["batches", "permutation", "rank_slice"]
+__all__ = ["batches", "permutation", "poisson_draws", "rank_slice"]
 
 
 def permutation(run_seed: int, epoch: int, examples: int) -> Tensor:
     """Return the order of epoch `epoch`, counted from 1: int64 [examples]."""
     return torch.randperm(examples, generator=torch_generator(run_seed, "order", epoch))
+
+
+def poisson_draws(run_seed: int, steps: range, examples: int, expected: int) -> list[Tensor]:
+    """Return the positions that each of `steps` draws, int64 in their order; perhaps none.
+
+    Each of the `examples` is drawn by itself, with probability `expected / examples`. `steps` are
+    counted from the beginning of the run.
+    """
+    if expected >= examples:
+        return [torch.arange(examples)] * len(steps)
+    counters = hash_counters(np.arange(examples, dtype=np.int64))
+    below = np.uint64(expected * 2**64 // examples)
+    keys = (seed(run_seed, "poisson batch", step) for step in steps)
+    return [torch.from_numpy(np.flatnonzero(hash_ranks(key, counters) < below)) for key in keys]
 
 
 def rank_slice(count: int, topology: Topology) -> slice:
@@ -36,7 +55,7 @@ def batches(
     train: Examples,
     weights: Tensor,
     order: Tensor,
-    batch_size: int,
+    sizes: int | list[int],
     topology: Topology,
     run_seed: int,
     steps_before: int,
@@ -47,17 +66,17 @@ def batches(
 
     DDP averages gradients over the ranks, so each rank divides its sum of losses by the weight of
     the global batch / world size: the average is then the exact mean over the global batch.
-    `weights` are those of all examples, int64 [N], and `order` the positions of an epoch.
+    `weights` are those of all examples, int64 [N], and `order` the positions of an epoch, which is
+    cut into global batches of `sizes`: all alike but the last, or one for each.
     `steps_before` is the number of steps done in earlier epochs, `first` in this one. `change`
     makes another of each batch, from the positions of its global batch and the step's number.
     """
     sums = torch.cat([torch.zeros(1, dtype=torch.int64), weights[order].cumsum(0)]).numpy()
-    where = order.to(train.device)
-    left = where[first * batch_size :]
-    wholes = torch.split(left, batch_size) if len(left) else ()
-    mine = (whole[rank_slice(len(whole), topology)] for whole in wholes)
+    wholes = torch.split(order.to(train.device), sizes)
+    starts = [0, *accumulate(map(len, wholes))]
+    mine = (whole[rank_slice(len(whole), topology)] for whole in wholes[first:])
     for number, fields in enumerate(train.batches(mine), start=first):
-        start, whole = number * batch_size, wholes[number - first]
+        start, whole = starts[number], wholes[number]
         part = rank_slice(len(whole), topology)
         step = steps_before + number
         weight = int(sums[start + len(whole)] - sums[start])

@@ -18,7 +18,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -41,13 +41,13 @@ from heliotrope.training.loop import TrainingBatch, TrainTotals
 
 from ..attempt import RunAttempt, TrainingResult
 from ..communication.process_group import device_of, sum_over_ranks
+from ..privacy.protection import protected
 from ..strategies.buffers import synchronised, with_own_buffers
 from ..strategies.build import build_engine
 from ..topology import Topology
 from .early_stopping import EarlyStopping
+from .epoch_batches import EpochBatches
 from .evaluation import evaluate_by_ranks
-from .example_order import batches, permutation
-from .mixup import Mixup
 from .progress import Reporter
 from .retention import Best
 from .saver import Saver
@@ -87,13 +87,23 @@ class Worker:
         self._dataset = dataset
         self._train = dataset.train.to(self._device)
         self._task = task_of(dataset, run)
-        self._weights = example_weights(self._task, dataset.train)
         self._model = build(run.model, self._task, run.seed).to(self._device)
         if self._cfg.sync_batchnorm:
             self._model = synchronised(self._model)
         torch.set_num_threads(self._threads(attempt.resources.threads))
-        self._engine = build_engine(run, self._model, self._task, topology, self._run_dir.path)
-        self._learning_rate = LearningRate(run, self._engine.optimizer, self._steps)
+        examples, ledger = len(dataset.train), self._run_dir.ledger
+        self._protection = protected(run, examples, topology, self._device, ledger)
+        where = self._run_dir.path
+        self._engine = build_engine(run, self._model, self._task, topology, where, self._protection)
+        self._order = EpochBatches(
+            run,
+            self._train,
+            example_weights(self._task, dataset.train),
+            self._task,
+            topology,
+            drawn_each=self._protection is not None,
+        )
+        self._learning_rate = LearningRate(run, self._engine.optimizer, self._order.steps)
         self._agreement = Agreement(asked, topology, self._device)
         self._epoch = 0  # epochs done
         self._step = 0  # steps done of the next one
@@ -113,6 +123,8 @@ class Worker:
         self._step_log = self._step_log_of()
         if attempt.checkpoint is not None:
             self._resume(attempt.checkpoint)
+        if self._protection is not None:
+            self._protection.begin(self._epoch)
         self._timed = self._counts.examples_seen  # up to here the speed is told
         _log.info(
             "ready: process %d on %s, %s, %d thread(s)",
@@ -155,14 +167,15 @@ class Worker:
         Every rank returns the same counts. Raises `RunFailedError` naming the epoch if the loss
         is not finite any more.
         """
-        with self._saver or nullcontext():
+        ledger = nullcontext() if self._protection is None else closing(self._protection)
+        with ledger, self._saver or nullcontext():
             return self._train_all()
 
     def _train_all(self) -> TrainingResult:
-        done = self._target.stop or self._early.stop or self._epoch == self._cfg.epochs
+        done = self._target.stop or self._early.stop or self._epoch >= self._last_epoch
         while not done:
             due = self._train_steps()
-            if self._step == self._steps:
+            if self._step == self._order.steps:
                 done, due = self._end_epoch()
             if due:
                 self._save()
@@ -174,8 +187,8 @@ class Worker:
         return self._trained(stopped=False)
 
     @property
-    def _steps(self) -> int:  # of an epoch
-        return -(-len(self._train) // self._cfg.batch_size)
+    def _last_epoch(self) -> int:
+        return self._cfg.epochs if self._protection is None else self._protection.last_epoch
 
     def _train_steps(self) -> bool:
         """Train up to the end of the epoch, or until a checkpoint is due; return whether it is.
@@ -189,15 +202,17 @@ class Worker:
         """
         started = time.perf_counter()
         if self._batches is None:
-            self._batches = self._rest_of_epoch()
+            self._batches = self._order.begin(self._epoch + 1, self._step, self._counts.steps)
+            if self._protection is not None:
+                self._protection.charge(self._epoch + 1)
         if self._startup_seconds is None:
             self._startup_seconds = self._clock.seconds - self._seconds_before
         self._engine.begin(self._totals)
         for batch in self._batches:
-            self._progress.before_step(self._epoch, self._step, self._steps)
+            self._progress.before_step(self._epoch, self._step, self._order.steps)
             self._learning_rate.set(self._counts.steps)
             self._engine.step(batch)
-            self._count_step(*self._engine.after_step(self._step + 1, self._steps))
+            self._count_step(*self._engine.after_step(self._step + 1, self._order.steps))
             if self._step_log is not None:
                 weight = round(batch.divisor * self._topology.world_size)
                 self._step_log.after_step(self._epoch + 1, weight, self._counts, self._clock)
@@ -209,33 +224,13 @@ class Worker:
         self._clock.train_seconds += time.perf_counter() - started
         return self._due()
 
-    def _rest_of_epoch(self) -> Iterator[TrainingBatch]:
-        """Return this rank's part of what is left of the epoch."""
-        seed = self._run.seed
-        return batches(
-            self._train,
-            self._weights,
-            permutation(seed, self._epoch + 1, len(self._train)),
-            self._cfg.batch_size,
-            self._topology,
-            seed,
-            steps_before=self._counts.steps - self._step,
-            first=self._step,
-            change=self._mixup(),
-        )
-
     def _count_step(self, sent: int, received: int) -> None:
-        size = self._cfg.batch_size
         counts = self._counts
-        counts.examples_seen += min(size, len(self._train) - self._step * size)
+        counts.examples_seen += self._order.examples(self._step)
         counts.steps += 1
         counts.bytes_up += sent
         counts.bytes_down += received
         self._step += 1
-
-    def _mixup(self) -> Mixup | None:
-        alpha = self._cfg.mixup
-        return Mixup(self._train, self._task.inputs, alpha, self._run.seed) if alpha else None
 
     def _due(self) -> bool:
         """Return whether the step just done is one to save."""
@@ -249,20 +244,23 @@ class Worker:
             self._step_log.flush()
         [loss_sum] = self._sum([self._totals.loss_sum])
         self._epoch, self._step = self._epoch + 1, 0
+        weight = self._order.weight
         self._batches, self._totals = None, TrainTotals()
         self._check_finite("training loss", loss_sum)
         timing = self._engine.take_timing(self._counts.examples_seen - self._timed)
         self._timed = self._counts.examples_seen
-        self._emit("train", {"train/loss": loss_sum / int(self._weights.sum())}, timing=timing)
-        last = self._epoch == self._cfg.epochs
+        spent = {} if self._protection is None else self._protection.told(self._epoch)
+        values = {"train/loss": loss_sum / max(1, weight), **spent}
+        self._emit("train", values, timing=timing)
+        last = self._epoch >= self._last_epoch
         due = due or self._epoch % self._cfg.checkpoint_every == 0
         self._evaluated = False
         if last or self._epoch % self._cfg.evaluate_every == 0:
-            values, best = self._judge_epoch()
+            measured, best = self._judge_epoch()
             due, last = due or best, last or self._target.stop
             # An evaluation at the end alone would count again in a run that is longer.
             regular = self._epoch % self._cfg.evaluate_every == 0
-            if regular and self._early.observe(values):
+            if regular and self._early.observe(measured):
                 _log.info("stopping early after epoch %d: %s", self._epoch, self._early)
                 last = True
         return last, due or last
@@ -341,6 +339,7 @@ class Worker:
             "target": self._target.saved(),
             "early_stopping": self._early.saved(),
             "best": self._best.saved(),
+            "privacy": None if self._protection is None else self._protection.saved(),
             "metrics_offset": 0 if self._tracker is None else self._tracker.offset,
         }
         # A forward pass may change buffers, and the saver copies beside the next one.

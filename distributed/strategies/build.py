@@ -9,18 +9,30 @@ from torch import nn
 from heliotrope.config import Run
 from heliotrope.tasks import Task
 
+from ..privacy.protection import Protection
 from ..topology import Topology
 from .engine import Engine
 from .local_sgd import LocalSgdEngine
+from .private import PrivateEngine
 
 __all__ = ["build_engine"]
 
 
 def build_engine(
-    run: Run, model: nn.Module, task: Task, topology: Topology, directory: Path
+    run: Run,
+    model: nn.Module,
+    task: Task,
+    topology: Topology,
+    directory: Path,
+    protection: Protection | None = None,
 ) -> Engine:
-    """Return the engine of `distributed.strategy`; the process group must have been joined."""
+    """Return the engine of `distributed.strategy`; the process group must have been joined.
+
+    With a `protection`, what it may release of the gradients is all that trains.
+    """
     kind = Engine
+    if protection is not None:
+        return PrivateEngine(run, model, task, topology, directory, protection)
     if run.distributed.strategy == "fsdp":
         from .fsdp import FsdpEngine  # here: it takes most of a second to import
 

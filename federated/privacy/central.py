@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from heliotrope.errors import ConfigError
-from heliotrope.privacy.accountant import Mechanism, Sampling, noise_for
+from heliotrope.privacy.accountant import Mechanism, Sampling
+from heliotrope.privacy.keys import NoiseKeys
 
 from ..aggregation import ClipNorm, UpdateTransform
 
@@ -24,64 +25,34 @@ __all__ = ["Central"]
 
 
 @dataclass(frozen=True)
-class Central:
+class Central(NoiseKeys):
     """The keys of `federated/privacy=central`; see `choices.central`."""
 
-    clip: float
-    noise_multiplier: float | None
-    delta: float | None
-    target_epsilon: float | None
     sampling: str
 
-    unit = "client"
+    key: ClassVar[str] = "federated.privacy"
+    unit: ClassVar[str] = "client"
+    everyone: ClassVar[str] = "clients"
 
     def __post_init__(self) -> None:
-        key = "federated.privacy"
-        for name in ("clip", "noise_multiplier", "target_epsilon"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{key}.{name}={value:g} must be above 0.")
+        super().__post_init__()
         if self.sampling not in ("poisson", "fixed"):
             raise ConfigError(
-                f"{key}.sampling={self.sampling}: no other than poisson and fixed can be accounted "
-                f"for. Set {key}.sampling=poisson."
-            )
-        if self.noise_multiplier is None and self.target_epsilon is None:
-            raise ConfigError(
-                f"{key}.noise_multiplier is not set. Set it, such as 1, or "
-                f"{key}.target_epsilon, from which it follows."
+                f"{self.key}.sampling={self.sampling}: no other than poisson and fixed can be "
+                f"accounted for. Set {self.key}.sampling=poisson."
             )
 
     def transforms(self) -> tuple[UpdateTransform, ...]:
         """Return what each client does to its update."""
         return (ClipNorm(self.clip),)
 
-    def delta_for(self, clients: int) -> float:
-        """Return the delta for so many clients; `ConfigError` if it promises too little."""
-        if self.delta is None:
-            return float(clients**-1.1)
-        if not 0 < self.delta <= 1 / clients:
-            raise ConfigError(
-                f"federated.privacy.delta={self.delta:g} must lie above 0 and be at most 1/"
-                f"{clients}={1 / clients:g}: with more, to publish the data of one of the "
-                f"{clients} clients would count as private. Set federated.privacy.delta=null for "
-                f"{clients}^-1.1."
-            )
-        return self.delta
-
     def mechanism(self, cohort: int, clients: int, rounds: int, noise: float | None) -> Mechanism:
         """Return the mechanism of a round of `cohort` of `clients`.
 
         `noise` is the multiplier of a run that goes on; None: as the keys say.
         """
-        sampling = cast(Sampling, self.sampling)
-        noise = noise or self.noise_multiplier
-        mechanism = Mechanism(sampling, noise or 1.0, cohort, clients)
-        if noise is not None:
-            return mechanism
-        assert self.target_epsilon is not None
-        noise = noise_for(mechanism, rounds, self.delta_for(clients), self.target_epsilon)
-        return Mechanism(sampling, noise, cohort, clients)
+        mechanism = Mechanism(cast(Sampling, self.sampling), 1.0, cohort, clients)
+        return self.with_noise(mechanism, rounds, noise)
 
     def deviation(self, mechanism: Mechanism) -> float:
         """Return the standard deviation of the noise on the sum, in units of the weights."""

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from heliotrope import config, registry
-from heliotrope.config.groups import common_meanings, keys_of
+from heliotrope.config.groups import chosen_by, common_meanings, keys_of
 from heliotrope.errors import ConfigError, closest
 from heliotrope.registry import Entry, Group
 from heliotrope.signatures import REQUIRED, shown
@@ -46,7 +46,7 @@ def list_command(arguments: Sequence[str]) -> None:
 def _wanted(word: str) -> tuple[Group, str | None]:
     """Return the group and the name that a word asks for; groups of a mode also as federated/..."""
     key, equals, name = word.partition("=")
-    group = next((group for group in _GROUPS if group == key or _chosen_by(group) == key), None)
+    group = next((group for group in _GROUPS if group == key or chosen_by(group) == key), None)
     if key in _CHOSEN_AS:
         there = f"{_CHOSEN_AS[key]}{equals}{name.strip('[]')}"
         raise ConfigError(f"list takes GROUP or GROUP=NAME, not '{word}'. Type list {there}.")
@@ -58,40 +58,35 @@ def _wanted(word: str) -> tuple[Group, str | None]:
     return group, name or None
 
 
-def _chosen_by(group: Group) -> str | None:
-    """Return the group of the configuration that chooses, such as federated/strategy."""
-    return next((each for each in config.GROUPS if each.rpartition("/")[2] == group), None)
-
-
 def _names(group: Group) -> str:
     """Return a group with its names, a line each; nothing for one that is empty."""
     entries = [registry.entry(group, name) for name in registry.names(group)]
     if not entries:
         return ""
-    chosen_by = _chosen_by(group)
-    how = f"{chosen_by}=NAME" if chosen_by else _KEYS.get(group, "")
+    chooser = chosen_by(group)
+    how = f"{chooser}=NAME" if chooser else _KEYS.get(group, "")
     rows = [(entry.name, f"{entry.signature.doc or '-'}{_origin(entry)}") for entry in entries]
     return "\n".join([f"{group}  ({how})" if how else group, *_aligned(rows)])
 
 
 def _keys(group: Group, name: str) -> str:
     """Return a choice with its keys: type, default and meaning of each."""
-    entry, chosen_by = registry.entry(group, name), _chosen_by(group)
+    entry, chooser = registry.entry(group, name), chosen_by(group)
     signature = entry.signature
     types: dict[str, Any] = {key: each.type for key, each in signature.keys.items()}
     values = {key: each.default for key, each in signature.keys.items()}
     meanings = signature.meanings
-    if chosen_by:
-        types = {key: kind for key, kind in keys_of(chosen_by, name).items() if key != "name"}
-        values = cast(dict[str, Any], OmegaConf.to_container(config.defaults(chosen_by, name)))
-        meanings = common_meanings(chosen_by) | meanings
-    prefix = f"{chosen_by.replace('/', '.')}." if chosen_by else ""
+    if chooser:
+        types = {key: kind for key, kind in keys_of(chooser, name).items() if key != "name"}
+        values = cast(dict[str, Any], OmegaConf.to_container(config.defaults(chooser, name)))
+        meanings = common_meanings(chooser) | meanings
+    prefix = f"{chooser.replace('/', '.')}." if chooser else ""
     rows = [
         (f"{prefix}{key}", shown(kind), _value(values[key]), meanings.get(key, ""))
         for key, kind in types.items()
     ]
     prose = re.split(r"\n\n[^\n]+\n---", signature.text)[0]  # what stands before the sections
-    title = f"{chosen_by or group}={name}{_origin(entry)}"
+    title = f"{chooser or group}={name}{_origin(entry)}"
     return "\n".join([title, *([prose] if prose else []), *_aligned(rows)])
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from heliotrope.config.groups import PrivacyConfig
+
 __all__ = ["DilocoConfig", "DistributedConfig", "EarlyStoppingConfig"]
 
 
@@ -72,3 +74,4 @@ class DistributedConfig:
     keep_best: int = 0
     best_metric: str | None = None
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    privacy: PrivacyConfig = field(default_factory=lambda: PrivacyConfig("none"))

@@ -32,6 +32,7 @@ __all__ = [
     "choice_class",
     "choice_names",
     "chosen",
+    "chosen_by",
     "common_meanings",
     "defaults_of",
     "keys_of",
@@ -120,7 +121,7 @@ class StrategyConfig:
 
 @dataclass
 class PrivacyConfig:
-    """How clients are protected.
+    """How those are protected whose data it is: clients, or records.
 
     Parameters
     ----------
@@ -154,13 +155,19 @@ _KINDS: dict[str, tuple[Group, type[Any]]] = {
     "federated/strategy": ("strategy", StrategyConfig),
     "federated/privacy": ("privacy", PrivacyConfig),
     "federated/attack": ("attack", AttackConfig),
+    "distributed/privacy": ("record_privacy", PrivacyConfig),
 }
 GROUPS = tuple(_KINDS)
 
-OPTIONAL = frozenset({"task"})
-"""Groups of which nothing needs to be chosen."""
+OPTIONAL = frozenset({"task", "federated/privacy", "distributed/privacy"})
+"""Groups of which nothing needs to be chosen; runs of older versions have none of some."""
 
 _classes: dict[Any, type[Any]] = {}  # by what `_identity` gives
+
+
+def chosen_by(kind: Group) -> str | None:
+    """Return the group that chooses among what the registry calls `kind`; None if none does."""
+    return next((group for group, (each, _) in _KINDS.items() if each == kind), None)
 
 
 def choice_names(group: str) -> list[str]:

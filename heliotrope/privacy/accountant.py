@@ -110,14 +110,23 @@ def noise_for(
     def event(noise: float) -> Any:
         return _composed(dp, [*before, (replace(mechanism, noise_multiplier=noise), rounds)])
 
-    def accountant() -> Any:
-        return _accountants(mechanism)[-1]
+    def least(kind: int, bracket: Any = None) -> float:
+        found: float = dp.calibrate_dp_mechanism(
+            lambda: _accountants(mechanism)[kind],
+            event,
+            target_epsilon,
+            delta,
+            bracket,
+            tol=_UNIT / 2,
+        )
+        return found
 
     try:
         with _quiet():
-            noise: float = dp.calibrate_dp_mechanism(
-                accountant, event, target_epsilon, delta, tol=_UNIT / 2
-            )
+            noise = least(0)
+            if len(_accountants(mechanism)) > 1:
+                # PLD takes seconds for each try with little noise, RDP milliseconds.
+                noise = least(1, dp.LowerEndpointAndGuess(0.6 * noise, noise))
     except dp.NoBracketIntervalFoundError as error:
         raise ConfigError(
             f"No noise keeps {rounds} rounds within target_epsilon={target_epsilon:g} at delta="
@@ -134,7 +143,9 @@ def rounds_within(
     def too_many(rounds: int) -> bool:
         return epsilon((*before, (mechanism, rounds)), delta).value > budget
 
-    low, high = 0, most + 1  # what fits, and what is too many or not asked for
+    if not too_many(most):
+        return most
+    low, high = 0, most  # what fits, and what is too many
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if too_many(middle) else (middle, high)

@@ -1,11 +1,12 @@
-"""What a run has spent: a line for each noisy sum, durable before that is released."""
+"""What a run has spent: a line for each noisy sum, or block of them, durable before the first."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -14,14 +15,15 @@ from typing import Any
 from heliotrope.errors import RunFailedError, writing
 from heliotrope.privacy.accountant import Mechanism, Spent
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "release_stamp"]
 
 
 class Ledger:
     """The releases of a run, in a file that is only ever appended to.
 
     A release that is the same again, noise included, tells nothing new: it has the same name and is
-    charged once. Noise drawn afresh gives it another name.
+    charged once. Noise drawn afresh gives it another name. A line may charge several releases of
+    one mechanism, or none, to note which is planned.
 
     Parameters
     ----------
@@ -31,7 +33,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._charges: dict[str, Mechanism] = {}
+        self._charges: dict[str, tuple[Mechanism, int]] = {}
         self._disk = ThreadPoolExecutor(1)
         self._synced: Future[None] | None = None
         whole = 0
@@ -46,26 +48,26 @@ class Ledger:
     def _read(self, line: bytes, at: int) -> None:
         try:
             charge = json.loads(line)
-            release = str(charge.pop("release"))
-            self._charges[release] = Mechanism(**charge)
+            release, count = str(charge.pop("release")), int(charge.pop("count", 1))
+            self._charges[release] = (Mechanism(**charge), count)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunFailedError(
                 f"{self._path}, byte {at}: {line!r} is no charge of a privacy ledger. What was "
                 "spent cannot be told from it: restore the file, or begin in another directory."
             ) from error
 
-    def charge(self, release: str, mechanism: Mechanism) -> None:
-        """Charge `mechanism` for a release, unless that is charged already.
+    def charge(self, release: str, mechanism: Mechanism, count: int = 1) -> None:
+        """Charge `mechanism` for a release, or a block of them, unless that is charged already.
 
         It is durable after `sync`, which waits for the disk.
         """
         if release in self._charges:
             return
-        line = json.dumps({"release": release, **asdict(mechanism)})
+        line = json.dumps({"release": release, **_fields(mechanism, count)})
         with writing(self._path):
             self._file.write(f"{line}\n".encode())
             self._file.flush()
-        self._charges[release] = mechanism
+        self._charges[release] = (mechanism, count)
         self._synced = self._disk.submit(os.fdatasync, self._file.fileno())
 
     def sync(self) -> None:
@@ -76,20 +78,45 @@ class Ledger:
 
     def saved(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, by release."""
-        return {release: asdict(mechanism) for release, mechanism in self._charges.items()}
+        return {release: _fields(*charge) for release, charge in self._charges.items()}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Charge what a checkpoint has and the file has not, as when the file was lost."""
-        for release, mechanism in saved.items():
-            self.charge(release, Mechanism(**mechanism))
+        for release, fields in saved.items():
+            given = dict(fields)
+            count = int(given.pop("count", 1))
+            self.charge(release, Mechanism(**given), count)
         self.sync()
+
+    @property
+    def latest(self) -> Mechanism | None:
+        """The mechanism of the last line; None if there is no line."""
+        return next((mechanism for mechanism, _ in reversed(self._charges.values())), None)
 
     @property
     def spent(self) -> Spent:
         """What was released, by mechanism."""
-        return list(Counter(self._charges.values()).items())
+        return self.without(())
+
+    def without(self, releases: Container[str]) -> Spent:
+        """Return what was released except for these, by mechanism."""
+        found: Counter[Mechanism] = Counter()
+        for release, (mechanism, count) in self._charges.items():
+            if count and release not in releases:
+                found[mechanism] += count
+        return list(found.items())
 
     def close(self) -> None:
         """Close the file."""
         self._disk.shutdown()
         self._file.close()
+
+
+def release_stamp(*fixed: Any) -> str:
+    """Return a short name of what noise and charge of a release depend on beside a seed."""
+    text = json.dumps(fixed, default=str, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _fields(mechanism: Mechanism, count: int) -> dict[str, Any]:
+    return asdict(mechanism) | ({} if count == 1 else {"count": count})

@@ -107,6 +107,8 @@ class Recipe:
     `after_update` is called after each update, `note_loss` with the sum of each step's losses, a
     float64 scalar that stays on its device. `watch` notes where the time goes.
     `gather` brings the outputs of all ranks together, for a loss that depends on all of them.
+    `backward` takes the place of a pass forward and back: it adds to the parameters' gradients, and
+    returns the sum of the losses, [].
     """
 
     accumulation_steps: int = 1
@@ -118,6 +120,7 @@ class Recipe:
     note_loss: Callable[[Tensor], None] | None = None
     watch: Stopwatch | None = None
     gather: Gather = alone
+    backward: Callable[[TrainingBatch], Tensor] | None = None
 
 
 @dataclass
@@ -266,6 +269,8 @@ def _backward(
 
     `first` is a first pass, from which the gradient by the outputs and the losses are known.
     """
+    if recipe.backward is not None:
+        return recipe.backward(batch)
     if first is not None:
         first.begin_second()
     outputs = _outputs(model, task, batch, recipe)

@@ -59,6 +59,7 @@ LAYERS = {
         "distributed.topology",
         "distributed.attempt",
         "distributed.communication",
+        "distributed.privacy",
         "distributed.strategies",
         "distributed.loop",
         "distributed.launch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,6 +12,7 @@ from torch import nn
 
 from heliotrope import config, registry
 from heliotrope.config import Mode, Run
+from heliotrope.config.groups import chosen_by
 from heliotrope.data import load
 from heliotrope.errors import ConfigError, DataError
 from heliotrope.models import build
@@ -61,6 +63,15 @@ def test_every_choice_composes_and_its_saved_config_reads_back(
     assert asdict(config.from_resolved(saved)) == asdict(run)
 
 
+def test_a_run_from_before_there_was_privacy_reads_back() -> None:
+    run = compose("distributed")
+    written = asdict(run)
+    for mode in MODES:
+        del written[mode]["privacy"]
+    found = config.from_yaml(OmegaConf.to_yaml(written))
+    assert (found.distributed.privacy.name, found.federated.privacy.name) == ("none", "none")
+
+
 def test_groups_and_schemas_have_the_same_choices() -> None:
     in_yaml = {group: set(choices(group)) for group, _ in SELECTABLE}
     for group in ("cluster", "distributed", "federated", "experiment"):  # no schema per choice
@@ -82,7 +93,8 @@ def test_a_choices_file_says_what_its_signature_says() -> None:
         if group in config.GROUPS:
             by_code = OmegaConf.structured(config.chosen(group, choice))
             written = OmegaConf.load(config.conf_dir() / group / f"{choice}.yaml")
-            keys = registry.entry(group.rpartition("/")[2], choice).signature.keys  # type: ignore[arg-type]
+            kind = next(kind for kind in get_args(registry.Group) if chosen_by(kind) == group)
+            keys = registry.entry(kind, choice).signature.keys
             for key in keys.keys() & written.keys():
                 assert written[key] == by_code[key], f"conf/{group}/{choice}.yaml: {key}"
 

@@ -1,0 +1,1 @@
+"""How training records are protected: the choices of `distributed/privacy`, and what they do."""

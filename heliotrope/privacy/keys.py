@@ -1,0 +1,65 @@
+"""The keys that every choice of a Gaussian mechanism has, and what follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from heliotrope.errors import ConfigError
+from heliotrope.privacy.accountant import Mechanism, noise_for
+
+__all__ = ["NoiseKeys"]
+
+
+@dataclass(frozen=True)
+class NoiseKeys:
+    """How much is clipped, how much noise is added, and what may be spent.
+
+    A subclass says whom it protects (`unit`), what it calls all of those (`everyone`), and where
+    its keys are (`key`). Raises `ConfigError` for values that promise nothing.
+    """
+
+    clip: float
+    noise_multiplier: float | None
+    delta: float | None
+    target_epsilon: float | None
+
+    key: ClassVar[str]
+    unit: ClassVar[str]
+    everyone: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for name in ("clip", "noise_multiplier", "target_epsilon"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{self.key}.{name}={value:g} must be above 0.")
+        if self.noise_multiplier is None and self.target_epsilon is None:
+            raise ConfigError(
+                f"{self.key}.noise_multiplier is not set. Set it, such as 1, or "
+                f"{self.key}.target_epsilon, from which it follows."
+            )
+
+    def delta_for(self, count: int) -> float:
+        """Return the delta for so many; `ConfigError` if it promises too little."""
+        if self.delta is None:
+            return float(count**-1.1)
+        if not 0 < self.delta <= 1 / count:
+            raise ConfigError(
+                f"{self.key}.delta={self.delta:g} must lie above 0 and be at most 1/{count}="
+                f"{1 / count:g}: with more, to publish the data of one of the {count} "
+                f"{self.everyone} would count as private. Set {self.key}.delta=null for "
+                f"{count}^-1.1."
+            )
+        return self.delta
+
+    def with_noise(self, mechanism: Mechanism, releases: int, noise: float | None) -> Mechanism:
+        """Return `mechanism` with its noise for so many releases.
+
+        `noise` is the multiplier of a run that goes on; None: as the keys say.
+        """
+        noise = noise or self.noise_multiplier
+        if noise is None:
+            assert self.target_epsilon is not None
+            delta = self.delta_for(mechanism.population)
+            noise = noise_for(mechanism, releases, delta, self.target_epsilon)
+        return replace(mechanism, noise_multiplier=noise)

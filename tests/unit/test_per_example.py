@@ -1,0 +1,135 @@
+"""Clipped gradients of single examples are those of a plain loop over them, in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from heliotrope.models.layers.dropout import SeededDropout
+from heliotrope.models.layers.seeded import reseed
+from heliotrope.training.loop import TrainingBatch
+from heliotrope.training.per_example import ClippedGradients
+from tests.support import classification, fresh_seed, training_batch
+
+_TASK = classification("small", (1, 12, 12), ("a", "b", "c"))
+_CLIP = 0.7
+
+
+class _OnRows(nn.Module):
+    """A classifier of pictures as sequences of rows."""
+
+    def __init__(self, reader: nn.Module, width: int) -> None:
+        super().__init__()
+        self.reader, self.head = reader, nn.Linear(width, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        states = self.reader(images[:, 0])
+        states = states[0] if isinstance(states, tuple) else states
+        outputs: Tensor = self.head(states[:, -1])
+        return outputs
+
+
+class _Tied(nn.Module):
+    """Layers that are called twice, whose weights are used elsewhere, and that are frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.head, self.frozen = (nn.Linear(144, n) for n in (144, 3, 3))
+        self.frozen.weight.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        read: Tensor = self.head(self.twice(self.twice(flat).relu())) + self.frozen(flat)
+        return read + functional.linear(flat, self.head.weight)
+
+
+_MODELS: dict[str, Callable[[], nn.Module]] = {
+    "dense": lambda: nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(144, 20),
+        nn.ReLU(),
+        SeededDropout(0.5),
+        nn.Linear(20, 3, bias=False),
+    ),
+    "convolutions": lambda: nn.Sequential(
+        nn.Conv2d(1, 6, 3, stride=2, padding=1),
+        nn.GroupNorm(2, 6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3, dilation=2, bias=False),
+        nn.Conv2d(4, 4, 1, groups=2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ),
+    "recurrent": lambda: _OnRows(nn.GRU(12, 5, batch_first=True), 5),
+    "attention": lambda: _OnRows(
+        nn.TransformerEncoderLayer(12, 2, 16, dropout=0.0, batch_first=True), 12
+    ),
+    "tied": _Tied,
+}
+
+
+def _batch(size: int) -> TrainingBatch:
+    return training_batch(torch.randn(size, 1, 12, 12) * 2, torch.randint(3, (size,)), seed=4)
+
+
+def _reference(model: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
+    """Return the sums in float64; dropout's masks are those of the whole batch."""
+    model = copy.deepcopy(model).double()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(p) for name, p in trained.items()}
+    for row in range(len(batch)):
+        reseed(model, batch.seed, batch.first + row)
+        outputs = model(batch.fields["image"][row : row + 1].double())
+        loss = functional.cross_entropy(outputs, batch.fields["label"][row : row + 1])
+        found = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
+        norm = float(torch.cat([g.flatten() for g in found]).norm())
+        for name, gradient in zip(trained, found, strict=True):
+            total[name] += gradient * min(1.0, _CLIP / norm)
+    return total
+
+
+def _sums(model: nn.Module, *batches: TrainingBatch) -> dict[str, Tensor]:
+    model.zero_grad()
+    add = ClippedGradients(model, _TASK, _CLIP)
+    for batch in batches:
+        add(batch)
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", _MODELS)
+def test_sums_are_those_of_a_plain_loop_also_in_parts(kind: str) -> None:
+    torch.manual_seed(fresh_seed())
+    model, batch = _MODELS[kind]().train(), _batch(7)
+
+    want = _reference(model, batch)
+    for parts in (1, 3, 9):  # of nine some are empty
+        got = _sums(model, *batch.parts(parts))
+        assert got.keys() == want.keys()
+        for name, value in want.items():
+            torch.testing.assert_close(got[name].double(), value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["dense", "recurrent"])
+def test_an_example_without_a_finite_gradient_adds_nothing(kind: str) -> None:
+    torch.manual_seed(fresh_seed())
+    model, batch = _MODELS[kind]().train(), _batch(5)
+    images, labels = batch.fields["image"].clone(), batch.fields["label"]
+    images[4] = torch.inf
+    broken = training_batch(images, labels, seed=4)
+
+    [with_it, without] = (_sums(model, each) for each in (broken, next(batch.parts(1))))
+    whole = _sums(model, training_batch(images[:4], labels[:4], seed=4))
+    for name, value in whole.items():
+        torch.testing.assert_close(with_it[name], value)
+    assert any(not torch.equal(without[name], value) for name, value in whole.items())
+
+
+def test_layers_whose_gradients_follow_from_factors_are_found() -> None:
+    for kind, layers in {"dense": 2, "convolutions": 3, "attention": 3, "tied": 0}.items():
+        add = ClippedGradients(_MODELS[kind]().train(), _TASK, _CLIP)
+        assert len(add._layers) == layers, kind  # else it is only slow
