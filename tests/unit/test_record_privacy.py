@@ -102,7 +102,8 @@ def test_each_example_is_drawn_by_itself() -> None:
 
 
 def test_a_budget_for_less_than_an_epoch_is_refused(tmp_path: Path) -> None:
-    run = compose("distributed", *_PRIVATE, "distributed.privacy.target_epsilon=0.1")
+    override = "distributed.privacy.target_epsilon=0.05"
+    run = compose("distributed", *_PRIVATE, "distributed.privacy.noise_multiplier=4", override)
     privacy = privacy_of(run.distributed)
     assert privacy is not None
     account = Account(privacy, run, 1294, tmp_path / "privacy.jsonl")
