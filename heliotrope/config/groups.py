@@ -159,7 +159,7 @@ _KINDS: dict[str, tuple[Group, type[Any]]] = {
 }
 GROUPS = tuple(_KINDS)
 
-OPTIONAL = frozenset({"task", "federated/privacy", "distributed/privacy"})
+OPTIONAL = frozenset({"task", "federated/privacy", "federated/attack", "distributed/privacy"})
 """Groups of which nothing needs to be chosen; runs of older versions have none of some."""
 
 _classes: dict[Any, type[Any]] = {}  # by what `_identity` gives

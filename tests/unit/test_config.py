@@ -68,7 +68,9 @@ def test_a_run_from_before_there_was_privacy_reads_back() -> None:
     written = asdict(run)
     for mode in MODES:
         del written[mode]["privacy"]
+    del written["federated"]["attack"]
     found = config.from_yaml(OmegaConf.to_yaml(written))
+    assert found.federated.attack.name == "none"
     assert (found.distributed.privacy.name, found.federated.privacy.name) == ("none", "none")
 
 

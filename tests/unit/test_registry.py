@@ -12,6 +12,7 @@ from typing import get_args
 
 import pytest
 
+import federated.simulation  # noqa: F401 - builders are of the modules that other tests use
 from heliotrope import config, registry
 from heliotrope.builtin import BUILT_IN, Group
 from heliotrope.config import PartitionConfig
