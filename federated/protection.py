@@ -123,9 +123,13 @@ class Protection:
         `saved` is what a checkpoint has of the ledger.
         """
         self._ledger.restore(saved)
-        spent = self._ledger.spent
-        noise = spent[-1][0].noise_multiplier if spent else None
         rounds = self._run.federated.rounds
+        # Rounds that a crash has cut off are done again, alike: charged already, but still to come.
+        spent = self._ledger.without(
+            {self._release(n) for n in range(server_round + 1, rounds + 1)}
+        )
+        latest = self._ledger.latest
+        noise = None if latest is None else latest.noise_multiplier
         self._mechanism = self._privacy.mechanism(self._cohort, self._clients, rounds, noise)
         self._before, self._rounds_before = spent, server_round
         self._bound = RunningBound(self._mechanism, self._delta, spent)
@@ -133,6 +137,9 @@ class Protection:
         if budget is not None and (noise or self._privacy.noise_multiplier) is not None:
             within = rounds_within(self._mechanism, left, self._delta, budget, spent)
             self.last_round = server_round + within
+
+    def _release(self, server_round: int) -> str:
+        return f"round {server_round} {self._stamp}"
 
     def line(self) -> str:
         """Return what a user is told before training."""
@@ -144,7 +151,7 @@ class Protection:
 
     def draw(self, server_round: int) -> list[int]:
         """Begin to charge a round, and return its cohort; with Poisson sampling it may be empty."""
-        self._ledger.charge(f"round {server_round} {self._stamp}", self._mechanism)
+        self._ledger.charge(self._release(server_round), self._mechanism)
         if self._mechanism.sampling == "poisson":
             return self._population.draw_each(server_round, self._cohort)
         return self._population.draw(server_round, self._cohort)

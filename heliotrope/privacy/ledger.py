@@ -34,6 +34,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._charges: dict[str, tuple[Mechanism, int]] = {}
+        self._saved: dict[str, dict[str, Any]] = {}
         self._disk = ThreadPoolExecutor(1)
         self._synced: Future[None] | None = None
         whole = 0
@@ -49,12 +50,16 @@ class Ledger:
         try:
             charge = json.loads(line)
             release, count = str(charge.pop("release")), int(charge.pop("count", 1))
-            self._charges[release] = (Mechanism(**charge), count)
+            self._note(release, Mechanism(**charge), count)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunFailedError(
                 f"{self._path}, byte {at}: {line!r} is no charge of a privacy ledger. What was "
                 "spent cannot be told from it: restore the file, or begin in another directory."
             ) from error
+
+    def _note(self, release: str, mechanism: Mechanism, count: int) -> None:
+        self._charges[release] = (mechanism, count)
+        self._saved[release] = asdict(mechanism) | ({} if count == 1 else {"count": count})
 
     def charge(self, release: str, mechanism: Mechanism, count: int = 1) -> None:
         """Charge `mechanism` for a release, or a block of them, unless that is charged already.
@@ -63,11 +68,11 @@ class Ledger:
         """
         if release in self._charges:
             return
-        line = json.dumps({"release": release, **_fields(mechanism, count)})
+        self._note(release, mechanism, count)
+        line = json.dumps({"release": release, **self._saved[release]})
         with writing(self._path):
             self._file.write(f"{line}\n".encode())
             self._file.flush()
-        self._charges[release] = (mechanism, count)
         self._synced = self._disk.submit(os.fdatasync, self._file.fileno())
 
     def sync(self) -> None:
@@ -78,7 +83,7 @@ class Ledger:
 
     def saved(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, by release."""
-        return {release: _fields(*charge) for release, charge in self._charges.items()}
+        return dict(self._saved)
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Charge what a checkpoint has and the file has not, as when the file was lost."""
@@ -116,7 +121,3 @@ def release_stamp(*fixed: Any) -> str:
     """Return a short name of what noise and charge of a release depend on beside a seed."""
     text = json.dumps(fixed, default=str, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _fields(mechanism: Mechanism, count: int) -> dict[str, Any]:
-    return asdict(mechanism) | ({} if count == 1 else {"count": count})

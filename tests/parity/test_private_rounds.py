@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,26 @@ def test_a_private_run_continued_equals_one_in_one_go_and_forgets_nothing(tmp_pa
     lost = tmp_path / "parts" / "privacy.jsonl"
     lost.unlink()  # the checkpoint knows what was spent
     assert _train(tmp_path / "parts", 6, "resume=true")["privacy"]["releases"] == 6
+
+
+def test_rounds_after_the_last_checkpoint_are_done_again_and_paid_once(tmp_path: Path) -> None:
+    limited = (
+        "federated.privacy.target_epsilon=3",
+        "federated.privacy.sampling=fixed",
+        "federated.privacy.noise_multiplier=2",
+        "federated.checkpoint_every=1",
+    )
+    whole = _train(tmp_path / "whole", 9, *limited)
+    assert 3 < whole["rounds"] < 9
+    _train(tmp_path / "cut", 9, *limited)
+    saved = sorted((tmp_path / "cut" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    for path in saved[1:]:  # as if the run had been killed before it could save its last rounds
+        shutil.rmtree(path)
+    cut = _train(tmp_path / "cut", 9, *limited, "resume=true")
+    assert cut["rounds"] == whole["rounds"]
+    assert cut["privacy"] == whole["privacy"]
+    for name, value in _weights(tmp_path / "whole").items():
+        assert torch.equal(value, _weights(tmp_path / "cut")[name])
 
 
 def test_a_round_that_is_done_again_with_fresh_noise_is_charged_again(tmp_path: Path) -> None:

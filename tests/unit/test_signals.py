@@ -192,6 +192,8 @@ def test_a_thread_that_misses_what_is_ended_at_once_says_nothing(
 
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     monkeypatch.setattr(process_exit, "_leaving", threading.Lock())
+    monkeypatch.setattr(process_exit, "_last_words", [])  # of tests before it in this process
+    monkeypatch.setattr(process_exit, "_flushed", lambda: None)
     monkeypatch.setattr(process_exit, "end", end_server)
     monkeypatch.setattr(os, "_exit", leave)
     with pytest.raises(SystemExit):
