@@ -73,7 +73,7 @@ def test_rounds_after_the_last_checkpoint_are_done_again_and_paid_once(tmp_path:
     limited = (
         "federated.privacy.target_epsilon=3",
         "federated.privacy.sampling=fixed",
-        "federated.privacy.noise_multiplier=2",
+        "federated.privacy.noise_multiplier=1.4",
         "federated.checkpoint_every=1",
     )
     whole = _train(tmp_path / "whole", 9, *limited)
