@@ -63,6 +63,7 @@ commands:
   new               begin a project         heliotrope new DIR
   list              names and their keys    heliotrope list [model=cnn] [plugins=[mine.py]]
   stats             look at the data        heliotrope stats experiment=E [output=FILE]
+  privacy           epsilon beforehand      heliotrope privacy federated/privacy=central [...]
   find-lr           try learning rates      heliotrope find-lr experiment=E [output=FILE]
   find-batch-size   time larger batches     heliotrope find-batch-size experiment=E [output=FILE]
   tune              time client training    heliotrope tune experiment=E [federated.*=...]
@@ -80,6 +81,7 @@ _COMMANDS = {
     "compare": ("heliotrope.commands.evaluate", "compare_command"),
     "new": ("heliotrope.commands.new", "new_command"),
     "list": ("heliotrope.commands.listing", "list_command"),
+    "privacy": ("heliotrope.commands.privacy", "privacy_command"),
     "stats": ("heliotrope.commands.stats", "stats_command"),
     "find-lr": ("heliotrope.commands.find", "find_lr_command"),
     "find-batch-size": ("heliotrope.commands.find", "find_batch_size_command"),

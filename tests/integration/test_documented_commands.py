@@ -64,7 +64,7 @@ KEPT = (
     Kept(r"^(python -m )?heliotrope list( |$)"),
     Kept(r"^(python -m )?heliotrope new DIR$", instead=("DIR", "../project")),
     Kept(r"^python -m heliotrope (evaluate|compare|find-lr|find-batch-size|stats|predict) "),
-    Kept(r"^python -m heliotrope generate ", slow=True),
+    Kept(r"^python -m heliotrope (generate|privacy) ", slow=True),
     Kept(r"^python -m heliotrope tune ", "federated.clients_per_round=2"),
     Kept(r"^scripts/quickstart$", REACHED, slow=True),
     Kept(r"^scripts/test$", "tests/unit/test_stopwatch.py"),

@@ -1,0 +1,142 @@
+"""`privacy`: what an experiment's protection will spend, and what a target would take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from heliotrope import config, registry
+from heliotrope.commands.overrides import checked
+from heliotrope.config import Mode, Run
+from heliotrope.config.explain import composing
+from heliotrope.data import Traits, load, partition
+from heliotrope.errors import ConfigError
+from heliotrope.privacy.accountant import Mechanism, Sampling, noise_for
+from heliotrope.privacy.keys import NoiseKeys
+from heliotrope.privacy.told import promise
+
+__all__ = ["Plan", "plan_of", "privacy_command"]
+
+_TARGETS = (1.0, 3.0, 8.0)
+_SCALES = ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4))  # of cohort and length, in the table
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a mode of a run releases.
+
+    Parameters
+    ----------
+    mode
+        It.
+    keys
+        Of its protection.
+    mechanism
+        Of one release, with a noise multiplier of 1.
+    length
+        How long the run is, in rounds or epochs.
+    releases
+        Of each round or epoch: 1, or the steps of an epoch at this batch size.
+    """
+
+    mode: Mode
+    keys: NoiseKeys
+    mechanism: Mechanism
+    length: int
+    releases: int
+
+    @property
+    def unit(self) -> str:
+        """What `length` counts."""
+        return "round" if self.mode == "federated" else "epoch"
+
+    @property
+    def drawn(self) -> str:
+        """What a release draws."""
+        return "clients a round" if self.mode == "federated" else "examples a batch"
+
+    def scaled(self, cohort: int, length: int) -> Plan | None:
+        """Return the plan with as many times the cohort and the length; None if it is too large."""
+        size = self.mechanism.cohort * cohort
+        if size > self.mechanism.population:
+            return None
+        releases = self.releases
+        if self.mode == "distributed":
+            releases = -(-self.mechanism.population // size)
+        mechanism = replace(self.mechanism, cohort=size)
+        return replace(self, mechanism=mechanism, length=self.length * length, releases=releases)
+
+    def noise(self, target: float, delta: float) -> float:
+        """Return the noise multiplier with which the whole run stays within `target`."""
+        return noise_for(self.mechanism, self.length * self.releases, delta, target)
+
+
+def plan_of(run: Run, mode: Mode) -> Plan | None:
+    """Return what a mode of `run` would release; None if it is not protected.
+
+    The data are loaded, since it counts whom they are of.
+    """
+    cfg = run.federated if mode == "federated" else run.distributed
+    group: registry.Group = "privacy" if mode == "federated" else "record_privacy"
+    keys: NoiseKeys | None = registry.entry(group, cfg.privacy.name).build(vars(cfg.privacy))
+    if keys is None:
+        return None
+    train = load(run.data, run.seed, task=run.task_name).train
+    if mode == "distributed":
+        count, batch = len(train), min(run.distributed.batch_size, len(train))
+        drawn = Mechanism("poisson", 1.0, batch, count)
+        return Plan(mode, keys, drawn, run.distributed.epochs, -(-count // batch))
+    clients = len(partition(run.federated.partition, Traits.of(train), run.seed))
+    sampling: Sampling = "fixed" if getattr(keys, "sampling", "poisson") == "fixed" else "poisson"
+    drawn = Mechanism(sampling, 1.0, run.federated.clients_per_round, clients)
+    return Plan(mode, keys, drawn, run.federated.rounds, 1)
+
+
+def privacy_command(arguments: Sequence[str]) -> None:
+    """`[key=value ...]`: print epsilon of the configured run, and the noise that targets take."""
+    modes: tuple[Mode, Mode] = ("federated", "distributed")
+    plans = [plan_of(_run_of(arguments, mode), mode) for mode in modes]
+    protected = [plan for plan in plans if plan is not None]
+    if not protected:
+        raise ConfigError(
+            "Neither mode is protected: set federated/privacy=central, or "
+            "distributed/privacy=dpsgd, and federated.privacy.noise_multiplier or the like."
+        )
+    console = Console(soft_wrap=True)
+    for plan in protected:
+        delta = plan.keys.delta_for(plan.mechanism.population)
+        releases = plan.length * plan.releases
+        mechanism = plan.keys.with_noise(plan.mechanism, releases, None)
+        end = f"{plan.unit} {plan.length}"
+        line = promise(plan.keys, mechanism, [(mechanism, releases)], delta, end)
+        console.print(f"{plan.mode}: {line}", highlight=False, markup=False)
+        console.print(_table(plan, delta))
+
+
+def _run_of(arguments: Sequence[str], mode: Mode) -> Run:
+    config.register_for(arguments)
+    folder = str(config.conf_dir())
+    with composing(), initialize_config_dir(config_dir=folder, version_base="1.3"):
+        return config.load(compose("config", overrides=checked(arguments)), mode)
+
+
+def _table(plan: Plan, delta: float) -> Table:
+    """Return the noise multipliers that reach targets, by cohort and length of the run."""
+    targets = sorted({*_TARGETS, *filter(None, [plan.keys.target_epsilon])})
+    title = f"noise multiplier for an epsilon, at delta {delta:.3g}"
+    table = Table(plan.drawn, f"{plan.unit}s", title=title, title_justify="left")
+    for target in targets:
+        table.add_column(f"{target:g}", justify="right")
+    plans = filter(None, (plan.scaled(*scale) for scale in _SCALES))
+    cells = [(scaled, target) for scaled in plans for target in targets]
+    found: dict[Plan, list[str]] = {}
+    for scaled, target in track(cells, "finding noise", transient=True):
+        found.setdefault(scaled, []).append(f"{scaled.noise(target, delta):.2f}")
+    for scaled, noise in found.items():
+        table.add_row(f"{scaled.mechanism.cohort:,}", f"{scaled.length:,}", *noise)
+    return table
