@@ -33,7 +33,6 @@ from tests.distributed_runs import (
     cut,
     process,
     process_of_rank,
-    ready,
     seconds_of,
     train,
     wait_until,
@@ -279,6 +278,12 @@ def _children(pid: int) -> list[int]:
     return found[1:]
 
 
+def _has_stepped(directory: Path) -> bool:
+    """Return whether a run that logs each step has done one."""
+    events = directory / "metrics.jsonl"
+    return events.exists() and '"event": "step"' in events.read_text()
+
+
 @pytest.mark.parametrize(
     ("launcher", "sent"),
     [
@@ -297,8 +302,9 @@ def test_a_stopped_run_saves_the_step_it_is_at_and_continues_bit_for_bit(
     # One long epoch, so that nothing is saved but by the signal.
     size = ("distributed.batch_size=2", "model.hidden=[1024,1024]", "optimizer.lr=0.001")
     long, parts = (*launcher, "distributed.epochs=1", *size), tmp_path / "parts"
+    long = (*long, "distributed.log_every_steps=1")
     with process(parts, *long) as job:
-        wait_until(lambda: ready(parts))
+        wait_until(lambda: _has_stepped(parts))  # before its first step a run has nothing to save
         time.sleep(random.Random(fresh_seed()).random() / 3)
         below = _children(job.pid)
         if launcher is RAY and sent == signal.SIGTERM:
