@@ -149,13 +149,7 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
             _pool(run, context, cluster, run_dir.log, tracker) as pool,
             protected(run, context, run_dir.ledger) as protection,
         ):
-            takes_mean = isinstance(components.strategy, MeanStrategy)
-            states = _states(context, components.strategy, components.facts)
-            attack = components.attack
-            colluders = None if attack is None else attack.colluders
-            grid = CohortGrid(
-                pool, components.reduce, takes_mean=takes_mean, states=states, colluders=colluders
-            )
+            grid, attack = _grid(pool, components, context), components.attack
             server = Server(
                 run,
                 context,
@@ -195,6 +189,18 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
                 packages=("flwr",) if cluster is None else ("flwr", "ray"),
             )
         write_outcome(run, "federated", run_dir, tracker, server.final, outcome, display)
+
+
+def _grid(pool: Pool, components: Components, context: TrainingContext) -> CohortGrid:
+    """Return what delivers the strategy's messages to the clients of `pool`."""
+    attack, strategy = components.attack, components.strategy
+    return CohortGrid(
+        pool,
+        components.reduce,
+        takes_mean=isinstance(strategy, MeanStrategy),
+        states=_states(context, strategy, components.facts),
+        colluders=None if attack is None else attack.colluders,
+    )
 
 
 def _states(context: TrainingContext, strategy: Strategy, facts: ModelFacts) -> StateStore | None:
