@@ -36,7 +36,6 @@ from .engine.execution import ExecutionPlan
 from .flower.grid import CohortGrid
 from .flower.messages import (
     CLIENT_MOMENTUM,
-    EQUAL_WEIGHTS,
     LEARNING_RATE,
     read_arrays,
     sums_of,
@@ -120,6 +119,10 @@ class Server:
     def _cfg(self) -> FederatedConfig:
         return self._run.federated
 
+    @property
+    def _last_round(self) -> int:
+        return self._cfg.rounds if self.protection is None else self.protection.last_round
+
     def train(self) -> ServerState:
         """Run the remaining rounds, or up to the target, and return the final state.
 
@@ -138,8 +141,7 @@ class Server:
 
     def _train(self) -> None:
         stopped = self.target.stop or self._evaluate_if_due()
-        last = self._cfg.rounds if self.protection is None else self.protection.last_round
-        while self.state.server_round < last and not stopped:
+        while self.state.server_round < self._last_round and not stopped:
             self._round(self.state.server_round + 1)
             stopped = self._evaluate_if_due()
             old = time.monotonic() - self._saved_at > _SAVE_SECONDS
@@ -170,6 +172,8 @@ class Server:
         with self._strategys(server_round):
             if mean is not None and isinstance(self._strategy, MeanStrategy):
                 arrays: ArrayRecord | None = self._strategy.aggregate_mean(server_round, mean)
+            elif not cohort:  # and nothing is released of nobody: the model stays
+                arrays = self.state.arrays
             else:
                 arrays, _ = self._strategy.aggregate_train(server_round, replies)
         self._accept(server_round, arrays)
@@ -177,7 +181,7 @@ class Server:
         self._account(len(cohort))
         numbers = {f"train/{name}": value for name, value in self._grid.numbers.items()}
         if self.protection is not None:
-            numbers["privacy/epsilon_rdp"] = self.protection.bound(server_round)
+            numbers |= self.protection.numbers(server_round)
         self._emit("train", {"train/loss": self._train_loss(), **numbers}, clients=len(cohort))
         self.state.evaluated = False
         self._note_round()
@@ -189,8 +193,9 @@ class Server:
 
     def _messages(self, server_round: int, cohort: Sequence[int]) -> Iterable[Message]:
         """Return what the strategy tells the cohort; an empty one, of a private run, nothing."""
-        if not cohort and isinstance(self._strategy, MeanStrategy):
-            self._strategy.begin_round(self.state.arrays)
+        if not cohort:
+            if isinstance(self._strategy, MeanStrategy):
+                self._strategy.begin_round(self.state.arrays)
             return []
         return self._strategy.configure_train(
             server_round, self.state.arrays, self._config(server_round), self._grid
@@ -207,7 +212,7 @@ class Server:
         if self._cfg.client_momentum:
             config[CLIENT_MOMENTUM] = float(self._cfg.client_momentum)
         if self.protection is not None:
-            config[EQUAL_WEIGHTS] = True
+            config.update(self.protection.told(server_round))
         schedule, rounds = schedule_of(self._cfg), self._cfg.lr_horizon or self._cfg.rounds
         if schedule.changes:
             config[LEARNING_RATE] = self._run.optimizer.lr * schedule.factor(
@@ -255,8 +260,7 @@ class Server:
         A run that was stopped between a round and its evaluation does it when it goes on.
         """
         server_round = self.state.server_round
-        last = self._cfg.rounds if self.protection is None else self.protection.last_round
-        due = server_round == last or server_round % self._cfg.evaluate_every == 0
+        due = server_round == self._last_round or server_round % self._cfg.evaluate_every == 0
         if self.state.evaluated or not due:
             return False
         values = self._evaluate()

@@ -17,22 +17,20 @@ from torch import Tensor
 
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import Mechanism, Sampling
-from heliotrope.privacy.keys import NoiseKeys
 
 from ..aggregation import ClipNorm, UpdateTransform
+from .base import ClientPrivacy
 
 __all__ = ["Central"]
 
 
 @dataclass(frozen=True)
-class Central(NoiseKeys):
+class Central(ClientPrivacy):
     """The keys of `federated/privacy=central`; see `choices.central`."""
 
     sampling: str
 
-    key: ClassVar[str] = "federated.privacy"
     unit: ClassVar[str] = "client"
-    everyone: ClassVar[str] = "clients"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,137 @@
+"""Noise on the sum of clipped updates, by a trusted server; see `privacy.central`."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from heliotrope.config import Run
+from heliotrope.data import Exchange
+from heliotrope.privacy.accountant import Mechanism, RunningBound, Spent, rounds_within
+from heliotrope.privacy.ledger import Ledger, release_stamp
+from heliotrope.privacy.told import promise, result
+from heliotrope.seeding import numpy_generator
+
+from ..aggregation import Mean
+from ..engine.context import TrainingContext
+from ..privacy.central import Central, noisy_mean
+from ..updates import Weights
+from .base import Protection
+from .conditions import check_adds_up, check_clipped_once, check_tells_nothing_else
+
+__all__ = ["NoisySum"]
+
+
+class NoisySum(Protection):
+    """Draws cohorts, charges rounds, and adds the noise."""
+
+    def __init__(self, privacy: Central, run: Run, context: TrainingContext, path: Path) -> None:
+        self._privacy, self._run, self._ledger = privacy, run, Ledger(path)
+        self._population = context.population
+        self._clients = len(context.population.training())
+        self._cohort = run.federated.clients_per_round
+        self._delta = privacy.delta_for(self._clients)
+        first: dict[int, str] = {}
+        named = context.model.named_parameters(remove_duplicate=False)
+        self._same = {
+            name: first.setdefault(id(p), name)
+            for name, p in named
+            if p.requires_grad and name in context.global_weights
+        }
+        self._stamp = _stamp(run)
+        self._mechanism: Mechanism
+        self._bound: RunningBound
+        self._before: Spent = ()
+        self._rounds_before = 0
+        self.last_round = run.federated.rounds
+
+    @classmethod
+    def check(
+        cls,
+        privacy: Central,
+        run: Run,
+        context: TrainingContext,
+        strategy: Strategy,
+        exchange: Exchange,
+    ) -> None:
+        check_adds_up(run, context, strategy)
+        check_clipped_once(run, privacy.clip)
+        check_tells_nothing_else(run, context, exchange)
+        privacy.delta_for(len(context.population.training()))
+
+    def begin(self, server_round: int, saved: Mapping[str, Any]) -> None:
+        self._ledger.restore(saved)
+        rounds = self._run.federated.rounds
+        # Rounds that a crash has cut off are done again, alike: charged already, but still to come.
+        spent = self._ledger.without(
+            {self._release(n) for n in range(server_round + 1, rounds + 1)}
+        )
+        latest = self._ledger.latest
+        noise = None if latest is None else latest.noise_multiplier
+        self._mechanism = self._privacy.mechanism(self._cohort, self._clients, rounds, noise)
+        self._before, self._rounds_before = spent, server_round
+        self._bound = RunningBound(self._mechanism, self._delta, spent)
+        budget, left = self._privacy.target_epsilon, rounds - server_round
+        if budget is not None and (noise or self._privacy.noise_multiplier) is not None:
+            within = rounds_within(self._mechanism, left, self._delta, budget, spent)
+            self.last_round = server_round + within
+
+    def _release(self, server_round: int) -> str:
+        return f"round {server_round} {self._stamp}"
+
+    def line(self) -> str:
+        rounds = self.last_round - self._rounds_before
+        spent, last = (*self._before, (self._mechanism, rounds)), self._run.federated.rounds
+        until = f" (the budget ends there, before round {last})" if self.last_round < last else ""
+        end = f"round {self.last_round}{until}"
+        return promise(self._privacy, self._mechanism, spent, self._delta, end)
+
+    def draw(self, server_round: int) -> list[int]:
+        self._ledger.charge(self._release(server_round), self._mechanism)
+        if self._mechanism.sampling == "poisson":
+            return self._population.draw_each(server_round, self._cohort)
+        return self._population.draw(server_round, self._cohort)
+
+    def release(self, server_round: int, mean: Mean | None, beginning: Weights) -> Mean:
+        """Return the round's noisy mean, once it is charged."""
+        self._ledger.sync()
+        if mean is None:
+            total = {n: value.double().mul(0) for n, value in beginning.items()}
+        else:
+            total = {n: value * mean.weight for n, value in mean.differences.items()}
+        trained = set(self._same.values())
+        deviation = self._privacy.deviation(self._mechanism)
+        generator = numpy_generator(self._run.seed, "privacy", server_round, self._stamp)
+        noisy = noisy_mean(total, trained, deviation, self._cohort, generator)
+        noisy |= {name: noisy[first] for name, first in self._same.items()}
+        clients = () if mean is None else mean.clients
+        return Mean(clients, self._cohort, noisy)
+
+    def numbers(self, server_round: int) -> dict[str, float]:
+        bound = self._bound.after(server_round - self._rounds_before)
+        return {"privacy/epsilon_rdp": bound}
+
+    def saved(self) -> dict[str, Any]:
+        return self._ledger.saved()
+
+    def result(self) -> dict[str, Any]:
+        told = self._privacy.assumptions()
+        return result(self._privacy, self._mechanism, self._ledger.spent, self._delta, told)
+
+    def close(self) -> None:
+        self._ledger.close()
+
+
+def _stamp(run: Run) -> str:
+    """Return what a round's noise and charge depend on beside the run's seed.
+
+    A round that is done again after a crash gives the same sum, and may have the same noise, if
+    all that a resumed run may change is as before. What clients are given up for their time is not
+    the same twice.
+    """
+    lost = () if run.federated.client_timeout is None else (secrets.token_hex(8),)
+    return release_stamp(run.plugins, run.device, getattr(run.data, "dir", None), *lost)

@@ -1,0 +1,43 @@
+"""The kinds of protection: what runs for the keys that a configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from flwr.serverapp.strategy import Strategy
+
+from heliotrope.config import Run
+from heliotrope.data import Exchange
+
+from ..engine.context import TrainingContext
+from ..privacy.base import ClientPrivacy
+from ..privacy.central import Central
+from ..privacy.names import privacy_of
+from .base import Protection
+from .central import NoisySum
+
+__all__ = ["check_protectable", "protected"]
+
+_KINDS: dict[type[ClientPrivacy], type[Protection]] = {Central: NoisySum}
+
+
+@contextmanager
+def protected(run: Run, context: TrainingContext, path: Path) -> Iterator[Protection | None]:
+    """Yield the protection that the configuration asks for, if any: its ledger is at `path`."""
+    privacy = privacy_of(run.federated)
+    if privacy is None:
+        yield None
+        return
+    with closing(_KINDS[type(privacy)](privacy, run, context, path)) as protection:
+        yield protection
+
+
+def check_protectable(
+    run: Run, context: TrainingContext, strategy: Strategy, exchange: Exchange
+) -> None:
+    """Raise `ConfigError` for what cannot be accounted for; nothing is asked without privacy."""
+    privacy = privacy_of(run.federated)
+    if privacy is not None:
+        _KINDS[type(privacy)].check(privacy, run, context, strategy, exchange)
