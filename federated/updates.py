@@ -16,10 +16,14 @@ from heliotrope.plugin_loading import raised
 from .algorithms import ClientAlgorithm
 from .client_state import ClientStates
 
-__all__ = ["Failure", "Instruction", "Scaling", "Stack", "Update", "Weights", "is_finite"]
+__all__ = ["UNCLIPPED", "Failure", "Instruction", "Scaling", "Stack", "Update", "Weights"]
+__all__ += ["is_finite"]
 
 Weights = Mapping[str, Tensor]
 """A model's weights and buffers by name, [*shape] each."""
+
+UNCLIPPED = "privacy.unclipped"
+"""What clients send beside their weights where a round has a clip: 1 if it left theirs alone."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Instruction:
     those that the clients keep, if they keep any; they are not sent. `lr` is the learning rate of
     the round, if it is not that of the config. With `start_loss`, clients also tell their loss at
     the global weights. With `equal_weights` each weighs 1 in the mean, whatever its examples.
+    `clip` is the Euclidean norm that an update may have in this round, if it is not the config's:
+    whether theirs was shorter, clients tell as `UNCLIPPED`.
     """
 
     server_round: int
@@ -37,6 +43,7 @@ class Instruction:
     lr: float | None = None
     start_loss: bool = False
     equal_weights: bool = False
+    clip: float | None = None
     states: ClientStates | None = None
 
     def of(self, cohort: Sequence[int]) -> Instruction:
@@ -48,6 +55,8 @@ class Instruction:
         starts = dict(weights)
         for algorithm in self.algorithms:
             starts.update(algorithm.sends())
+        if self.clip is not None:
+            starts[UNCLIPPED] = torch.zeros((), dtype=torch.int64)
         return starts
 
     def optimizer(self, cfg: OptimizerConfig) -> OptimizerConfig:

@@ -48,6 +48,8 @@ _ONLY_OURS = (
     *("geometric_median", "centered_clipping", "norm_bounding"),
 )
 
+_PRIVACY = ("none", "central", "adaptive")
+
 BUILT_IN: dict[Group, dict[str, str]] = {
     "model": {
         name: f"heliotrope.models.{name}:{name}"
@@ -84,7 +86,7 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         **{name: f"{_OURS}:{name}" for name in (*_STRATEGIES, *_ONLY_OURS)},
         **{f"flower_{name}": f"{_FLOWERS}:flower_{name}" for name in _STRATEGIES},
     },
-    "privacy": {name: f"federated.privacy.choices:{name}" for name in ("none", "central")},
+    "privacy": {name: f"federated.privacy.choices:{name}" for name in _PRIVACY},
     "attack": {
         name: f"federated.attacks.choices:{name}"
         for name in ("none", "label_flip", "sign_flip", "scaling", "alie", "ipm", "mimic")

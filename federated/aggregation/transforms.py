@@ -69,11 +69,15 @@ class ClipNorm(UpdateTransform):
     def apply(self, updates: Mapping[str, Tensor], context: UpdateContext) -> Mapping[str, Tensor]:
         """Return the updates, [K, *shape] of each parameter, those above `most` scaled."""
         del context
+        return self.clipped(updates)[0]
+
+    def clipped(self, updates: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Tensor]:
+        """Scale the updates in place; return them, and their factors."""
         starts = {name: torch.zeros_like(update[0]) for name, update in updates.items()}
         scales = self.factors(updates, starts)
         for update in updates.values():
             update.mul_(scales.view(-1, *[1] * (update.dim() - 1)))
-        return updates
+        return updates, scales
 
     def factors(self, arrays: Weights, starts: Weights) -> Tensor:
         """Return what scales each client's update, float64 [K]; NaN if it is not finite.

@@ -21,7 +21,7 @@ from ..aggregation import ClipNorm, UpdateContext, UpdateTransform, transforms_o
 from ..algorithms import Finished
 from ..attacks.names import attack_of
 from ..privacy.names import privacy_of
-from ..updates import Instruction, Scaling, Stack, Weights
+from ..updates import UNCLIPPED, Instruction, Scaling, Stack, Weights
 from .context import TrainingContext
 
 __all__ = ["ClientUpdates"]
@@ -80,14 +80,18 @@ class ClientUpdates:
             stack = replace(stack, weights=(1,) * len(stack.clients))
         finishing = [algorithm for algorithm in instruction.algorithms if algorithm.finishes]
         shapes = {name: value.shape[1:] for name, value in stack.arrays.items()}
-        if not (finishing or self._transforms) or any(
+        clip = None if instruction.clip is None else ClipNorm(instruction.clip)
+        transforms = self._transforms if clip is None else (*self._transforms, clip)
+        if not (finishing or transforms) or any(
             shape != weights[name].shape for name, shape in shapes.items()
         ):
             return stack
-        if not (finishing or rounded) and len(self._transforms) == 1:
-            (clip,) = self._transforms
-            if isinstance(clip, ClipNorm):
-                return replace(stack, scaling=self._scaling(clip, stack, weights))
+        if not (finishing or rounded) and len(transforms) == 1:
+            (only,) = transforms
+            if isinstance(only, ClipNorm):
+                scaling = self._scaling(only, stack, weights)
+                told = {} if clip is None else {UNCLIPPED: _unclipped(scaling.factors)}
+                return replace(stack, arrays={**stack.arrays, **told}, scaling=scaling)
         starts = {
             name: weights[name].to(stack.arrays[name].device, torch.float64)
             for name, *_ in self._names
@@ -96,11 +100,14 @@ class ClientUpdates:
         went = {name: stack.arrays[name].double() - start for name, start in starts.items()}
         done = self._finished(stack, went, instruction)
         updates: Mapping[str, Tensor] = {name: done.differences[name] for name in went}
-        changed = {n for n, update in updates.items() if self._transforms or update is not went[n]}
+        changed = {n for n, update in updates.items() if transforms or update is not went[n]}
         context = UpdateContext(self._seed, instruction.server_round, stack.clients)
         for transform in self._transforms:
             updates = transform.apply(updates, context)
         arrays = dict(stack.arrays)
+        if clip is not None:
+            updates, factors = clip.clipped(updates)
+            arrays[UNCLIPPED] = _unclipped(factors)
         for name, *shared in self._names:
             if name in changed:
                 moved = updates[name] + starts[name]
@@ -140,3 +147,8 @@ class ClientUpdates:
                     {**done.numbers, **own.numbers},
                 )
         return done
+
+
+def _unclipped(factors: Tensor) -> Tensor:
+    """Return 1 for each client whose update was no longer than the clip, and 0; int64 [K]."""
+    return (factors == 1).to(torch.int64)

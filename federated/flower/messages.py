@@ -26,6 +26,7 @@ from ..updates import Instruction, Stack, Update
 
 __all__ = [
     "CLIENT_MOMENTUM",
+    "CLIP",
     "EQUAL_WEIGHTS",
     "LEARNING_RATE",
     "START_LOSS",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 CLIENT_MOMENTUM = "client-momentum"  # of each client's updates, in the config if it is not 0
+CLIP = "clip"  # the norm that updates may have, in the config of a round that has its own
 LEARNING_RATE = "learning-rate"  # of the clients, in the config of a round that has its own
 EQUAL_WEIGHTS = "equal-weights"  # asked for in the config: each client weighs 1 in the mean
 START_LOSS = "start-loss"  # asked for in the config; in the metrics, the loss at global weights
@@ -110,16 +112,19 @@ def content_of(message: Message) -> tuple[dict[str, Tensor], Instruction]:
 def _instruction(config: ConfigRecord, more: tuple[ClientAlgorithm, ...]) -> Instruction:
     mu, beta = config.get("proximal-mu", 0.0), config.get(CLIENT_MOMENTUM, 0.0)
     server_round, rate = config["server-round"], config.get(LEARNING_RATE)
+    clip = config.get(CLIP)
     assert isinstance(mu, int | float)
     assert isinstance(beta, float)
     assert isinstance(server_round, int)
     assert rate is None or isinstance(rate, float)
+    assert clip is None or isinstance(clip, float)
     return Instruction(
         server_round=server_round,
         algorithms=(*proximal(float(mu)), *more, *client_momentum(beta)),
         lr=rate,
         start_loss=bool(config.get(START_LOSS, False)),
         equal_weights=bool(config.get(EQUAL_WEIGHTS, False)),
+        clip=clip,
     )
 
 

@@ -52,10 +52,13 @@ class Central(ClientPrivacy):
         mechanism = Mechanism(cast(Sampling, self.sampling), 1.0, cohort, clients)
         return self.with_noise(mechanism, rounds, noise)
 
+    def reach(self, mechanism: Mechanism) -> int:
+        """Return how many clips the sums of neighbours can be apart."""
+        return 2 if mechanism.adjacency == "replace-one" else 1
+
     def deviation(self, mechanism: Mechanism) -> float:
         """Return the standard deviation of the noise on the sum, in units of the weights."""
-        reach = self.clip if mechanism.sampling == "poisson" else 2 * self.clip
-        return mechanism.noise_multiplier * reach
+        return mechanism.noise_multiplier * self.reach(mechanism) * self.clip
 
     def assumptions(self) -> list[str]:
         """Return what the figure depends on, a sentence each."""

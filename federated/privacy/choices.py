@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .adaptive import Adaptive
 from .central import Central
 
-__all__ = ["central", "none"]
+__all__ = ["adaptive", "central", "none"]
 
 
 def none() -> None:
@@ -41,3 +42,51 @@ def central(
         expected number; fixed: always clients_per_round, of which less can be proven.
     """
     return Central(clip, noise_multiplier, delta, target_epsilon, sampling)
+
+
+def adaptive(
+    *,
+    clip: float = 0.1,
+    noise_multiplier: float | None = None,
+    delta: float | None = None,
+    target_epsilon: float | None = None,
+    sampling: str = "poisson",
+    quantile: float = 0.5,
+    clip_learning_rate: float = 0.2,
+    count_noise: float | None = None,
+) -> Adaptive:
+    """`central`, with a clip that follows a quantile of the updates' norms.
+
+    (Andrew et al. 2021, arXiv:1905.03871.)
+
+    Parameters
+    ----------
+    clip
+        The Euclidean norm that an update may have in the first round.
+    noise_multiplier
+        As with `central`, of a round as a whole: updates get a little more noise, since the share
+        of updates that were not clipped is told too.
+    delta
+        As with `central`.
+    target_epsilon
+        As with `central`.
+    sampling
+        As with `central`.
+    quantile
+        The share of updates that the clip is to leave alone; 0.5 is their median.
+    clip_learning_rate
+        Of the clip, which is multiplied with exp(-rate (share - quantile)) each round.
+    count_noise
+        Standard deviation of the noise on the number of updates that were not clipped; null: a
+        twentieth of clients_per_round.
+    """
+    return Adaptive(
+        clip,
+        noise_multiplier,
+        delta,
+        target_epsilon,
+        sampling,
+        quantile,
+        clip_learning_rate,
+        count_noise,
+    )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 from heliotrope.config import Run
@@ -104,12 +105,19 @@ class NoisySum(Protection):
         else:
             total = {n: value * mean.weight for n, value in mean.differences.items()}
         trained = set(self._same.values())
-        deviation = self._privacy.deviation(self._mechanism)
-        generator = numpy_generator(self._run.seed, "privacy", server_round, self._stamp)
-        noisy = noisy_mean(total, trained, deviation, self._cohort, generator)
+        generator = self._generator("privacy", server_round)
+        noisy = noisy_mean(total, trained, self._deviation(), self._cohort, generator)
         noisy |= {name: noisy[first] for name, first in self._same.items()}
         clients = () if mean is None else mean.clients
         return Mean(clients, self._cohort, noisy)
+
+    def _deviation(self) -> float:
+        """Return the standard deviation of the noise on the present round's sum."""
+        return self._privacy.deviation(self._mechanism)
+
+    def _generator(self, stream: str, server_round: int) -> np.random.Generator:
+        """Return what a round draws noise from: the same again if the round is the same again."""
+        return numpy_generator(self._run.seed, stream, server_round, self._stamp)
 
     def numbers(self, server_round: int) -> dict[str, float]:
         bound = self._bound.after(server_round - self._rounds_before)

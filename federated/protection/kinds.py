@@ -12,15 +12,20 @@ from heliotrope.config import Run
 from heliotrope.data import Exchange
 
 from ..engine.context import TrainingContext
+from ..privacy.adaptive import Adaptive
 from ..privacy.base import ClientPrivacy
 from ..privacy.central import Central
 from ..privacy.names import privacy_of
+from .adaptive import AdaptiveSum
 from .base import Protection
 from .central import NoisySum
 
 __all__ = ["check_protectable", "protected"]
 
-_KINDS: dict[type[ClientPrivacy], type[Protection]] = {Central: NoisySum}
+_KINDS: dict[type[ClientPrivacy], type[Protection]] = {
+    Central: NoisySum,
+    Adaptive: AdaptiveSum,
+}
 
 
 @contextmanager

@@ -97,18 +97,17 @@ def epsilon(spent: Spent, delta: float) -> Epsilon:
     return _epsilon(tuple(spent), delta)
 
 
-def noise_for(
-    mechanism: Mechanism, rounds: int, delta: float, target_epsilon: float, before: Spent = ()
-) -> float:
+@lru_cache(maxsize=256)
+def noise_for(mechanism: Mechanism, rounds: int, delta: float, target_epsilon: float) -> float:
     """Return the least noise multiplier with which `rounds` stay within `target_epsilon`.
 
-    To 4 decimals, rounded up; that of `mechanism` does not matter. `before` is spent already.
+    To 4 decimals, rounded up; that of `mechanism` does not matter.
     Raises `ConfigError` if no noise suffices.
     """
     dp, *_ = _accounting()
 
     def event(noise: float) -> Any:
-        return _composed(dp, [*before, (replace(mechanism, noise_multiplier=noise), rounds)])
+        return _composed(dp, [(replace(mechanism, noise_multiplier=noise), rounds)])
 
     def least(kind: int, bracket: Any = None) -> float:
         found: float = dp.calibrate_dp_mechanism(
