@@ -47,6 +47,7 @@ from .remedies import naming
 from .round_checks import check_quorum, checked_model
 from .strategies import adds_evaluations
 from .strategies.mean import MeanStrategy
+from .strategies.robust import RobustStrategy
 from .strategies.state import restore, snapshot
 
 __all__ = ["Server", "ServerState"]
@@ -179,7 +180,10 @@ class Server:
         self._accept(server_round, arrays)
         self.state.clock.train_seconds += time.monotonic() - started
         self._account(len(cohort))
-        numbers = {f"train/{name}": value for name, value in self._grid.numbers.items()}
+        found = dict(self._grid.numbers)
+        if isinstance(self._strategy, RobustStrategy):
+            found |= self._strategy.numbers
+        numbers = {f"train/{name}": value for name, value in found.items()}
         if self.protection is not None:
             numbers |= self.protection.numbers(server_round)
         self._emit("train", {"train/loss": self._train_loss(), **numbers}, clients=len(cohort))

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
 
 from heliotrope import registry
 from heliotrope.cluster.connection import Cluster
@@ -20,7 +22,7 @@ from heliotrope.cluster.placement import reserved, say
 from heliotrope.config import Run
 from heliotrope.config.checks.schedule import check_factors
 from heliotrope.config.schedule import schedule_of
-from heliotrope.data import Exchange, Preparation, load
+from heliotrope.data import Exchange, Preparation, Traits, load
 from heliotrope.errors import ConfigError
 from heliotrope.metrics.chosen import check_chosen_metrics
 from heliotrope.models import parameter_count
@@ -43,15 +45,18 @@ from .client_state import StateStore
 from .engine.alone import check_batches
 from .engine.context import TrainingContext, assemble, divide, owners_of, prepared_for
 from .engine.execution import ExecutionPlan
+from .engine.root import RootClient
 from .flower.grid import CohortGrid
 from .pools.base import Pool
 from .pools.inprocess import InProcessPool
 from .pools.requests import requests
 from .population import Population
 from .population.evaluated import clients_to_evaluate
+from .population.root import root_examples
 from .protection import check_protectable, protected
 from .server import Server
 from .strategies import ModelFacts, build_strategy, reduces
+from .strategies.fltrust import FLTrust
 from .strategies.mean import MeanStrategy
 from .strategies.state import check_savable
 from .strategies.trial import after_a_round
@@ -77,6 +82,10 @@ class Components:
         The server's.
     reduce
         Whether workers send one sum each.
+    attack
+        Who attacks, and how; None if nobody does.
+    root
+        Positions of the training examples that are the server's own.
     """
 
     context: TrainingContext
@@ -87,6 +96,7 @@ class Components:
     strategy: Strategy
     reduce: bool
     attack: AttackSetting | None
+    root: NDArray[np.int64]
 
 
 @refusing_exits()
@@ -131,6 +141,7 @@ def build_components(run: Run) -> Components:
         strategy=strategy,
         reduce=reduces(run.federated, strategy),
         attack=attack,
+        root=root_examples(run, Traits.of(dataset.train)),
     )
 
 
@@ -150,6 +161,8 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
             protected(run, context, run_dir.ledger) as protection,
         ):
             grid, attack = _grid(pool, components, context), components.attack
+            if isinstance(components.strategy, FLTrust):
+                components.strategy.root = RootClient(context, components.root)
             server = Server(
                 run,
                 context,

@@ -45,7 +45,7 @@ _STRATEGIES = (  # that Flower has too
 )
 _ONLY_OURS = (
     *("fedadam_corrected", "scaffold"),
-    *("geometric_median", "centered_clipping", "norm_bounding"),
+    *("geometric_median", "centered_clipping", "norm_bounding", "fltrust"),
 )
 
 _PRIVACY = ("none", "central", "adaptive")

@@ -23,6 +23,7 @@ from ..attacks.data import attacked
 from ..attacks.names import attack_of
 from ..client_state import ClientStates, PersonalWeights, model_of_client
 from ..population import Population
+from ..population.root import root_examples
 from ..updates import Weights
 from .batch_plan import BatchPlan, make_batch_plan
 
@@ -135,12 +136,19 @@ class TrainingContext:
 
 
 def divide(run: Run, dataset: Dataset) -> Partition:
-    """Return the training examples of each client.
+    """Return the training examples of each client: of all that are not the server's own.
 
     Raises `PartitionError` if the data cannot be divided as asked, `ConfigError` if a round
     needs more clients than there are.
     """
-    divided = partition(run.federated.partition, Traits.of(dataset.train), run.seed)
+    traits = Traits.of(dataset.train)
+    root = root_examples(run, traits)
+    if len(root):
+        rest = np.delete(np.arange(len(dataset.train)), root)
+        parts = partition(run.federated.partition, traits.subset(rest), run.seed)
+        divided = Partition(rest[parts.indices], parts.offsets, parts.named)
+    else:
+        divided = partition(run.federated.partition, traits, run.seed)
     cohort = run.federated.clients_per_round
     if cohort > len(divided):  # known only here for a natural partition
         raise ConfigError(
@@ -209,6 +217,12 @@ def assemble(
             f"model={run.model.name} keeps weights for each client, which must be one group of the "
             f"data, but federated/partition={run.federated.partition.name} mixes the groups. "
             "Set federated/partition=natural."
+        )
+    if PersonalWeights.of(model) and run.federated.strategy.name == "fltrust":
+        raise ConfigError(
+            f"model={run.model.name} keeps weights for each client, and the server of federated/"
+            "strategy=fltrust, which trains on its own examples, is none. Choose another "
+            "federated/strategy, such as geometric_median."
         )
     for name, value in model.state_dict().items():
         if value.dtype == torch.bfloat16:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -26,6 +26,8 @@ class ModelFacts:
         How many there are to be drawn.
     trained
         One name of each parameter that clients train and send.
+    aliases
+        Their other names, and what each is an alias of.
     """
 
     parameters: frozenset[str]
@@ -33,6 +35,7 @@ class ModelFacts:
     most_weight: int
     clients: int
     trained: frozenset[str]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -46,8 +49,11 @@ class ModelFacts:
 
         `sent` are the names that clients send, if not all.
         """
-        named = model.named_parameters(remove_duplicate=False)
-        parameters = frozenset(name for name, p in named if p.is_floating_point())
+        named = dict(model.named_parameters(remove_duplicate=False))
+        parameters = frozenset(name for name, p in named.items() if p.is_floating_point())
         names = frozenset(model.state_dict() if sent is None else sent)
-        trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
-        return cls(parameters & names, names - parameters, most_weight, clients, trained & names)
+        first = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+        trained = frozenset(first.values()) & names
+        same = {n: first[id(p)] for n, p in named.items() if n in names and id(p) in first}
+        aliases = {name: of for name, of in same.items() if name != of}
+        return cls(parameters & names, names - parameters, most_weight, clients, trained, aliases)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flwr.serverapp.strategy import Strategy
 
+from . import fltrust as trust
 from . import mean, robust, robust_updates
 from .facts import ModelFacts
 from .qfedavg import QFedAvg
@@ -21,6 +22,7 @@ __all__ = [
     "fedprox",
     "fedtrimmedavg",
     "fedyogi",
+    "fltrust",
     "geometric_median",
     "krum",
     "multikrum",
@@ -234,6 +236,18 @@ def norm_bounding(facts: ModelFacts, *, bound: float = 1.0) -> Strategy:
         The norm that an update may have.
     """
     return robust_updates.NormBounding(facts, bound=bound)
+
+
+def fltrust(facts: ModelFacts, *, root_examples: int = 100) -> Strategy:
+    """Mean of updates as long as the server's own, by how far they go its way (Cao et al. 2021).
+
+    Parameters
+    ----------
+    root_examples
+        Training examples that the server keeps for itself, and trains on in each round.
+    """
+    del root_examples  # whoever divides the data takes them out
+    return trust.FLTrust(facts)
 
 
 def qfedavg(facts: ModelFacts, client_learning_rate: float, *, q: float = 0.1) -> Strategy:

@@ -80,6 +80,7 @@ class RobustStrategy(FlowerFedAvg):
         self._start = ArrayRecord()  # the global weights of the round
         self.bucketing = Bucketing(1, 0)
         self.least = 1
+        self.numbers: Mapping[str, float] = {}  # of the last round, to be told
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

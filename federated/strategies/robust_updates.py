@@ -1,10 +1,10 @@
 """Robust rules that look at the length of whole updates: geometric median and clipping.
 
-Updates are how far clients went from the global weights, in float64, all parameters as one vector.
-Lengths are those of the trained parameters, of which each counts once under however many names.
+Updates are how far clients went from the global weights, in float64, all trained parameters as one
+vector, in which each is once under however many names.
 Buffers are means in which clients count as the rule says.
 
-Shape legend: K clients or buckets of them, D parameters.
+Shape legend: K clients or buckets of them, D numbers in trained parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..updates import Weights
 from .facts import ModelFacts
 from .robust import RobustStrategy, trimmed_mean
 
-__all__ = ["CenteredClipping", "GeometricMedian", "NormBounding", "geometric_median"]
+__all__ = ["CenteredClipping", "GeometricMedian", "NormBounding", "OfUpdates", "geometric_median"]
 
 _SMOOTHING = 1e-9  # of the median distance: what a distance counts as at least
 _TOLERANCE = 1e-10  # of the median distance: a shorter step is the last
@@ -28,66 +28,65 @@ _SMALLEST = 1e-300  # where most updates are the same
 _ITERATIONS = 1000
 
 
-class _OfUpdates(RobustStrategy):
-    """Works on updates as rows of a matrix, of which the first `_own` columns have a length."""
+class OfUpdates(RobustStrategy):
+    """Works on updates as rows of a matrix; parameters that are not trained stay as they are."""
 
     def __init__(self, facts: ModelFacts, **settings: Any) -> None:
         super().__init__(facts, **settings)
-        self._names = [*sorted(facts.trained), *sorted(facts.parameters - facts.trained)]
+        self._names = sorted(facts.trained)
 
     def combine(self, weights: Sequence[Weights]) -> Mapping[str, Tensor]:
-        start = read_arrays(self._start)
-        updates = torch.stack(
-            [
-                torch.cat([(each[n].double() - start[n].double()).view(-1) for n in self._names])
-                for each in weights
-            ]
+        start = {name: value.double() for name, value in read_arrays(self._start).items()}
+        update, shares = self.center(
+            torch.stack([self.difference(each, start) for each in weights])
         )
-        own = sum(start[name].numel() for name in self._facts.trained)
-        update, shares = self.center(updates, own)
-        combined = {
-            name: torch.einsum(
-                "k,k...->...", shares, torch.stack([w[name].double() for w in weights])
-            )
-            for name in weights[0]
-            if name not in self._facts.parameters
-        }
+        combined = dict(start)  # also of parameters that nobody trains
+        if shares.any():
+            for name in self._facts.buffers:
+                stack = torch.stack([each[name].double() for each in weights])
+                combined[name] = torch.einsum("k,k...->...", shares, stack)
         parts = torch.split(update, [start[name].numel() for name in self._names])
         for name, part in zip(self._names, parts, strict=True):
-            combined[name] = start[name].double() + part.view(start[name].shape)
-        return combined
+            combined[name] = start[name] + part.view(start[name].shape)
+        return combined | {name: combined[of] for name, of in self._facts.aliases.items()}
 
-    def center(self, updates: Tensor, own: int) -> tuple[Tensor, Tensor]:
+    def difference(self, weights: Weights, start: Weights) -> Tensor:
+        """Return how far `weights` are from `start`, of all that is trained: float64 [D]."""
+        return torch.cat(
+            [(weights[n].double() - start[n].double()).reshape(-1) for n in self._names]
+        )
+
+    def center(self, updates: Tensor) -> tuple[Tensor, Tensor]:
         """Return one update, [D], for those of all, float64 [K, D], and the shares of each, [K].
 
-        Only the first `own` columns count in lengths.
+        Shares weigh buffers; where all are 0, these stay as they are.
         """
         raise NotImplementedError
 
 
-class GeometricMedian(_OfUpdates):
+class GeometricMedian(OfUpdates):
     """The point with the least sum of distances to the updates (Pillutla et al. 2022).
 
     By Weiszfeld's algorithm, smoothed, to a step of 1e-10 of the median distance.
     """
 
-    def center(self, updates: Tensor, own: int) -> tuple[Tensor, Tensor]:
-        shares = geometric_median(updates[:, :own])
+    def center(self, updates: Tensor) -> tuple[Tensor, Tensor]:
+        shares = geometric_median(updates)
         return shares @ updates, shares
 
 
-class NormBounding(_OfUpdates):
+class NormBounding(OfUpdates):
     """The mean of updates, those longer than `bound` scaled down to it (Sun et al. 2019)."""
 
     def __init__(self, facts: ModelFacts, bound: float, **settings: Any) -> None:
         super().__init__(facts, **settings)
         self._bound = bound
 
-    def center(self, updates: Tensor, own: int) -> tuple[Tensor, Tensor]:
-        return _clipped(updates, own, self._bound).mean(dim=0), _alike(updates)
+    def center(self, updates: Tensor) -> tuple[Tensor, Tensor]:
+        return _clipped(updates, self._bound).mean(dim=0), _alike(updates)
 
 
-class CenteredClipping(_OfUpdates):
+class CenteredClipping(OfUpdates):
     """Clipping around the update of the round before (Karimireddy et al. 2021, Algorithm 2).
 
     From v, the last round's result, at first 0: v <- v + mean of (x_i - v) min(1, tau/||x_i - v||),
@@ -99,10 +98,10 @@ class CenteredClipping(_OfUpdates):
         self._tau, self._iterations = tau, iterations
         self._center: Tensor | None = None  # v, [D]
 
-    def center(self, updates: Tensor, own: int) -> tuple[Tensor, Tensor]:
+    def center(self, updates: Tensor) -> tuple[Tensor, Tensor]:
         center = torch.zeros_like(updates[0]) if self._center is None else self._center
         for _ in range(self._iterations):
-            center = center + _clipped(updates - center, own, self._tau).mean(dim=0)
+            center = center + _clipped(updates - center, self._tau).mean(dim=0)
         self._center = center
         return center, _alike(updates)
 
@@ -137,8 +136,8 @@ def geometric_median(points: Tensor) -> Tensor:
     return shares
 
 
-def _clipped(vectors: Tensor, own: int, most: float) -> Tensor:
-    norms = torch.linalg.vector_norm(vectors[:, :own], dim=1)
+def _clipped(vectors: Tensor, most: float) -> Tensor:
+    norms = torch.linalg.vector_norm(vectors, dim=1)
     clipped: Tensor = (
         vectors * (most / norms).clamp(max=1.0)[:, None]
     )  # of a norm of 0, min(inf, 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+import numpy as np
+
 from heliotrope.config.data import Fit
 from heliotrope.data.columns import Raw
 from heliotrope.data.examples import Examples
@@ -74,8 +76,13 @@ class Fitting:
         return Exchange(self.preparation.fit, told_by_each, total, reply * len(partition))
 
     def by_client(self, partition: Partition) -> Examples:
-        """Return the training examples, each client's fitted to its own."""
-        return self.preparation.apply(self.train, partition.owners)
+        """Return the training examples, each client's fitted to its own.
+
+        Those that no client has are fitted to themselves, together.
+        """
+        groups = np.full(len(self.train), len(partition), dtype=np.int64)
+        groups[partition.indices] = np.repeat(np.arange(len(partition)), partition.sizes)
+        return self.preparation.apply(self.train, groups)
 
 
 @dataclass(frozen=True, eq=False)

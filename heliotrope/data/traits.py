@@ -50,6 +50,14 @@ class Traits:
         targets = next((dense[name] for name in _TARGETS if name in dense), None)
         return cls(len(examples), dense.get("label"), targets, examples.keys)
 
+    def subset(self, rows: NDArray[np.int64]) -> Traits:
+        """Return those of the examples at `rows`, in this order."""
+        labels, targets, keys = (
+            None if values is None else values[rows]
+            for values in (self.labels, self.targets, self.keys)
+        )
+        return Traits(len(rows), labels, targets, keys)
+
     def sortable(self, by: str, scheme: str) -> NDArray[Any]:
         """Return what `by` names, [N]: `label`, `target`, `key`, or `auto`, the first there is.
 
