@@ -161,6 +161,7 @@ class Server:
         started = time.monotonic()
         cohort = self._draw(server_round)
         self._grid.offer(cohort)
+        self._grid.noise = None if self.protection is None else self.protection.noise
         with self._strategys(server_round):
             messages = self._messages(server_round, cohort)
         replies = self._grid.send_and_receive(messages)

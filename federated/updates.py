@@ -16,14 +16,40 @@ from heliotrope.plugin_loading import raised
 from .algorithms import ClientAlgorithm
 from .client_state import ClientStates
 
-__all__ = ["UNCLIPPED", "Failure", "Instruction", "Scaling", "Stack", "Update", "Weights"]
-__all__ += ["is_finite"]
+__all__ = [
+    "UNCLIPPED",
+    "Failure",
+    "Instruction",
+    "Scaling",
+    "Stack",
+    "StepNoise",
+    "Update",
+    "Weights",
+    "is_finite",
+]
 
 Weights = Mapping[str, Tensor]
 """A model's weights and buffers by name, [*shape] each."""
 
 UNCLIPPED = "privacy.unclipped"
 """What clients send beside their weights where a round has a clip: 1 if it left theirs alone."""
+
+
+@dataclass(frozen=True)
+class StepNoise:
+    """The noise that clients add to the sums of their local steps.
+
+    Parameters
+    ----------
+    multipliers
+        Standard deviation by client, in how far one example can move a sum.
+    stamp
+        What the noise depends on beside the run's seed, the round, the client and the step; see
+        `heliotrope.privacy.ledger.release_stamp`.
+    """
+
+    multipliers: Mapping[int, float]
+    stamp: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +62,7 @@ class Instruction:
     the global weights. With `equal_weights` each weighs 1 in the mean, whatever its examples.
     `clip` is the Euclidean norm that an update may have in this round, if it is not the config's:
     whether theirs was shorter, clients tell as `UNCLIPPED`.
+    `noise` is what clients add to the sums of their steps, where examples are protected.
     """
 
     server_round: int
@@ -45,10 +72,17 @@ class Instruction:
     equal_weights: bool = False
     clip: float | None = None
     states: ClientStates | None = None
+    noise: StepNoise | None = None
 
     def of(self, cohort: Sequence[int]) -> Instruction:
         """Return the same for a part of the clients."""
-        return self if self.states is None else replace(self, states=self.states.take(cohort))
+        order = self
+        if order.states is not None:
+            order = replace(order, states=order.states.take(cohort))
+        if order.noise is not None:
+            mine = {client: order.noise.multipliers[client] for client in cohort}
+            order = replace(order, noise=replace(order.noise, multipliers=mine))
+        return order
 
     def starts(self, weights: Weights) -> Weights:
         """Return what clients' arrays start from: the global weights, and zeros beside them."""

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from heliotrope.data import Examples
-from heliotrope.seeding import hash_counters, hash_ranks, seed, torch_generator
+from heliotrope.seeding import seed, torch_generator
 from heliotrope.training.loop import TrainingBatch
+from heliotrope.training.noisy_steps import poisson_batches
 
 from ..topology import Topology
 
@@ -37,12 +37,8 @@ def poisson_draws(run_seed: int, steps: range, examples: int, expected: int) -> 
     Each of the `examples` is drawn by itself, with probability `expected / examples`. `steps` are
     counted from the beginning of the run.
     """
-    if expected >= examples:
-        return [torch.arange(examples)] * len(steps)
-    counters = hash_counters(np.arange(examples, dtype=np.int64))
-    below = np.uint64(expected * 2**64 // examples)
     keys = (seed(run_seed, "poisson batch", step) for step in steps)
-    return [torch.from_numpy(np.flatnonzero(hash_ranks(key, counters) < below)) for key in keys]
+    return poisson_batches(keys, examples, expected)
 
 
 def rank_slice(count: int, topology: Topology) -> slice:

@@ -5,27 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from heliotrope.privacy.accountant import Mechanism
-from heliotrope.privacy.keys import NoiseKeys
+from heliotrope.privacy.keys import RecordKeys
 
 __all__ = ["DpSgd"]
 
 
 @dataclass(frozen=True)
-class DpSgd(NoiseKeys):
+class DpSgd(RecordKeys):
     """The keys of `distributed/privacy=dpsgd`; see `choices.dpsgd`."""
 
     key: ClassVar[str] = "distributed.privacy"
-    unit: ClassVar[str] = "record"
-    everyone: ClassVar[str] = "training examples"
-
-    def mechanism(self, batch: int, examples: int, steps: int, noise: float | None) -> Mechanism:
-        """Return the mechanism of a step that expects `batch` of `examples`, of so many `steps`.
-
-        `noise` is the multiplier of a run that goes on; None: as the keys say.
-        """
-        expected = min(batch, examples)
-        return self.with_noise(Mechanism("poisson", 1.0, expected, examples), steps, noise)
 
     def assumptions(self) -> list[str]:
         """Return what the figure depends on, a sentence each."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from heliotrope.config import Run
-from heliotrope.seeding import numpy_generator
+from heliotrope.training.noisy_steps import step_noise
 
 from ..communication.process_group import sum_over_ranks
 from ..topology import Topology
@@ -71,9 +70,7 @@ class Protection:
         `step_seed` is the seed of the step's batch, which follows from the run's and the step.
         """
         assert self._noise > 0, "begin was not called"
-        generator = numpy_generator(step_seed, "privacy", self._stamp)
-        drawn = torch.from_numpy(generator.standard_normal(count, dtype=np.float32))
-        return drawn.mul_(self._noise * self.clip)
+        return step_noise(step_seed, self._stamp, count, self._noise * self.clip)
 
     def told(self, epoch: int) -> dict[str, float]:
         """Return what rank 0's event of an epoch says."""

@@ -19,6 +19,7 @@ from torch import nn
 from heliotrope.config import Run
 from heliotrope.tasks import Task
 from heliotrope.training.loop import TrainingBatch
+from heliotrope.training.noisy_steps import release_sums
 from heliotrope.training.per_example import ClippedGradients
 
 from ..communication.process_group import sum_over_ranks
@@ -71,7 +72,4 @@ class PrivateEngine(Engine):
             whole = torch.split(sum_over_ranks(mine, self._topology, self._device), sizes)
             for gradient, total in zip(gradients, whole, strict=True):
                 gradient.copy_(total.view_as(gradient))
-        for gradient, part in zip(gradients, torch.split(noise, sizes), strict=True):
-            gradient.add_(part.view_as(gradient)).div_(self._protection.expected)
-        if self._weights_penalty is not None:
-            torch.autograd.backward(self._weights_penalty())
+        release_sums(self._trained, noise, self._protection.expected, self._weights_penalty)

@@ -25,7 +25,7 @@ from heliotrope.seeding import hashed, seed
 
 from ..population import Population
 
-__all__ = ["BatchPlan", "make_batch_plan"]
+__all__ = ["BatchPlan", "first_rows", "make_batch_plan", "row_seeds"]
 
 _Ints = NDArray[np.int64]
 
@@ -103,7 +103,7 @@ def make_batch_plan(
     batch = counts if batch_size is None else np.full_like(counts, batch_size)
     per_epoch = -(-counts // batch)
     total = np.minimum(epochs * per_epoch, max_steps or epochs * per_epoch[0])
-    first = _first_rows(total)
+    first = first_rows(total)
 
     step = np.repeat(np.arange(len(first) - 1), np.diff(first))
     client = np.arange(first[-1]) - first[step]
@@ -125,7 +125,6 @@ def make_batch_plan(
 
     left = counts[client] - step % per_epoch[client] * batch[client]
     sizes = np.where(step < total[client], np.minimum(left, batch[client]), 0)
-    keys = hashed(seed(path[0], "dropout", path[1]), identities)
     return BatchPlan(
         clients=tuple(clients),
         steps=tuple(total.tolist()),
@@ -133,11 +132,17 @@ def make_batch_plan(
         first=tuple(first.tolist()),
         positions=positions,
         sizes=torch.from_numpy(sizes),
-        seeds=hashed(keys[client], torch.from_numpy(step)),
+        seeds=row_seeds(path, identities, client, step),
     )
 
 
-def _first_rows(total: _Ints) -> _Ints:
+def row_seeds(path: tuple[int, int], identities: Tensor, client: _Ints, step: _Ints) -> Tensor:
+    """Return the seed of each row, int64 [R], of the step of a client: its place among K."""
+    keys = hashed(seed(path[0], "dropout", path[1]), identities)
+    return hashed(keys[client], torch.from_numpy(step))
+
+
+def first_rows(total: _Ints) -> _Ints:
     """Return the first row of each step, [S + 1], from the clients' steps, longest first."""
     working = np.searchsorted(-total, -np.arange(total[0]), side="left")
     padded = 1 << np.ceil(np.log2(working)).astype(np.int64)

@@ -24,8 +24,11 @@ from ..attacks.names import attack_of
 from ..client_state import ClientStates, PersonalWeights, model_of_client
 from ..population import Population
 from ..population.root import root_examples
+from ..privacy.names import record_of
+from ..privacy.record import Record
 from ..updates import Weights
 from .batch_plan import BatchPlan, make_batch_plan
+from .poisson_plan import make_poisson_plan
 
 __all__ = ["TrainingContext", "assemble", "divide", "owners_of", "prepared_for"]
 
@@ -62,6 +65,7 @@ class TrainingContext:
     evaluation_batch_size: int
     central: Mapping[str, Examples]
     owners: Mapping[str, Partition] = field(default_factory=dict)
+    record: Record | None = field(init=False, repr=False)  # how each example is protected
     personal: PersonalWeights = field(init=False, repr=False)
     example_weights: Tensor = field(init=False, repr=False)  # of `train`, int64 [N] on the CPU
     _built: Pristine = field(init=False, repr=False)
@@ -70,18 +74,22 @@ class TrainingContext:
     def __post_init__(self) -> None:
         object.__setattr__(self, "example_weights", example_weights(self.task, self.train))
         object.__setattr__(self, "_alike", bool((self.example_weights == 1).all()))
+        object.__setattr__(self, "record", record_of(self.federated))
         object.__setattr__(self, "personal", PersonalWeights.of(self.model))
         object.__setattr__(self, "_built", Pristine(self.model))
 
     @property
     def total_weight(self) -> int:
-        """Sum of the weights of all training examples."""
-        return int(self.example_weights.sum())
+        """Sum of the weights of all training examples, as the clients weigh in a mean."""
+        return len(self.train) if self.record is not None else int(self.example_weights.sum())
 
     def weights_of(self, clients: Sequence[int]) -> tuple[int, ...]:
-        """Return the sum of the weights of the examples that each of `clients` trains on."""
+        """Return the sum of the weights of the examples that each of `clients` trains on.
+
+        Where examples are protected, their number: their weights would tell of them.
+        """
         sizes = self.population.train_sizes(clients)
-        if self._alike:
+        if self._alike or self.record is not None:
             return tuple(sizes)
         positions = torch.from_numpy(self.population.train_examples(clients))
         of_each = torch.split(self.example_weights[positions], sizes)
@@ -125,7 +133,8 @@ class TrainingContext:
         self, server_round: int, cohort: Sequence[int], max_steps: int | None = None
     ) -> BatchPlan:
         """Return the local steps of `cohort` in a round."""
-        return make_batch_plan(
+        make = make_batch_plan if self.record is None else make_poisson_plan
+        return make(
             self.population,
             cohort,
             (self.run_seed, server_round),

@@ -126,7 +126,8 @@ def may_have_lanes(kind: str, context: TrainingContext, verdict: Verdict) -> boo
     """
     timed = context.federated.client_timeout is not None
     drawing = verdict.draws or (kind == "sequential" and may_draw(context.model))
-    return not (timed or drawing or context.train.device.type == "cuda")
+    private = context.record is not None  # its kernels are chosen for all threads of a process
+    return not (timed or drawing or private or context.train.device.type == "cuda")
 
 
 def most_stacked(context: TrainingContext, verdict: Verdict) -> int:

@@ -25,6 +25,7 @@ from ..algorithms import gradient_term
 from ..updates import Instruction, Stack, Weights
 from .context import TrainingContext
 from .layers.seeded_functions import SeededFunctions, may_draw
+from .private_steps import private_recipe
 from .time_limit import UNLIMITED, Limit
 
 __all__ = ["evaluate_client", "train_client"]
@@ -66,17 +67,20 @@ def train_client(
     with isolated_rng(drawn) if drawing else nullcontext():
         if train.device.type == "cuda":
             torch.cuda.manual_seed(drawn)
+        recipe = Recipe(
+            clip_norm=context.optimizer.clip_norm,
+            around_forward=_draws_by_step(train.device) if drawing else nullcontext,
+            change_gradients=_adding(model, instruction, client),
+        )
+        if context.record is not None:
+            recipe = private_recipe(context, model, instruction, client, recipe)
         totals = train_batches(
             model,
             optimizer_of(instruction.optimizer(context.optimizer), list(model.parameters())),
             context.task,
             batches(),
             penalty_of(model, context.loss),
-            Recipe(
-                clip_norm=context.optimizer.clip_norm,
-                around_forward=_draws_by_step(train.device) if drawing else nullcontext,
-                change_gradients=_adding(model, instruction, client),
-            ),
+            recipe,
         )
     _check_names(model, names)
     sent, state = context.personal.finish(model.state_dict())

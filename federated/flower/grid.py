@@ -11,13 +11,15 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 
+from heliotrope.errors import ConfigError
+
 from ..aggregation import Mean, Partial, mean_of, merged
 from ..attacks.collusion import Colluders
 from ..client_state import ClientStates, StateStore
 from ..engine.client_metrics import Evaluations
 from ..engine.execution import ExecutionPlan
 from ..pools.base import Pool
-from ..updates import Failure, Update, Weights
+from ..updates import Failure, StepNoise, Update, Weights
 from .messages import (
     become_server,
     content_of,
@@ -55,6 +57,7 @@ class CohortGrid(Grid):
         self._takes_mean = takes_mean
         self.states = states  # of all clients, if they keep any
         self._colluders = colluders  # who know each update, and so without `reduce`
+        self.noise: StepNoise | None = None  # that clients add where they protect each example
         self._new_states: list[ClientStates] = []
         self._offered: Sequence[int] = ()
         self._replies: dict[str, Message] = {}
@@ -118,7 +121,15 @@ class CohortGrid(Grid):
         cohort = sorted(asked)
         assert self.execution is not None
         states = None if self.states is None else self.states.take(cohort)
-        instruction, starts = replace(instruction, states=states), instruction.starts(weights)
+        if self.noise is not None and instruction.start_loss:
+            raise ConfigError(
+                "The strategy asks clients for their loss, which tells of single examples without "
+                "noise. Set federated/privacy=none or another federated/strategy."
+            )
+        instruction, starts = (
+            replace(instruction, states=states, noise=self.noise).of(cohort),
+            instruction.starts(weights),
+        )
         self.bytes_each = sum(value.nbytes for value in starts.values())
         replies: list[tuple[int, Message]] = []
         partials: list[Partial] = []
@@ -149,13 +160,15 @@ class CohortGrid(Grid):
             for update in self.updates:
                 client = update.clients[0]
                 reply_to, loss = asked[client], losses.get(client)
-                replies.append((client, train_reply(update, reply_to, loss)))
+                tells = self.noise is None
+                replies.append((client, train_reply(update, reply_to, loss, tells_loss=tells)))
         if partials:
             self.mean = mean_of(partials, starts)
             if not self._takes_mean:
                 whole = replace(_summary(merged(partials)), arrays=self.mean.weights(starts))
                 first = whole.clients[0]
-                replies.append((first, train_reply(whole, asked[first])))
+                tells = self.noise is None
+                replies.append((first, train_reply(whole, asked[first], tells_loss=tells)))
         each = [update.loss_sum for update in self.updates if update.arrays]
         self.loss_sum = math.fsum([*each, *(loss for part in partials for loss in part.loss_sums)])
         self.numbers = _means([u for u in self.updates if u.arrays], partials)

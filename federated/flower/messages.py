@@ -128,20 +128,23 @@ def _instruction(config: ConfigRecord, more: tuple[ClientAlgorithm, ...]) -> Ins
     )
 
 
-def train_reply(update: Update, reply_to: Message, start_loss: float | None = None) -> Message:
+def train_reply(
+    update: Update,
+    reply_to: Message,
+    start_loss: float | None = None,
+    *,
+    tells_loss: bool = True,
+) -> Message:
     """Return an update, of one client or the mean of several, as a reply.
 
     `num-examples` is the weight in Flower's means: the sum of the examples' weights, such as their
     number. `train_loss` is the loss per unit of weight while training, `start-loss` that at the
     global weights, where it was asked for; beside them are the numbers that algorithms tell.
+    The losses are left out unless it `tells_loss`: a strategy could make a model of them.
     """
-    metrics = MetricRecord(
-        {
-            "num-examples": update.weight,
-            "train_loss": update.loss_sum / max(1, update.weight_seen),
-            **update.numbers,
-        }
-    )
+    metrics = MetricRecord({"num-examples": update.weight, **update.numbers})
+    if tells_loss:
+        metrics["train_loss"] = update.loss_sum / max(1, update.weight_seen)
     if start_loss is not None:
         metrics[START_LOSS] = start_loss
     content = RecordDict({"arrays": to_record(update.arrays), "metrics": metrics})

@@ -27,7 +27,7 @@ from ..engine.execution import Decision, ExecutionPlan, decide
 from ..engine.personal_evaluation import evaluate_splits_of
 from ..engine.thread_lane import Reply, ThreadLane
 from ..engine.time_limit import Watch
-from ..updates import Instruction, Weights
+from ..updates import Instruction, StepNoise, Weights
 
 __all__ = ["CohortWorker", "assign_clients"]
 
@@ -75,7 +75,8 @@ class CohortWorker:
         weights = self.context.global_weights
 
         def take(lane: ThreadLane, part: Sequence[int]) -> int:
-            return lane.steps(weights, Instruction(1), part, execution, max_steps)
+            noise = StepNoise(dict.fromkeys(part, 1.0), "tried")
+            return lane.steps(weights, Instruction(1, noise=noise), part, execution, max_steps)
 
         return sum(self._in_lanes(execution, cohort, take))
 

@@ -116,9 +116,14 @@ class Population:
         drawn: list[int] = self._training.tolist()
         return drawn
 
-    def draw(self, server_round: int, size: int) -> list[int]:
-        """Return the round's cohort: `size` different clients, uniformly, in client order."""
+    def draw(self, server_round: int, size: int, among: Sequence[int] | None = None) -> list[int]:
+        """Return the round's cohort: `size` different clients, uniformly, in client order.
+
+        They are drawn `among` these, which are sorted; None: among all that train.
+        """
         key, able = seed(self._seed, "cohort", server_round), self._training
+        if among is not None:
+            able = np.asarray(among, dtype=np.int64)
         counters = self._counters if len(able) == len(self) else self._counters[able]
         drawn: list[int] = able[self._lowest(key, counters, size)].tolist()
         return drawn

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .adaptive import Adaptive
 from .central import Central
+from .record import Record
 
-__all__ = ["adaptive", "central", "none"]
+__all__ = ["adaptive", "central", "none", "record"]
 
 
 def none() -> None:
@@ -90,3 +91,32 @@ def adaptive(
         clip_learning_rate,
         count_noise,
     )
+
+
+def record(
+    *,
+    clip: float = 1.0,
+    noise_multiplier: float | None = None,
+    delta: float | None = None,
+    target_epsilon: float | None = None,
+) -> Record:
+    """Record-level differential privacy inside each client: DP-SGD, an epsilon for each silo.
+
+    (Abadi et al. 2016, arXiv:1607.00133.) Each local step draws every example of a client with the
+    same probability, so that federated.batch_size is the expected number, by which the sum is
+    divided.
+
+    Parameters
+    ----------
+    clip
+        The Euclidean norm that the gradient of one example may have; longer ones are scaled down.
+    noise_multiplier
+        Standard deviation of the noise on the sum of gradients, in clips; null: for each client
+        the least that keeps all of its rounds within target_epsilon.
+    delta
+        The probability with which epsilon may fail, at most 1 in the number of a client's
+        examples; null: for each client that number to the power of -1.1.
+    target_epsilon
+        What each client may spend: it is not drawn for a round that would spend more.
+    """
+    return Record(clip, noise_multiplier, delta, target_epsilon)

@@ -6,8 +6,9 @@ from heliotrope import registry
 from heliotrope.config import FederatedConfig
 
 from .base import ClientPrivacy
+from .record import Record
 
-__all__ = ["privacy_of"]
+__all__ = ["privacy_of", "record_of"]
 
 
 def privacy_of(cfg: FederatedConfig) -> ClientPrivacy | None:
@@ -16,3 +17,9 @@ def privacy_of(cfg: FederatedConfig) -> ClientPrivacy | None:
         vars(cfg.privacy)
     )
     return found
+
+
+def record_of(cfg: FederatedConfig) -> Record | None:
+    """Return how each example of a client is protected; None if it is not."""
+    found = registry.entry("privacy", cfg.privacy.name).build(vars(cfg.privacy))
+    return found if isinstance(found, Record) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +12,15 @@ from flwr.serverapp.strategy import Strategy
 
 from heliotrope.config import Run
 from heliotrope.data import Exchange
+from heliotrope.privacy.ledger import release_stamp
 
 from ..aggregation import Mean
 from ..engine.context import TrainingContext
 from ..flower.messages import EQUAL_WEIGHTS
 from ..privacy.base import ClientPrivacy
-from ..updates import Weights
+from ..updates import StepNoise, Weights
 
-__all__ = ["Protection"]
+__all__ = ["Protection", "stamp_of"]
 
 
 class Protection(ABC):
@@ -39,6 +41,9 @@ class Protection(ABC):
 
     last_round: int
     """The last round that the budget has room for; it may change from round to round."""
+
+    noise: StepNoise | None = None
+    """What clients add to the sums of their local steps, from `begin` on; None: nothing."""
 
     @abstractmethod
     def __init__(
@@ -112,3 +117,14 @@ class Protection(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close what is open, such as a ledger."""
+
+
+def stamp_of(run: Run) -> str:
+    """Return what a round's noise and charge depend on beside the run's seed.
+
+    A round that is done again after a crash gives the same sum, and may have the same noise, if
+    all that a resumed run may change is as before. What clients are given up for their time is not
+    the same twice.
+    """
+    lost = () if run.federated.client_timeout is None else (secrets.token_hex(8),)
+    return release_stamp(run.plugins, run.device, getattr(run.data, "dir", None), *lost)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from heliotrope.config import Run
 from heliotrope.data import Exchange
 from heliotrope.privacy.accountant import Mechanism, RunningBound, Spent, rounds_within
-from heliotrope.privacy.ledger import Ledger, release_stamp
+from heliotrope.privacy.ledger import Ledger
 from heliotrope.privacy.told import promise, result
 from heliotrope.seeding import numpy_generator
 
@@ -21,7 +20,7 @@ from ..aggregation import Mean
 from ..engine.context import TrainingContext
 from ..privacy.central import Central, noisy_mean
 from ..updates import Weights
-from .base import Protection
+from .base import Protection, stamp_of
 from .conditions import check_adds_up, check_clipped_once, check_tells_nothing_else
 
 __all__ = ["NoisySum"]
@@ -43,7 +42,7 @@ class NoisySum(Protection):
             for name, p in named
             if p.requires_grad and name in context.global_weights
         }
-        self._stamp = _stamp(run)
+        self._stamp = stamp_of(run)
         self._mechanism: Mechanism
         self._bound: RunningBound
         self._before: Spent = ()
@@ -132,14 +131,3 @@ class NoisySum(Protection):
 
     def close(self) -> None:
         self._ledger.close()
-
-
-def _stamp(run: Run) -> str:
-    """Return what a round's noise and charge depend on beside the run's seed.
-
-    A round that is done again after a crash gives the same sum, and may have the same noise, if
-    all that a resumed run may change is as before. What clients are given up for their time is not
-    the same twice.
-    """
-    lost = () if run.federated.client_timeout is None else (secrets.token_hex(8),)
-    return release_stamp(run.plugins, run.device, getattr(run.data, "dir", None), *lost)

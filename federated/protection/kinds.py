@@ -16,15 +16,18 @@ from ..privacy.adaptive import Adaptive
 from ..privacy.base import ClientPrivacy
 from ..privacy.central import Central
 from ..privacy.names import privacy_of
+from ..privacy.record import Record
 from .adaptive import AdaptiveSum
 from .base import Protection
 from .central import NoisySum
+from .record import PrivateClients
 
 __all__ = ["check_protectable", "protected"]
 
 _KINDS: dict[type[ClientPrivacy], type[Protection]] = {
     Central: NoisySum,
     Adaptive: AdaptiveSum,
+    Record: PrivateClients,
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -94,7 +94,7 @@ def epsilon(spent: Spent, delta: float) -> Epsilon:
 
     Without noise it is infinite. Raises `ValueError` if mechanisms differ in their adjacency.
     """
-    return _epsilon(tuple(spent), delta)
+    return _epsilon(_used(spent), delta)
 
 
 @lru_cache(maxsize=256)
@@ -140,11 +140,23 @@ def rounds_within(
     """Return how many rounds, at most `most`, stay within the `budget` after what is spent."""
 
     def too_many(rounds: int) -> bool:
-        return epsilon((*before, (mechanism, rounds)), delta).value > budget
+        return _tightest(_used((*before, (mechanism, rounds))), delta)[0] > budget
 
     if not too_many(most):
         return most
-    low, high = 0, most  # what fits, and what is too many
+    # RDP takes milliseconds and bounds from above: what fits by it is nearly all that does.
+    bound = RunningBound(mechanism, delta, before)
+    fits = _last_fitting(0, most, lambda rounds: bound.after(rounds) > budget)
+    if fits and too_many(fits):
+        return _last_fitting(0, fits, too_many)
+    step = 1 + fits // 8
+    while fits + step < most and not too_many(fits + step):
+        fits, step = fits + step, 2 * step
+    return _last_fitting(fits, min(fits + step, most), too_many)
+
+
+def _last_fitting(low: int, high: int, too_many: Callable[[int], bool]) -> int:
+    """Return the last number that is not too many, from `low`, which is not, to below `high`."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if too_many(middle) else (middle, high)
@@ -184,27 +196,42 @@ class RunningBound:
         """Return the bound after `rounds` uses."""
         if not self._noisy:
             return math.inf
-        spent = rounds * self._each + self._before
+        # Of some orders the divergence is infinite, and 0 of these is still nothing.
+        spent = rounds * self._each + self._before if rounds else self._before
         return float(self._to_epsilon(self._orders, spent, self._delta)[0])
 
 
-@lru_cache(maxsize=256)
-def _epsilon(spent: tuple[tuple[Mechanism, int], ...], delta: float) -> Epsilon:
-    used = [(mechanism, count) for mechanism, count in spent if count]
+def _used(spent: Spent) -> tuple[tuple[Mechanism, int], ...]:
+    return tuple((mechanism, count) for mechanism, count in spent if count)
+
+
+@lru_cache(maxsize=1024)
+def _tightest(
+    used: tuple[tuple[Mechanism, int], ...], delta: float
+) -> tuple[float, Literal["PLD", "RDP"]]:
+    """Return epsilon by the tightest accountant, and its name."""
     if not used:
-        return Epsilon(0.0, "PLD", 0.0)
+        return 0.0, "PLD"
     if any(mechanism.noise_multiplier == 0 for mechanism, _ in used):
-        return Epsilon(math.inf, "PLD", math.inf)
+        return math.inf, "PLD"
     kinds = {mechanism.adjacency for mechanism, _ in used}
     if len(kinds) > 1:
         raise ValueError(f"no accountant composes {' with '.join(sorted(kinds))}")
-    event = _composed(_accounting()[0], used)
+    best = _accountants(used[0][0])
     with _quiet():
-        bound, *tight = _accountants(used[0][0])
-        upper = float(bound.compose(event).get_epsilon(delta))
-        if not tight:
-            return Epsilon(upper, "RDP", upper)
-        return Epsilon(float(tight[0].compose(event).get_epsilon(delta)), "PLD", upper)
+        value = float(best[-1].compose(_composed(_accounting()[0], used)).get_epsilon(delta))
+    return value, "PLD" if len(best) > 1 else "RDP"
+
+
+@lru_cache(maxsize=1024)
+def _epsilon(used: tuple[tuple[Mechanism, int], ...], delta: float) -> Epsilon:
+    value, accountant = _tightest(used, delta)
+    if accountant == "RDP" or not used or math.isinf(value):
+        return Epsilon(value, accountant, value)
+    with _quiet():
+        event = _composed(_accounting()[0], used)
+        upper = float(_accountants(used[0][0])[0].compose(event).get_epsilon(delta))
+    return Epsilon(value, accountant, upper)
 
 
 def _accountants(mechanism: Mechanism) -> list[Any]:

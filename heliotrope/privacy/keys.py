@@ -8,7 +8,7 @@ from typing import ClassVar
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import Mechanism, noise_for
 
-__all__ = ["NoiseKeys"]
+__all__ = ["NoiseKeys", "RecordKeys"]
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,19 @@ class NoiseKeys:
             delta = self.delta_for(mechanism.population)
             noise = noise_for(mechanism, releases, delta, self.target_epsilon)
         return replace(mechanism, noise_multiplier=noise)
+
+
+@dataclass(frozen=True)
+class RecordKeys(NoiseKeys):
+    """The keys of DP-SGD (Abadi et al. 2016, arXiv:1607.00133), wherever its examples lie."""
+
+    unit: ClassVar[str] = "record"
+    everyone: ClassVar[str] = "training examples"
+
+    def mechanism(self, batch: int, examples: int, steps: int, noise: float | None) -> Mechanism:
+        """Return the mechanism of a step that expects `batch` of `examples`, of so many `steps`.
+
+        `noise` is the multiplier of a run that goes on; None: as the keys say.
+        """
+        expected = min(batch, examples)
+        return self.with_noise(Mechanism("poisson", 1.0, expected, examples), steps, noise)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,8 @@ class Ledger:
 
     A release that is the same again, noise included, tells nothing new: it has the same name and is
     charged once. Noise drawn afresh gives it another name. A line may charge several releases of
-    one mechanism, or none, to note which is planned.
+    one mechanism, or none, to note which is planned. It charges the run, or clients by name, each
+    of whom has an account of its own where they differ in what they take part in.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._charges: dict[str, tuple[Mechanism, int]] = {}
+        self._charges: dict[str | None, dict[str, tuple[Mechanism, int]]] = {}  # None: of the run
         self._saved: dict[str, dict[str, Any]] = {}
         self._disk = ThreadPoolExecutor(1)
         self._synced: Future[None] | None = None
@@ -48,30 +49,39 @@ class Ledger:
 
     def _read(self, line: bytes, at: int) -> None:
         try:
-            charge = json.loads(line)
-            release, count = str(charge.pop("release")), int(charge.pop("count", 1))
-            self._note(release, Mechanism(**charge), count)
+            self._note(*_parsed(json.loads(line)))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunFailedError(
                 f"{self._path}, byte {at}: {line!r} is no charge of a privacy ledger. What was "
                 "spent cannot be told from it: restore the file, or begin in another directory."
             ) from error
 
-    def _note(self, release: str, mechanism: Mechanism, count: int) -> None:
-        self._charges[release] = (mechanism, count)
-        self._saved[release] = asdict(mechanism) | ({} if count == 1 else {"count": count})
+    def _note(
+        self, release: str, mechanism: Mechanism, count: int, clients: Sequence[str]
+    ) -> dict[str, Any]:
+        """Take up a charge, and return its line."""
+        for client in _accounts(clients):
+            self._charges.setdefault(client, {})[release] = (mechanism, count)
+        line = {"release": release, **asdict(mechanism)} | ({} if count == 1 else {"count": count})
+        line |= {"clients": list(clients)} if clients else {}
+        self._saved["\n".join([release, *clients])] = line
+        return line
 
-    def charge(self, release: str, mechanism: Mechanism, count: int = 1) -> None:
+    def charge(
+        self, release: str, mechanism: Mechanism, count: int = 1, clients: Sequence[str] = ()
+    ) -> None:
         """Charge `mechanism` for a release, or a block of them, unless that is charged already.
 
-        It is durable after `sync`, which waits for the disk.
+        It is charged to each of `clients`; without any, to the run. It is durable after `sync`,
+        which waits for the disk.
         """
-        if release in self._charges:
+        accounts = _accounts(clients)
+        new = [client for client in accounts if release not in self._charges.get(client, {})]
+        if not new:
             return
-        self._note(release, mechanism, count)
-        line = json.dumps({"release": release, **self._saved[release]})
+        line = self._note(release, mechanism, count, [c for c in new if c is not None])
         with writing(self._path):
-            self._file.write(f"{line}\n".encode())
+            self._file.write(f"{json.dumps(line)}\n".encode())
             self._file.flush()
         self._synced = self._disk.submit(os.fdatasync, self._file.fileno())
 
@@ -82,31 +92,39 @@ class Ledger:
                 self._synced.result()
 
     def saved(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, by release."""
+        """Return what a checkpoint keeps, a line each."""
         return dict(self._saved)
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Charge what a checkpoint has and the file has not, as when the file was lost."""
-        for release, fields in saved.items():
-            given = dict(fields)
-            count = int(given.pop("count", 1))
-            self.charge(release, Mechanism(**given), count)
+        for release, line in saved.items():
+            self.charge(*_parsed({"release": release, **line}))
         self.sync()
 
     @property
+    def clients(self) -> list[str]:
+        """The clients that were charged, in the order of their first charges."""
+        return [client for client in self._charges if client is not None]
+
+    @property
     def latest(self) -> Mechanism | None:
-        """The mechanism of the last line; None if there is no line."""
-        return next((mechanism for mechanism, _ in reversed(self._charges.values())), None)
+        """The mechanism that the run was charged for last; None if it was not charged."""
+        return self.latest_of(None)
+
+    def latest_of(self, client: str | None) -> Mechanism | None:
+        """Return the mechanism that a client was charged for last; None if it was not charged."""
+        charges = self._charges.get(client, {})
+        return next((mechanism for mechanism, _ in reversed(charges.values())), None)
 
     @property
     def spent(self) -> Spent:
-        """What was released, by mechanism."""
+        """What was charged to the run, by mechanism."""
         return self.without(())
 
-    def without(self, releases: Container[str]) -> Spent:
-        """Return what was released except for these, by mechanism."""
+    def without(self, releases: Container[str], client: str | None = None) -> Spent:
+        """Return what was charged to the run, or to a client, but for these, by mechanism."""
         found: Counter[Mechanism] = Counter()
-        for release, (mechanism, count) in self._charges.items():
+        for release, (mechanism, count) in self._charges.get(client, {}).items():
             if count and release not in releases:
                 found[mechanism] += count
         return list(found.items())
@@ -115,6 +133,18 @@ class Ledger:
         """Close the file."""
         self._disk.shutdown()
         self._file.close()
+
+
+def _accounts(clients: Sequence[str]) -> Sequence[str | None]:
+    return clients or (None,)
+
+
+def _parsed(line: dict[str, Any]) -> tuple[str, Mechanism, int, list[str]]:
+    """Return release, mechanism, count and clients of a line; raises if it is none."""
+    fields = dict(line)
+    release, count = str(fields.pop("release")), int(fields.pop("count", 1))
+    clients = [str(client) for client in fields.pop("clients", ())]
+    return release, Mechanism(**fields), count, clients
 
 
 def release_stamp(*fixed: Any) -> str:

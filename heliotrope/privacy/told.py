@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heliotrope.privacy.accountant import Mechanism, Spent, epsilon
+from heliotrope.privacy.accounts import Accounts
 from heliotrope.privacy.keys import NoiseKeys
 
-__all__ = ["promise", "result"]
+__all__ = ["promise", "promise_to_each", "result", "result_of_each"]
+
+_NOISE_SOURCE = "seeded generator (PCG64): a simulation, which repeats itself"
 
 
 def promise(keys: NoiseKeys, mechanism: Mechanism, spent: Spent, delta: float, end: str) -> str:
@@ -29,14 +32,60 @@ def result(
     return {
         "epsilon": whole.value,
         "delta": delta,
-        "unit": keys.unit,
-        "adjacency": mechanism.adjacency,
-        "sampling": mechanism.sampling,
+        **_conditions(keys, mechanism),
         "accountant": whole.accountant,
         "epsilon_rdp": whole.rdp,
-        "noise_source": "seeded generator (PCG64): a simulation, which repeats itself",
+        "noise_source": _NOISE_SOURCE,
         "assumptions": list(assumptions),
         "clip": keys.clip,
         "noise_multiplier": mechanism.noise_multiplier,
         "releases": sum(count for _, count in spent),
+    }
+
+
+def promise_to_each(
+    keys: NoiseKeys, accounts: Accounts, rounds: Mapping[int, int], last: int, end: int
+) -> str:
+    """Return the line where each client has an account of its own.
+
+    `rounds` are those that each client takes part in from now on, up to round `last`; by the
+    config there are `end`.
+    """
+    each = {client: accounts.after(client, count) for client, count in rounds.items()}
+    highest = max(each, key=lambda client: each[client].value)
+    account, whole = accounts.accounts[highest], each[highest]
+    noises = sorted({a.mechanism.noise_multiplier for a in accounts.accounts.values()})
+    noise = " to ".join(f"{n:g}" for n in dict.fromkeys([noises[0], noises[-1]]))
+    until = f" (no client's budget has room for round {last + 1})" if last < end else ""
+    return (
+        f"privacy: noise {noise} times the sensitivity; after round {last}{until} epsilon at most "
+        f"{whole.value:.3g}, of client {account.name} at delta {account.delta:.3g} "
+        f"({whole.accountant}; a {keys.unit}, {account.mechanism.adjacency})"
+    )
+
+
+def result_of_each(
+    keys: NoiseKeys, accounts: Accounts, assumptions: Sequence[str]
+) -> dict[str, Any]:
+    """Return what result.json says where each client has an account of its own."""
+    said = accounts.result()
+    mechanism = next(iter(accounts.accounts.values())).mechanism
+    return {
+        "epsilon": said.pop("epsilon"),
+        "delta": said.pop("delta"),
+        **_conditions(keys, mechanism),
+        "accountant": said.pop("accountant"),
+        "epsilon_rdp": said.pop("epsilon_rdp"),
+        "noise_source": _NOISE_SOURCE,
+        "assumptions": list(assumptions),
+        "clip": keys.clip,
+        **said,
+    }
+
+
+def _conditions(keys: NoiseKeys, mechanism: Mechanism) -> dict[str, str]:
+    return {
+        "unit": keys.unit,
+        "adjacency": mechanism.adjacency,
+        "sampling": mechanism.sampling,
     }

@@ -30,6 +30,7 @@ OUTPUT_CLOSED = "the command that its output was piped to, such as head, has end
 _log = logging.getLogger(__name__)
 
 _SPLITS = ("train", "validation", "test", "clients")  # as the bar shows them
+_BEFORE = ("train", "privacy")  # of the training, in the line of an evaluation
 _SHOWN = 2  # metrics of each in a line
 
 
@@ -107,7 +108,8 @@ class Display:
             )
         elif kind in ("evaluate", "clients"):
             done = f"{self._unit} {event[self._unit]}/{self._total}"
-            train = [self._main["train"]] if kind == "evaluate" and "train" in self._main else []
+            before = [self._main[split] for split in _BEFORE if split in self._main]
+            train = before if kind == "evaluate" else []
             shown = "  ".join(self._latest[key] for key in train + _first(event, _SHOWN))
             self.say(f"{self._title}  {done}  {event['seconds']:.1f} s  {shown}")
 
