@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from pathlib import Path
 
@@ -64,3 +65,33 @@ def test_a_file_that_is_no_ledger_is_not_taken_for_an_empty_one(line: str, tmp_p
     path.write_text(line)
     with pytest.raises(RunFailedError, match=r"privacy\.jsonl, byte 0"):
         Ledger(path)
+
+
+def test_clients_have_accounts_of_their_own_charged_once_each(tmp_path: Path) -> None:
+    path = tmp_path / "privacy.jsonl"
+    ledger = Ledger(path)
+    ledger.charge("planned", _ONE, 0, ["Zurich"])
+    ledger.charge("round 1 a", _ONE, 7, ["Zurich", "Basel"])
+    ledger.charge("round 1 a", _OTHER, 5, ["Basel", "Budapest"])  # Basel has paid
+    ledger.charge("round 1 a", _ONE, 7, ["Zurich", "Basel"])
+    ledger.charge("round 1 a", _OTHER)  # the run's own is another account
+    kept = ledger.saved()
+    ledger.close()
+    assert len(path.read_bytes().splitlines()) == 4
+
+    def check(ledger: Ledger) -> None:
+        assert ledger.clients == ["Zurich", "Basel", "Budapest"]
+        accounts = {name: dict(ledger.without((), name)) for name in ledger.clients}
+        assert accounts == {"Zurich": {_ONE: 7}, "Basel": {_ONE: 7}, "Budapest": {_OTHER: 5}}
+        assert dict(ledger.spent) == {_OTHER: 1}
+        assert (ledger.latest_of("Budapest"), ledger.latest_of("Paris")) == (_OTHER, None)
+        assert ledger.without({"round 1 a"}, "Zurich") == []
+
+    with closing(Ledger(path)) as again:
+        check(again)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    with closing(Ledger(path)) as lost:  # the checkpoint knows the others
+        lost.restore(json.loads(json.dumps(kept)))
+        check(lost)
+    with closing(Ledger(path)) as whole:
+        check(whole)
