@@ -13,6 +13,7 @@ from torch import nn
 
 from heliotrope.config import Run
 from heliotrope.data import Dataset, load
+from heliotrope.data.canaries import with_canaries
 from heliotrope.errors import ResourceError, RunFailedError, WorkerError
 from heliotrope.metrics.chosen import check_chosen_metrics
 from heliotrope.models import build, parameter_count
@@ -69,6 +70,7 @@ class Components:
 def build_components(run: Run) -> Components:
     """Load the data and build the model once, so that what is wrong with them shows here."""
     dataset = load(run.data, run.seed, task=run.task_name)
+    dataset = with_canaries(dataset, run.audit.canaries, run.seed)
     check_schedule(run.distributed, len(dataset.train))
     task = task_of(dataset, run)
     check_mixup(run.distributed.mixup, task)
@@ -196,6 +198,10 @@ def begin(
             display.say(account.promise(0 if saved is None else int(saved.state["epoch"])))
             account.note_plan()
     run_dir.begin(run)
+    canaries = components.dataset.canaries
+    if canaries is not None:
+        canaries.write(run_dir.path)
+        display.say(canaries.line())
     offset = 0 if saved is None else int(saved.state["metrics_offset"])
     seconds = 0.0 if saved is None else float(saved.state["seconds"])
     with Tracker(run_dir.metrics) as tracker:
@@ -245,7 +251,7 @@ def write_results(
     """Write the last events, the report and result.json from what rank 0 said."""
     clock.at_least(trained.seconds)
     clock.train_seconds = trained.train_seconds
-    launcher = run.distributed.launcher
+    launcher, canaries = run.distributed.launcher, components.dataset.canaries
     driver = peak_rss_bytes() if launcher != "inline" else 0  # inline, it is the worker
     outcome = Outcome(
         metrics={},
@@ -257,6 +263,7 @@ def write_results(
         peak_rss_bytes=trained.peak_rss_bytes + driver,
         target=None if trained.target is None else dict(trained.target),
         privacy=_spent(run, run_dir, components),
+        canaries=None if canaries is None else canaries.told(),
         packages=("ray",) if launcher == "ray" else (),
     )
     with Tracker(run_dir.metrics, listeners(run, run_dir.path, display.say)) as tracker:

@@ -102,6 +102,11 @@ class Components:
 @refusing_exits()
 def build_components(run: Run) -> Components:
     """Load and divide the data and build model and strategy, so that what is wrong shows here."""
+    if run.audit.canaries:
+        raise ConfigError(
+            f"audit.canaries={run.audit.canaries} has no effect in federated mode yet. Set "
+            "audit.canaries=0."
+        )
     dataset = load(run.data, run.seed, task=run.task_name)
     cfg = run.federated
     check_factors(schedule_of(cfg), cfg.lr_horizon or cfg.rounds, cfg.rounds)

@@ -30,6 +30,8 @@ class EpochBatches:
         The training examples, and the weight of each: int64 [N].
     task, topology
         The task, and which rank this is.
+    present
+        Which of the examples take part, bool [N]; None for all.
     drawn_each
         Whether each step draws every example by itself.
     """
@@ -42,6 +44,7 @@ class EpochBatches:
         task: Task,
         topology: Topology,
         *,
+        present: Tensor | None = None,
         drawn_each: bool,
     ) -> None:
         cfg = run.distributed
@@ -49,7 +52,11 @@ class EpochBatches:
         self._size, self._drawn_each = cfg.batch_size, drawn_each
         self._mixup = Mixup(train, task.inputs, cfg.mixup, run.seed) if cfg.mixup else None
         self._sizes: list[int] = []
-        self.steps = -(-len(train) // cfg.batch_size)
+        self._present = present
+        # With independent draws, those who are absent are drawn as well, and add nothing: so the
+        # others' chances do not tell how many there are.
+        drawn = len(train) if drawn_each or present is None else int(present.sum())
+        self.steps = -(-drawn // cfg.batch_size)
         """Of an epoch."""
         self.weight = 0
         """That of all examples of the epoch that was begun last."""
@@ -63,13 +70,14 @@ class EpochBatches:
         if self._drawn_each:
             steps = range(before, before + self.steps)
             draws = poisson_draws(self._run.seed, steps, len(self._train), self._size)
+            draws = [self._of_present(draw) for draw in draws]
             order, self._sizes = torch.cat(draws), [len(draw) for draw in draws]
             self.weight = int(self._weights[order].sum())
         else:
-            order = permutation(self._run.seed, epoch, len(self._train))
+            order = self._of_present(permutation(self._run.seed, epoch, len(self._train)))
             last = len(order) - self._size * (self.steps - 1)
             self._sizes = [self._size] * (self.steps - 1) + [last]
-            self.weight = int(self._weights.sum())
+            self.weight = int(self._weights[order].sum())
         return batches(
             self._train,
             self._weights,
@@ -81,6 +89,9 @@ class EpochBatches:
             first=first,
             change=self._mixup,
         )
+
+    def _of_present(self, rows: Tensor) -> Tensor:
+        return rows if self._present is None else rows[self._present[rows]]
 
     def examples(self, step: int) -> int:
         """Return the number of examples of the global batch of a step of the epoch."""

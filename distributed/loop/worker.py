@@ -101,6 +101,7 @@ class Worker:
             example_weights(self._task, dataset.train),
             self._task,
             topology,
+            present=dataset.present,
             drawn_each=self._protection is not None,
         )
         self._learning_rate = LearningRate(run, self._engine.optimizer, self._order.steps)

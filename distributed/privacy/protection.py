@@ -59,6 +59,11 @@ class Protection:
         noise, last = sum_over_ranks(mine, self._topology, self._device).tolist()
         self._noise, self.last_epoch = noise, int(last)
 
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the noise on a step's sum, in clips, once `begin` was called."""
+        return self._noise
+
     def charge(self, epoch: int) -> None:
         """Charge an epoch, counted from 1, before its first step."""
         if self._account is not None:

@@ -10,11 +10,13 @@ Each step:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from heliotrope.config import Run
 from heliotrope.tasks import Task
@@ -31,7 +33,10 @@ __all__ = ["PrivateEngine"]
 
 
 class PrivateEngine(Engine):
-    """An engine whose gradients are those that `protection` may release."""
+    """An engine whose gradients are those that `protection` may release.
+
+    `exchange` adds up a tensor over the ranks; None for that of the process group.
+    """
 
     def __init__(
         self,
@@ -41,9 +46,13 @@ class PrivateEngine(Engine):
         topology: Topology,
         directory: Path,
         protection: Protection,
+        exchange: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(run, model, task, topology, directory)
         self._topology, self._protection = topology, protection
+        self._over_ranks = exchange or partial(
+            sum_over_ranks, topology=topology, device=self._device
+        )
         self._weights_penalty, self._penalty = self._penalty, None
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._step_seed = 0
@@ -69,7 +78,7 @@ class PrivateEngine(Engine):
         noise = self._protection.noise(self._step_seed, sum(sizes)).to(self._device)
         if self._topology.world_size > 1:
             mine = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            whole = torch.split(sum_over_ranks(mine, self._topology, self._device), sizes)
+            whole = torch.split(self._over_ranks(mine), sizes)
             for gradient, total in zip(gradients, whole, strict=True):
                 gradient.copy_(total.view_as(gradient))
         release_sums(self._trained, noise, self._protection.expected, self._weights_penalty)

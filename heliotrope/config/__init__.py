@@ -1,5 +1,6 @@
 """The typed configuration of an experiment: schema, loading, checks, explained errors."""
 
+from heliotrope.config.audit import AuditConfig
 from heliotrope.config.cluster import ClusterConfig
 from heliotrope.config.data import DataConfig
 from heliotrope.config.distributed import DilocoConfig, DistributedConfig, EarlyStoppingConfig
@@ -23,6 +24,7 @@ from heliotrope.config.training import LossConfig, TargetConfig, TrackingConfig
 
 __all__ = [
     "GROUPS",
+    "AuditConfig",
     "ClusterConfig",
     "DataConfig",
     "DilocoConfig",

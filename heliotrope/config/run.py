@@ -8,6 +8,7 @@ from typing import Any, Literal
 from omegaconf import MISSING
 
 from heliotrope import plugin_loading
+from heliotrope.config.audit import AuditConfig
 from heliotrope.config.cluster import ClusterConfig
 from heliotrope.config.data import DataConfig
 from heliotrope.config.distributed import DistributedConfig
@@ -47,6 +48,7 @@ class Run:
     federated: FederatedConfig = MISSING
     target: TargetConfig = field(default_factory=TargetConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
 
     @property
     def task_name(self) -> str | None:

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from heliotrope.config.data import Fit
 from heliotrope.data.columns import Raw
@@ -13,6 +15,7 @@ from heliotrope.data.examples import Examples
 from heliotrope.data.info import Info
 from heliotrope.data.partition import Partition
 from heliotrope.data.preparation import Preparation, Statistics, Step
+from heliotrope.privacy.canaries import Canaries
 
 __all__ = ["Dataset", "Exchange", "Fitting"]
 
@@ -103,6 +106,8 @@ class Dataset:
         Where `preparation` was fitted here; None if it came with a model.
     notes
         Lines to be shown: what was inferred, and what was left out.
+    canaries
+        Those that are the last rows of `train`, if there are any.
     """
 
     name: str
@@ -113,3 +118,13 @@ class Dataset:
     preparation: Preparation
     fitting: Fitting | None = None
     notes: tuple[str, ...] = ()
+    canaries: Canaries | None = None
+
+    @property
+    def present(self) -> Tensor | None:
+        """Which rows of `train` take part, bool [N]: all but some canaries; None for all."""
+        if self.canaries is None:
+            return None
+        found = torch.ones(len(self.train), dtype=torch.bool)
+        found[-len(self.canaries) :] = torch.tensor(self.canaries.included)
+        return found

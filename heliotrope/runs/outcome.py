@@ -96,6 +96,8 @@ class Outcome:
     preparation
         What clients told so that all prepare their data alike, and the bytes of it, which are
         among those of `counts`.
+    canaries
+        How many were planted among those who train, and took part; None if none were.
     packages
         Those whose versions are written down beside the usual ones.
     directions
@@ -117,6 +119,7 @@ class Outcome:
     preparation: Mapping[str, Any] | None = None
     privacy: Mapping[str, Any] | None = None
     attack: Mapping[str, Any] | None = None
+    canaries: Mapping[str, Any] | None = None
     packages: tuple[str, ...] = field(default_factory=tuple)
     directions: Mapping[str, Direction] = field(default_factory=dict)
 
@@ -155,6 +158,8 @@ def result_of(run: Run, mode: Mode, outcome: Outcome) -> dict[str, Any]:
         result["target"] = outcome.target
     if outcome.attack is not None:
         result["attack"] = dict(outcome.attack)
+    if outcome.canaries is not None:
+        result["canaries"] = dict(outcome.canaries)
     if outcome.preparation is not None:
         result["preparation"] = dict(outcome.preparation)
     return result

@@ -26,6 +26,7 @@ def check_shared(run: Run) -> None:
     at_least("cluster.wait_seconds", run.cluster.wait_seconds, 0)
     _check_optimizer(run.optimizer)
     fraction("loss.label_smoothing", run.loss.label_smoothing)
+    at_least("audit.canaries", run.audit.canaries, 0)
     at_least("loss.l1", run.loss.l1, 0)
     at_least("loss.l2", run.loss.l2, 0)
     check_data(run.data)

@@ -1,0 +1,1 @@
+"""What `heliotrope audit` asks of a federated run."""

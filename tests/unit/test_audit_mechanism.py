@@ -1,0 +1,188 @@
+"""Faults planted in what releases a noisy sum are found, and where there is none, nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from distributed.audit import mechanism as of_steps
+from distributed.driver import build_components
+from distributed.privacy.protection import Protection
+from distributed.strategies.private import PrivateEngine
+from heliotrope.audit.checks import Check, Noise, check_denominator, check_noise, check_sensitivity
+from heliotrope.config import Run
+from heliotrope.training.loop import TrainingBatch
+from heliotrope.training.per_example import ClippedGradients
+from tests.support import compose
+
+SEEDS = range(20)
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+STEPS = (
+    "data=digits",
+    "data.fit=none",
+    "distributed/privacy=dpsgd",
+    "distributed.launcher=inline",
+    "distributed.workers=1",
+    "distributed.privacy.noise_multiplier=1.3",
+    "distributed.privacy.clip=0.7",
+)
+
+
+def half_the_noise(patch: pytest.MonkeyPatch) -> None:
+    drawn = Protection.noise
+    patch.setattr(Protection, "noise", lambda self, *given: drawn(self, *given) / 2)
+
+
+def no_noise(patch: pytest.MonkeyPatch) -> None:
+    drawn = Protection.noise
+    patch.setattr(Protection, "noise", lambda self, *given: drawn(self, *given) * 0)
+
+
+def the_same_noise_each_step(patch: pytest.MonkeyPatch) -> None:
+    drawn = Protection.noise
+    patch.setattr(Protection, "noise", lambda self, _, count: drawn(self, 1, count))
+
+
+def no_clipping(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ClippedGradients, "_scale", lambda _, norms: torch.ones_like(norms))
+
+
+def twice_the_clip(patch: pytest.MonkeyPatch) -> None:
+    scale = ClippedGradients._scale
+    patch.setattr(ClippedGradients, "_scale", lambda self, norms: scale(self, norms / 2))
+
+
+def realised_denominator(patch: pytest.MonkeyPatch) -> None:
+    step = PrivateEngine.step
+
+    def counting(self: PrivateEngine, batch: TrainingBatch) -> None:
+        before, self._protection.expected = self._protection.expected, max(1, len(batch))
+        try:
+            step(self, batch)
+        finally:
+            self._protection.expected = before
+
+    patch.setattr(PrivateEngine, "step", counting)
+
+
+def noise_of_each_worker(patch: pytest.MonkeyPatch) -> None:
+    """Each rank adds noise before the sums of all ranks are added: with one, nothing is wrong."""
+    drawn, release = Protection.noise, PrivateEngine._release
+
+    def own(self: PrivateEngine) -> None:
+        seed, rank = self._step_seed, self._topology.rank
+        noise = drawn(self._protection, seed + rank, sum(p.numel() for p in self._trained))
+        for p, part in zip(
+            self._trained, noise.split([p.numel() for p in self._trained]), strict=True
+        ):
+            assert p.grad is not None
+            p.grad += part.view_as(p)
+        release(self)
+
+    patch.setattr(Protection, "noise", lambda _, __, count: torch.zeros(count))
+    patch.setattr(PrivateEngine, "_release", own)
+
+
+def noise_that_differs_by_worker(patch: pytest.MonkeyPatch) -> None:
+    """Each rank adds noise of its own to the sum of all: their models part."""
+    release = PrivateEngine._release
+
+    def own(self: PrivateEngine) -> None:
+        self._step_seed += self._topology.rank
+        release(self)
+
+    patch.setattr(PrivateEngine, "_release", own)
+
+
+FAULTS = {
+    plant.__name__: (plant, name)
+    for plant, name in (
+        (half_the_noise, "standard deviation"),
+        (no_noise, "standard deviation"),
+        (the_same_noise_each_step, "noise of its own"),
+        (no_clipping, "no more than the clip"),
+        (twice_the_clip, "no more than the clip"),
+        (realised_denominator, "divided by"),
+        (noise_of_each_worker, "once a worker"),
+        (noise_that_differs_by_worker, "once a worker"),
+    )
+}
+
+
+def failed(checks: list[Check]) -> list[str]:
+    return [check.name for check in checks if check.passed is False]
+
+
+def checks_of_steps(seed: int, *more: str) -> list[Check]:
+    run = compose("distributed", *STEPS, f"seed={seed}", *more)
+    return of_steps.mechanism_checks(run, build_components(run).dataset, None)
+
+
+def test_nothing_is_found_where_nothing_is_wrong() -> None:
+    for seed in SEEDS:
+        checks = checks_of_steps(seed)
+        assert [check for check in checks if not check.passed] == []
+        assert len(checks) == 6
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_with_each_of_20_seeds(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant, name = FAULTS[fault]
+    plant(monkeypatch)
+    found = [failed(checks_of_steps(seed)) for seed in SEEDS]
+    assert sum(any(name in check for check in each) for each in found) == len(SEEDS)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ["model=logistic", "data=heart", "data.fit=none", "distributed.batch_size=4"],
+        ["model=cnn"],
+        ["model=mlp", "model.dropout=0.5", "distributed.accumulation_steps=2"],
+        ["optimizer.clip_norm=0.01", "loss.l2=0.5", "optimizer.momentum=0.9"],
+    ],
+    ids=lambda setting: setting[0],
+)
+def test_other_runs_pass_and_fail_as_well(
+    setting: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert failed(checks_of_steps(0, *setting)) == []
+    with monkeypatch.context() as patch:
+        half_the_noise(patch)
+        assert failed(checks_of_steps(0, *setting))
+    no_clipping(monkeypatch)
+    assert failed(checks_of_steps(0, *setting))
+
+
+def test_a_run_without_protection_has_nothing_to_check() -> None:
+    run: Run = compose("distributed", "data=digits", *STEPS[3:5])
+    assert of_steps.mechanism_checks(run, build_components(run).dataset, None) == []
+
+
+def test_a_statistic_raises_an_alarm_as_seldom_as_it_says() -> None:
+    generator, alarms, tried = np.random.default_rng(5), 0, 400
+    for _ in range(tried):
+        noise = 2.5 * generator.standard_normal((2, 300))
+        checks = check_noise([Noise("a", noise), Noise("b", noise)], 2.5, 0.05)
+        alarms += any(not check.passed for check in checks)
+    assert 0 < alarms <= 0.05 * tried + 3 * (0.05 * tried) ** 0.5
+
+
+def test_what_was_never_clipped_says_nothing() -> None:
+    assert check_sensitivity({"small": 0.2}, 1.0).passed is None
+    assert check_sensitivity({"small": 0.2, "huge": 1.0}, 1.0).passed
+    assert check_sensitivity({"small": 0.2, "huge": 0.5}, 1.0).passed is None
+    assert check_sensitivity({"small": 1.2, "huge": 1.0}, 1.0).passed is False
+
+
+def test_noise_of_no_length_and_few_numbers() -> None:
+    nothing = np.zeros((2, 3))
+    assert not check_noise([Noise("a", nothing)], 1.0, 1e-6)[0].passed
+    assert check_denominator({0: 8.0, 9: 8.001}, 8.0).passed
+    assert not check_denominator({0: 8.0, 9: 9.0}, 8.0).passed
