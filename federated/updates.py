@@ -203,12 +203,16 @@ class Stack:
     def rejections(self, weights: Weights) -> dict[int, Failure]:
         """Return the rows that must not be averaged with updates of `weights`, and why."""
         found: dict[int, Failure] = {}
+        if (wrong := self._unlike(weights)) is not None:
+            return {
+                row: Failure(who, f"update rejected: {wrong}")
+                for row, who in enumerate(self.clients)
+            }
+        for row, weight in enumerate(self.weights):
+            if weight < 0:
+                why = f"update rejected: it weighs {weight}"
+                found[row] = Failure(self.clients[row], why)
         for name, value in (*self.arrays.items(), *self.states.items()):
-            shape = tuple(value.shape[1:])
-            wanted = tuple(weights[name].shape) if name in self.arrays else shape
-            if shape != wanted:
-                reason = f"update rejected: {name} has shape {shape} instead of {wanted}"
-                return {row: Failure(who, reason) for row, who in enumerate(self.clients)}
             if is_finite(value):
                 continue
             finite = torch.isfinite(value).flatten(1).all(dim=1)
@@ -220,6 +224,25 @@ class Stack:
                 reason = "update rejected: its length is not finite"
                 found.setdefault(row, Failure(self.clients[row], reason, "diverged"))
         return found
+
+    def _unlike(self, weights: Weights) -> str | None:
+        """Return in what the arrays are not those of updates of `weights`; None if in nothing.
+
+        A shape that could be broadcast is another shape, and whole numbers are no real ones.
+        """
+        if self.arrays.keys() != weights.keys():
+            for name in [*weights, *self.arrays]:
+                if name not in self.arrays:
+                    return f"{name} is missing"
+                if name not in weights:
+                    return f"there is no array {name} to be trained"
+        for name, value in self.arrays.items():
+            shape, wanted = tuple(value.shape[1:]), tuple(weights[name].shape)
+            if shape != wanted:
+                return f"{name} has shape {shape} instead of {wanted}"
+            if value.is_floating_point() != weights[name].is_floating_point():
+                return f"{name} is of type {value.dtype} instead of {weights[name].dtype}"
+        return None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@
     │   └── RunDirectoryError  exit 2   the run's directory is in use, or holds another run
     └── RunFailedError         exit 1   the run started and could not be finished
         ├── CheckpointError    exit 1   a checkpoint fails its checksum or cannot be read
+        ├── MessageError       exit 1   a message holds what was not asked for, or no arrays at all
         ├── WorkerError        exit 1   a worker process died or raised (names the rank)
         └── QuorumError        exit 1   too few clients of a round succeeded
 
@@ -30,6 +31,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "HeliotropeError",
+    "MessageError",
     "PartitionError",
     "QuorumError",
     "ResourceError",
@@ -75,6 +77,10 @@ class RunFailedError(HeliotropeError):
 
 class CheckpointError(RunFailedError):
     """A checkpoint is damaged or unreadable."""
+
+
+class MessageError(RunFailedError):
+    """A message of a client or server is not what it must be."""
 
 
 class WorkerError(RunFailedError):

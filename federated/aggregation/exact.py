@@ -17,12 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Units", "add_slices", "moved", "sum_of_differences"]
+__all__ = ["MOST_WEIGHT", "Units", "add_slices", "moved", "sum_of_differences"]
 
 _MANTISSA = 53  # bits of float64
 _MARGIN = 8  # doublings of the largest global weight that clients may go beyond it
+_LEAST_BITS = 8  # of a slice
 _LEAST_RANGE = 0  # power of two: weights that begin at zero may go up to 1
 _BLOCK = 1 << 18  # numbers worked on at once: for several threads, and yet in the cache
+
+MOST_WEIGHT = (1 << (_MANTISSA - 3 - _LEAST_BITS)) - 1
+"""What clients may weigh in all for their sum to be exact: 4.4e12."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Units:
     @classmethod
     def _of_exponent(cls, exponent: int, most_weight: int) -> Units:
         bits = _MANTISSA - 3 - most_weight.bit_length()  # a slice's own
-        if bits < 8:
+        if bits < _LEAST_BITS:
             raise ValueError(f"weights of {most_weight} in all are too many for an exact sum")
         slices = math.ceil(64 / bits)
         units = tuple(2.0 ** (exponent - bits * (number + 1)) for number in range(slices))

@@ -114,8 +114,10 @@ class Reduction:
             name: name in clipped or self._holds(name, value)
             for name, value in stack.arrays.items()
         }
-        finite = stack.scaling is None or is_finite(stack.scaling.factors)
-        if not (finite and all(within.values()) and all(map(is_finite, stack.states.values()))):
+        sound = stack.arrays.keys() == self._weights.keys() and min(stack.weights, default=0) >= 0
+        if stack.scaling is not None:
+            sound = sound and is_finite(stack.scaling.factors)
+        if not (sound and all(within.values()) and all(map(is_finite, stack.states.values()))):
             rejected = stack.rejections(self._weights)
             failures = list(rejected.values())
             stack = stack.without(rejected)
@@ -138,7 +140,10 @@ class Reduction:
         return failures
 
     def _holds(self, name: str, values: Tensor) -> bool:
-        if values.shape[1:] != self._weights[name].shape:
+        start = self._weights.get(name)
+        if start is None or values.shape[1:] != start.shape:
+            return False
+        if values.is_floating_point() != start.is_floating_point():
             return False
         return name not in self._units or self._units[name].holds(values)
 

@@ -9,20 +9,22 @@ import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 from torch import Tensor
 
+from heliotrope.errors import MessageError
 from heliotrope.metrics import Metrics
 
+from ..aggregation.exact import MOST_WEIGHT
 from ..algorithms import ClientAlgorithm, ControlVariates, client_momentum, proximal
 from ..algorithms.control_variates import STATE
 from ..updates import Instruction, Stack, Update
+from .codec import Form, read_arrays, to_record
 
 __all__ = [
     "CLIENT_MOMENTUM",
@@ -41,7 +43,10 @@ __all__ = [
     "sums_of",
     "to_record",
     "train_reply",
+    "weight_of",
 ]
+
+_Record = TypeVar("_Record")
 
 CLIENT_MOMENTUM = "client-momentum"  # of each client's updates, in the config if it is not 0
 CLIP = "clip"  # the norm that updates may have, in the config of a round that has its own
@@ -73,59 +78,53 @@ def stamp(message: Message) -> Message:
     return message
 
 
-def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return tensors as Flower's serialised arrays, in order."""
-    return ArrayRecord(
-        {name: Array(value.detach().cpu().numpy()) for name, value in arrays.items()}
-    )
-
-
-def read_arrays(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return Flower's arrays as tensors of the same dtypes, each with its own memory."""
-    return {name: torch.from_numpy(_decoded(array)) for name, array in record.items()}
-
-
-def _decoded(array: Array) -> NDArray[Any]:
-    """Return a copy of an array; its bytes are a .npy file, whose header takes long to parse."""
-    count = math.prod(array.shape)
-    values = np.dtype(array.dtype)
-    header = len(array.data) - count * values.itemsize
-    if b"'fortran_order': False" not in array.data[:header]:
-        return np.array(array.numpy())
-    flat = np.frombuffer(array.data, values, count, header)
-    return flat.reshape(tuple(array.shape)).copy()
-
-
 def content_of(message: Message) -> tuple[dict[str, Tensor], Instruction]:
     """Return the global weights and the instruction that a strategy's message carries.
 
     Among the arrays may be the server's control variates, by the names of the weights after
-    `control_variates.STATE`.
+    `control_variates.STATE`. Raises `MessageError` if there is no such thing in it.
     """
-    (record,) = message.content.array_records.values()
-    (config,) = message.content.config_records.values()
+    record = _only(message.content.array_records, "array")
+    config = _only(message.content.config_records, "config")
     arrays = read_arrays(record)
     controls = {n.removeprefix(STATE): arrays.pop(n) for n in list(arrays) if n.startswith(STATE)}
     return arrays, _instruction(config, (ControlVariates(controls),) if controls else ())
 
 
+def _only(records: Mapping[str, _Record], kind: str) -> _Record:
+    if len(records) != 1:
+        raise MessageError(f"there are {len(records)} {kind} records instead of one")
+    return next(iter(records.values()))
+
+
 def _instruction(config: ConfigRecord, more: tuple[ClientAlgorithm, ...]) -> Instruction:
-    mu, beta = config.get("proximal-mu", 0.0), config.get(CLIENT_MOMENTUM, 0.0)
-    server_round, rate = config["server-round"], config.get(LEARNING_RATE)
-    clip = config.get(CLIP)
-    assert isinstance(mu, int | float)
-    assert isinstance(beta, float)
-    assert isinstance(server_round, int)
-    assert rate is None or isinstance(rate, float)
-    assert clip is None or isinstance(clip, float)
+    server_round = config.get("server-round")
+    if type(server_round) is not int or server_round < 0:
+        raise MessageError(f"server-round={server_round!r} is no number of a round")
     return Instruction(
         server_round=server_round,
-        algorithms=(*proximal(float(mu)), *more, *client_momentum(beta)),
-        lr=rate,
+        algorithms=(
+            *proximal(_number(config, "proximal-mu") or 0.0),
+            *more,
+            *client_momentum(_number(config, CLIENT_MOMENTUM) or 0.0),
+        ),
+        lr=_number(config, LEARNING_RATE),
         start_loss=bool(config.get(START_LOSS, False)),
         equal_weights=bool(config.get(EQUAL_WEIGHTS, False)),
-        clip=clip,
+        clip=_number(config, CLIP),
     )
+
+
+def _number(config: ConfigRecord, key: str) -> float | None:
+    """Return a number of at least 0 that a strategy tells clients; None if it tells none."""
+    if key not in config:
+        return None
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise MessageError(f"{key}={value!r} is no number")
+    if not 0 <= value < math.inf:
+        raise MessageError(f"{key}={value!r} is not a number of at least 0")
+    return float(value)
 
 
 def train_reply(
@@ -151,25 +150,35 @@ def train_reply(
     return Message(content, reply_to=reply_to)
 
 
-def stack_of(reply: Message) -> Stack:
+def stack_of(
+    reply: Message, expected: Mapping[str, Form] | None = None, most_weight: int = MOST_WEIGHT
+) -> Stack:
     """Return the update that a reply carries, as a stack of one.
 
-    Raises `ValueError` if it is weighed by anything else than a whole number.
+    Raises `MessageError` if its arrays are not as `expected`, or if it is weighed by anything else
+    than a whole number up to `most_weight`. Whether they are finite is not looked at.
     """
-    (arrays,) = reply.content.array_records.values()
-    (metrics,) = reply.content.metric_records.values()
-    client, weight = reply.metadata.src_node_id, metrics["num-examples"]
-    if not isinstance(weight, int) or weight < 0:
-        raise ValueError(f"client {client}: num-examples={weight} is no number of examples")
+    arrays = _only(reply.content.array_records, "array")
+    client, weight = reply.metadata.src_node_id, weight_of(reply, most_weight)
     return Stack(
         clients=(client,),
-        arrays={name: value[None] for name, value in read_arrays(arrays).items()},
+        arrays={name: value[None] for name, value in read_arrays(arrays, expected).items()},
         weights=(weight,),
         loss_sums=(0.0,),
         seen=(weight,),
         weights_seen=(weight,),
         steps=(0,),
     )
+
+
+def weight_of(reply: Message, most_weight: int = MOST_WEIGHT) -> int:
+    """Return what a reply says that it weighs; `MessageError` if it is no number of examples."""
+    weight = _only(reply.content.metric_records, "metric").get("num-examples")
+    if type(weight) is not int or weight < 0:
+        raise MessageError(f"num-examples={weight!r} is no number of examples")
+    if weight > most_weight:
+        raise MessageError(f"num-examples={weight} is more than {most_weight}, the most there are")
+    return weight
 
 
 def evaluate_reply(metrics: Metrics, reply_to: Message) -> Message:

@@ -10,7 +10,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from ..aggregation import Reduction, mean_of
-from ..flower.messages import read_arrays, stack_of, to_record
+from ..flower.messages import read_arrays, to_record
+from ..flower.vetting import updates_of
 from .facts import ModelFacts
 
 __all__ = ["ParametersOnly"]
@@ -45,17 +46,17 @@ class ParametersOnly(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        messages = list(replies)
-        stacks = [stack_of(message) for message in messages if message.has_content()]
-        for message in messages:
-            if message.has_content():
-                ((name, record),) = message.content.array_records.items()
-                others = {key: value for key, value in message.content.items() if key != name}
-                message.content = RecordDict({name: self._parameters(record), **others})
+        sent = read_arrays(self._start)
+        updates = updates_of(replies, sent)
+        for message, _ in updates:
+            ((name, record),) = message.content.array_records.items()
+            others = {key: value for key, value in message.content.items() if key != name}
+            message.content = RecordDict({name: self._parameters(record), **others})
+        messages, stacks = [message for message, _ in updates], [stack for _, stack in updates]
         arrays, metrics = self.inner.aggregate_train(server_round, messages)
         if arrays is None:
             return None, metrics
-        start = {n: v for n, v in read_arrays(self._start).items() if n in self._facts.buffers}
+        start = {name: value for name, value in sent.items() if name in self._facts.buffers}
         most = max(self._facts.most_weight, sum(sum(stack.weights) for stack in stacks))
         reduction = Reduction(start, most)
         for stack in stacks:

@@ -10,7 +10,7 @@ the mean difference Delta_t, the moments m_t and v_t, the server's rate eta.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from torch import Tensor
 
 from ..aggregation import Mean, Reduction, mean_of, moved
-from ..flower.messages import read_arrays, stack_of, to_record
+from ..flower.messages import read_arrays, to_record
+from ..flower.vetting import updates_of
+from ..updates import Stack, Weights
 from .facts import ModelFacts
 
 __all__ = ["FedAdagrad", "FedAdam", "FedAdamCorrected", "FedAvg", "FedAvgM", "FedProx", "FedYogi"]
@@ -60,22 +62,29 @@ class MeanStrategy(FlowerFedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the new model from replies with weights; None if there are none."""
-        valid, _ = self._check_and_log_replies(replies, is_train=True)
-        if not valid:
-            return None, None
+        """Return the new model from replies with weights; None if there are none that fit.
+
+        A reply that does not is left out, and logged with its client.
+        """
         weights = self._global_weights()
         start = {**weights, **self.beside(weights)}
-        stacks = [stack_of(message) for message in valid]
-        most = max(self._facts.most_weight, sum(sum(stack.weights) for stack in stacks))
+        updates = updates_of(replies, start)
+        return self.aggregate_updates(server_round, updates, start) if updates else (None, None)
+
+    def aggregate_updates(
+        self, server_round: int, updates: Sequence[tuple[Message, Stack]], start: Weights
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Return the new model from updates of `start` that are fit, with their replies."""
+        most = max(self._facts.most_weight, sum(sum(stack.weights) for _, stack in updates))
         reduction = Reduction(start, most)
-        for stack in stacks:
+        for _, stack in updates:
             for failure in reduction.add(stack):
                 raise ValueError(f"client {failure.client}: {failure.reason}")
         whole = reduction.partial()
         assert whole is not None
         mean = mean_of([whole], start)
-        metrics = self.train_metrics_aggr_fn([m.content for m in valid], self.weighted_by_key)
+        contents = [message.content for message, _ in updates]
+        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         return self.aggregate_mean(server_round, mean), metrics
 
     def aggregate_mean(self, server_round: int, mean: Mean) -> ArrayRecord:

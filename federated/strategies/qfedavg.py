@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from ..aggregation import moved
 from ..flower.messages import LEARNING_RATE, START_LOSS, read_arrays, to_record
+from ..updates import Stack, Weights
 from .facts import ModelFacts
 from .mean import MeanStrategy
 
@@ -44,24 +45,19 @@ class QFedAvg(MeanStrategy):
         self._round_rate = rate
         return super().configure_train(server_round, arrays, config, grid)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        valid = [message for message in replies if message.has_content()]
-        valid.sort(key=lambda message: message.metadata.src_node_id)
-        mean, metrics = super().aggregate_train(server_round, valid)
-        if mean is None:
-            return None, metrics
-        start = self._global_weights()
+    def aggregate_updates(
+        self, server_round: int, updates: Sequence[tuple[Message, Stack]], start: Weights
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        updates = sorted(updates, key=lambda update: update[1].clients)
+        mean, metrics = super().aggregate_updates(server_round, updates, start)
         names = [name for name in start if name in self._facts.parameters]
         sums = {name: torch.zeros_like(start[name], dtype=torch.float64) for name in names}
         divisor, smoothness = 0.0, 1.0 / self._round_rate
-        losses = [_start_loss(message) for message in valid]
+        losses = [_start_loss(message) for message, _ in updates]
         largest = max(losses)  # all losses are divided by it: their powers stay within range
-        for message, loss in zip(valid, losses, strict=True):
-            (arrays,) = message.content.array_records.values()
-            own = read_arrays(arrays)
-            gradients = {n: smoothness * (start[n].double() - own[n].double()) for n in names}
+        for (_, stack), loss in zip(updates, losses, strict=True):
+            own = stack.arrays
+            gradients = {n: smoothness * (start[n].double() - own[n][0].double()) for n in names}
             square = sum(float(gradient.square().sum()) for gradient in gradients.values())
             power = (loss / largest) ** self._q
             divisor += power * (self._q * square / loss + smoothness)

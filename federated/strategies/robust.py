@@ -7,7 +7,6 @@ which the parameters are, and whole numbers rounded to the nearest.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +21,13 @@ from heliotrope.errors import RunFailedError
 from heliotrope.seeding import numpy_generator
 
 from ..flower.messages import read_arrays, to_record
+from ..flower.vetting import updates_of
 from ..fractions import decimal, fraction_rounded_down
-from ..updates import Weights, is_finite
+from ..updates import Weights
 from .facts import ModelFacts
 
 __all__ = ["Bucketing", "Bulyan", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum"]
 __all__ += ["RobustStrategy", "trimmed_mean"]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class RobustStrategy(FlowerFedAvg):
     """Combines the clients' weights, all at once.
 
     `least` is the smallest number of clients, or of buckets of them, from which the rule gives what
-    it promises. An update that is not finite is left out.
+    it promises. An update that is not fit, such as one that is not finite, is left out.
     """
 
     def __init__(self, facts: ModelFacts, **settings: Any) -> None:
@@ -92,18 +90,11 @@ class RobustStrategy(FlowerFedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the new model; raises `RunFailedError` if too few clients have replied."""
-        valid, _ = self._check_and_log_replies(replies, is_train=True)
-        if not valid:
+        updates = updates_of(replies, read_arrays(self._start))
+        if not updates:
             return None, None
-        valid = sorted(valid, key=lambda message: message.metadata.src_node_id)
-        finite, weights = [], []
-        for message in valid:
-            read = read_arrays(next(iter(message.content.array_records.values())))
-            if all(map(is_finite, read.values())):
-                finite.append(message.content)
-                weights.append(read)
-            else:
-                _log.warning("client %d: update is not finite", message.metadata.src_node_id)
+        updates.sort(key=lambda update: update[1].clients)
+        weights = [{n: v[0] for n, v in stack.arrays.items()} for _, stack in updates]
         count = self.bucketing.count(len(weights))
         if count < self.least:
             of = "" if self.bucketing.size == 1 else f" in buckets of {self.bucketing.size}"
@@ -112,7 +103,9 @@ class RobustStrategy(FlowerFedAvg):
                 f"clients to bound those of bad ones, and has {count}{of}. Raise "
                 "federated.clients_per_round."
             )
-        metrics = self.train_metrics_aggr_fn(finite, self.weighted_by_key)
+        metrics = self.train_metrics_aggr_fn(
+            [message.content for message, _ in updates], self.weighted_by_key
+        )
         combined = self.combine(self.bucketing.means(server_round, weights))
         rounded = {}
         for name, like in weights[0].items():
