@@ -48,7 +48,7 @@ _ONLY_OURS = (
     *("geometric_median", "centered_clipping", "norm_bounding", "fltrust"),
 )
 
-_PRIVACY = ("none", "central", "adaptive", "record")
+_PRIVACY = ("none", "central", "adaptive", "ftrl", "record")
 
 BUILT_IN: dict[Group, dict[str, str]] = {
     "model": {

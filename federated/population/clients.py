@@ -142,6 +142,19 @@ class Population:
         drawn: list[int] = able[hash_ranks(key, counters) < below].tolist()
         return drawn
 
+    def draw_in_turn(self, server_round: int, size: int) -> list[int]:
+        """Return the next `size` clients of an order that is the same in each pass.
+
+        In client order; the last cohort of a pass is the rest. So everybody takes part once before
+        anybody does again, and with as many rounds from one turn to the next.
+        """
+        able = self._training
+        counters = self._counters if len(able) == len(self) else self._counters[able]
+        order = able[np.argsort(hash_ranks(seed(self._seed, "turns"), counters))]
+        turn = (server_round - 1) % -(-len(able) // size)
+        drawn: list[int] = np.sort(order[turn * size : (turn + 1) * size]).tolist()
+        return drawn
+
     def attackers(self, size: int) -> frozenset[int]:
         """Return `size` different clients of `training`, uniformly, the same in every round."""
         able = self._training

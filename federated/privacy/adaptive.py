@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from heliotrope.errors import ConfigError
-from heliotrope.privacy.accountant import Mechanism
+from heliotrope.privacy.mechanisms import GaussianMechanism
 
 from ..aggregation import UpdateTransform
 from .central import Central
@@ -58,7 +58,7 @@ class Adaptive(Central):
         """Return sigma_b, the standard deviation of the noise on the sum of bits."""
         return cohort / 20 if self.count_noise is None else self.count_noise
 
-    def update_multiplier(self, mechanism: Mechanism) -> float:
+    def update_multiplier(self, mechanism: GaussianMechanism) -> float:
         """Return z_Delta of a mechanism of noise z; `ConfigError` if the bits leave no room.
 
         A client who comes or goes moves the bits' sum by 1/2; where one is replaced, by 1.
@@ -76,7 +76,7 @@ class Adaptive(Central):
             )
         return found
 
-    def deviation(self, mechanism: Mechanism, clip: float | None = None) -> float:
+    def deviation(self, mechanism: GaussianMechanism, clip: float | None = None) -> float:
         """Return the standard deviation of the noise on the sum, where updates have `clip`."""
         clip = self.clip if clip is None else clip
         return self.update_multiplier(mechanism) * self.reach(mechanism) * clip

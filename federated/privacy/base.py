@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 from heliotrope.privacy.keys import NoiseKeys
+from heliotrope.privacy.mechanisms import GaussianMechanism
 
-from ..aggregation import UpdateTransform
+from ..aggregation import ClipNorm, UpdateTransform
 
-__all__ = ["ClientPrivacy"]
+__all__ = ["ClientPrivacy", "ClippedSum"]
 
 
 @dataclass(frozen=True)
@@ -22,3 +24,31 @@ class ClientPrivacy(NoiseKeys):
     def transforms(self) -> tuple[UpdateTransform, ...]:
         """Return what each client does to its update."""
         return ()
+
+
+@dataclass(frozen=True)
+class ClippedSum(ClientPrivacy):
+    """The keys of a kind with a trusted server, which adds noise to the sum of clipped updates."""
+
+    unit: ClassVar[str] = "client"
+
+    def transforms(self) -> tuple[UpdateTransform, ...]:
+        """Return what each client does to its update."""
+        return (ClipNorm(self.clip),)
+
+    def mechanism(
+        self, cohort: int, clients: int, rounds: int, noise: float | None
+    ) -> GaussianMechanism:
+        """Return the mechanism of a round of `cohort` of `clients`.
+
+        `noise` is the multiplier of a run that goes on; None: as the keys say, for so many rounds.
+        """
+        return self.with_noise(self.released(cohort, clients), rounds, noise)
+
+    @abstractmethod
+    def deviation(self, mechanism: GaussianMechanism) -> float:
+        """Return the standard deviation of the noise on the sum, in units of the weights."""
+
+    @abstractmethod
+    def assumptions(self) -> list[str]:
+        """Return what the figure depends on, a sentence each."""

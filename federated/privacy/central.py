@@ -9,28 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from heliotrope.errors import ConfigError
-from heliotrope.privacy.accountant import Mechanism, Sampling
+from heliotrope.privacy.mechanisms import GaussianMechanism, Mechanism, Sampling
 
-from ..aggregation import ClipNorm, UpdateTransform
-from .base import ClientPrivacy
+from .base import ClippedSum
 
-__all__ = ["Central"]
+__all__ = ["Central", "Normals", "noisy_mean"]
 
 
 @dataclass(frozen=True)
-class Central(ClientPrivacy):
+class Central(ClippedSum):
     """The keys of `federated/privacy=central`; see `choices.central`."""
 
     sampling: str
-
-    unit: ClassVar[str] = "client"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,23 +37,15 @@ class Central(ClientPrivacy):
                 f"accounted for. Set {self.key}.sampling=poisson."
             )
 
-    def transforms(self) -> tuple[UpdateTransform, ...]:
-        """Return what each client does to its update."""
-        return (ClipNorm(self.clip),)
+    def released(self, cohort: int, population: int) -> Mechanism:
+        """Return the mechanism of a round, with a noise multiplier of 1."""
+        return Mechanism(cast(Sampling, self.sampling), 1.0, cohort, population)
 
-    def mechanism(self, cohort: int, clients: int, rounds: int, noise: float | None) -> Mechanism:
-        """Return the mechanism of a round of `cohort` of `clients`.
-
-        `noise` is the multiplier of a run that goes on; None: as the keys say.
-        """
-        mechanism = Mechanism(cast(Sampling, self.sampling), 1.0, cohort, clients)
-        return self.with_noise(mechanism, rounds, noise)
-
-    def reach(self, mechanism: Mechanism) -> int:
+    def reach(self, mechanism: GaussianMechanism) -> int:
         """Return how many clips the sums of neighbours can be apart."""
         return 2 if mechanism.adjacency == "replace-one" else 1
 
-    def deviation(self, mechanism: Mechanism) -> float:
+    def deviation(self, mechanism: GaussianMechanism) -> float:
         """Return the standard deviation of the noise on the sum, in units of the weights."""
         return mechanism.noise_multiplier * self.reach(mechanism) * self.clip
 
@@ -77,12 +66,19 @@ class Central(ClientPrivacy):
         ]
 
 
+class Normals(Protocol):
+    """What noise is drawn from, such as a NumPy generator."""
+
+    def standard_normal(self, size: tuple[int, ...], /) -> Any:
+        """Return an array, float64 [*size], of which each number has mean 0."""
+
+
 def noisy_mean(
     total: Mapping[str, Tensor],
     trained: Collection[str],
     deviation: float,
     cohort: int,
-    generator: np.random.Generator,
+    generator: Normals,
 ) -> dict[str, Tensor]:
     """Return (total + noise) / cohort of the `trained` parameters, and zeros of everything else.
 
@@ -93,7 +89,7 @@ def noisy_mean(
     trained
         One name of each trained parameter. Nothing else is released, such as buffers.
     deviation
-        Standard deviation of the noise on each number of the sum.
+        Standard deviation of the noise on each number of the sum, if the generator's is 1.
     cohort
         The number of clients that a round is expected to have.
     generator
@@ -104,6 +100,6 @@ def noisy_mean(
         if name not in trained:
             found[name] = torch.zeros_like(value)
             continue
-        noise = torch.from_numpy(generator.standard_normal(tuple(value.shape)))
+        noise = torch.from_numpy(np.asarray(generator.standard_normal(tuple(value.shape))))
         found[name] = noise.mul_(deviation).add_(value).div_(cohort)
     return found

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from .adaptive import Adaptive
 from .central import Central
+from .ftrl import Ftrl
 from .record import Record
 
-__all__ = ["adaptive", "central", "none", "record"]
+__all__ = ["adaptive", "central", "ftrl", "none", "record"]
 
 
 def none() -> None:
@@ -91,6 +92,37 @@ def adaptive(
         clip_learning_rate,
         count_noise,
     )
+
+
+def ftrl(
+    *,
+    clip: float = 1.0,
+    noise_multiplier: float | None = None,
+    delta: float | None = None,
+    target_epsilon: float | None = None,
+    band: int = 16,
+) -> Ftrl:
+    """Client-level privacy without drawing anybody: clients in turn, noise that partly cancels.
+
+    DP-FTRL (Kairouz et al. 2021, arXiv:2103.00039) with the banded inverse square root
+    factorisation (Kalinin et al. 2025, arXiv:2505.12128).
+
+    Parameters
+    ----------
+    clip
+        The Euclidean norm that an update may have; longer ones are scaled down to it.
+    noise_multiplier
+        Standard deviation of the independent numbers of which the noise on sums is made, in clips;
+        null: the least that keeps all rounds within target_epsilon.
+    delta
+        The probability with which epsilon may fail, at most 1 in the number of clients; null: that
+        number to the power of -1.1.
+    target_epsilon
+        What may be spent: the run stops before it spends more.
+    band
+        Over how many rounds noise is correlated; with 1, rounds have independent noise.
+    """
+    return Ftrl(clip, noise_multiplier, delta, target_epsilon, band)
 
 
 def record(

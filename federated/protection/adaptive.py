@@ -61,7 +61,7 @@ class AdaptiveSum(NoisySum):
         if mean is not None:
             unclipped = round(float(mean.differences[UNCLIPPED]) * mean.weight)
             centred = unclipped - mean.weight / 2
-        noise = self._generator("privacy of the clip", server_round).standard_normal()
+        noise = self._seeded("privacy of the clip", server_round).standard_normal()
         centred += self._keys.count_deviation(self._cohort) * float(noise)
         share = 0.5 + centred / self._cohort
         self._numbers = {"privacy/clip": self._clip, "privacy/unclipped": share}

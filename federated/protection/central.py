@@ -11,14 +11,16 @@ from flwr.serverapp.strategy import Strategy
 
 from heliotrope.config import Run
 from heliotrope.data import Exchange
-from heliotrope.privacy.accountant import Mechanism, RunningBound, Spent, rounds_within
+from heliotrope.privacy.accountant import RunningBound, Spent, rounds_within
 from heliotrope.privacy.ledger import Ledger
+from heliotrope.privacy.mechanisms import GaussianMechanism
 from heliotrope.privacy.told import promise, result
 from heliotrope.seeding import numpy_generator
 
 from ..aggregation import Mean
 from ..engine.context import TrainingContext
-from ..privacy.central import Central, noisy_mean
+from ..privacy.base import ClippedSum
+from ..privacy.central import Normals, noisy_mean
 from ..updates import Weights
 from .base import Protection, stamp_of
 from .conditions import check_adds_up, check_clipped_once, check_tells_nothing_else
@@ -29,7 +31,7 @@ __all__ = ["NoisySum"]
 class NoisySum(Protection):
     """Draws cohorts, charges rounds, and adds the noise."""
 
-    def __init__(self, privacy: Central, run: Run, context: TrainingContext, path: Path) -> None:
+    def __init__(self, privacy: ClippedSum, run: Run, context: TrainingContext, path: Path) -> None:
         self._privacy, self._run, self._ledger = privacy, run, Ledger(path)
         self._population = context.population
         self._clients = len(context.population.training())
@@ -43,7 +45,7 @@ class NoisySum(Protection):
             if p.requires_grad and name in context.global_weights
         }
         self._stamp = stamp_of(run)
-        self._mechanism: Mechanism
+        self._mechanism: GaussianMechanism
         self._bound: RunningBound
         self._before: Spent = ()
         self._rounds_before = 0
@@ -52,7 +54,7 @@ class NoisySum(Protection):
     @classmethod
     def check(
         cls,
-        privacy: Central,
+        privacy: ClippedSum,
         run: Run,
         context: TrainingContext,
         strategy: Strategy,
@@ -66,13 +68,14 @@ class NoisySum(Protection):
     def begin(self, server_round: int, saved: Mapping[str, Any]) -> None:
         self._ledger.restore(saved)
         rounds = self._run.federated.rounds
+        latest = self._ledger.latest
+        noise = None if latest is None else latest.noise_multiplier
+        mechanism = self._privacy.mechanism(self._cohort, self._clients, rounds, noise)
+        self._mechanism = self._continued(mechanism, server_round)
         # Rounds that a crash has cut off are done again, alike: charged already, but still to come.
         spent = self._ledger.without(
             {self._release(n) for n in range(server_round + 1, rounds + 1)}
         )
-        latest = self._ledger.latest
-        noise = None if latest is None else latest.noise_multiplier
-        self._mechanism = self._privacy.mechanism(self._cohort, self._clients, rounds, noise)
         self._before, self._rounds_before = spent, server_round
         self._bound = RunningBound(self._mechanism, self._delta, spent)
         budget, left = self._privacy.target_epsilon, rounds - server_round
@@ -80,7 +83,12 @@ class NoisySum(Protection):
             within = rounds_within(self._mechanism, left, self._delta, budget, spent)
             self.last_round = server_round + within
 
+    def _continued(self, mechanism: GaussianMechanism, server_round: int) -> GaussianMechanism:  # noqa: ARG002
+        """Return the mechanism as it goes on after `server_round` rounds."""
+        return mechanism
+
     def _release(self, server_round: int) -> str:
+        """Return the name of what a round releases: the same if noise and sum are the same."""
         return f"round {server_round} {self._stamp}"
 
     def line(self) -> str:
@@ -92,6 +100,9 @@ class NoisySum(Protection):
 
     def draw(self, server_round: int) -> list[int]:
         self._ledger.charge(self._release(server_round), self._mechanism)
+        return self._drawn(server_round)
+
+    def _drawn(self, server_round: int) -> list[int]:
         if self._mechanism.sampling == "poisson":
             return self._population.draw_each(server_round, self._cohort)
         return self._population.draw(server_round, self._cohort)
@@ -104,7 +115,7 @@ class NoisySum(Protection):
         else:
             total = {n: value * mean.weight for n, value in mean.differences.items()}
         trained = set(self._same.values())
-        generator = self._generator("privacy", server_round)
+        generator = self._generator(server_round)
         noisy = noisy_mean(total, trained, self._deviation(), self._cohort, generator)
         noisy |= {name: noisy[first] for name, first in self._same.items()}
         clients = () if mean is None else mean.clients
@@ -114,8 +125,11 @@ class NoisySum(Protection):
         """Return the standard deviation of the noise on the present round's sum."""
         return self._privacy.deviation(self._mechanism)
 
-    def _generator(self, stream: str, server_round: int) -> np.random.Generator:
+    def _generator(self, server_round: int) -> Normals:
         """Return what a round draws noise from: the same again if the round is the same again."""
+        return self._seeded("privacy", server_round)
+
+    def _seeded(self, stream: str, server_round: int) -> np.random.Generator:
         return numpy_generator(self._run.seed, stream, server_round, self._stamp)
 
     def numbers(self, server_round: int) -> dict[str, float]:

@@ -15,11 +15,13 @@ from ..engine.context import TrainingContext
 from ..privacy.adaptive import Adaptive
 from ..privacy.base import ClientPrivacy
 from ..privacy.central import Central
+from ..privacy.ftrl import Ftrl
 from ..privacy.names import privacy_of
 from ..privacy.record import Record
 from .adaptive import AdaptiveSum
 from .base import Protection
 from .central import NoisySum
+from .ftrl import CorrelatedNoise
 from .record import PrivateClients
 
 __all__ = ["check_protectable", "protected"]
@@ -27,6 +29,7 @@ __all__ = ["check_protectable", "protected"]
 _KINDS: dict[type[ClientPrivacy], type[Protection]] = {
     Central: NoisySum,
     Adaptive: AdaptiveSum,
+    Ftrl: CorrelatedNoise,
     Record: PrivateClients,
 }
 

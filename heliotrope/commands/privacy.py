@@ -16,8 +16,9 @@ from heliotrope.config import Mode, Run
 from heliotrope.config.explain import composing
 from heliotrope.data import Traits, load, partition
 from heliotrope.errors import ConfigError
-from heliotrope.privacy.accountant import Mechanism, Sampling, noise_for
+from heliotrope.privacy.accountant import noise_for
 from heliotrope.privacy.keys import NoiseKeys
+from heliotrope.privacy.mechanisms import GaussianMechanism
 from heliotrope.privacy.told import promise
 
 __all__ = ["Plan", "plan_of", "privacy_command"]
@@ -46,7 +47,7 @@ class Plan:
 
     mode: Mode
     keys: NoiseKeys
-    mechanism: Mechanism
+    mechanism: GaussianMechanism
     length: int
     releases: int
 
@@ -89,11 +90,10 @@ def plan_of(run: Run, mode: Mode) -> Plan | None:
     train = load(run.data, run.seed, task=run.task_name).train
     if mode == "distributed":
         count, batch = len(train), min(run.distributed.batch_size, len(train))
-        drawn = Mechanism("poisson", 1.0, batch, count)
+        drawn = keys.released(batch, count)
         return Plan(mode, keys, drawn, run.distributed.epochs, -(-count // batch))
     clients = len(partition(run.federated.partition, Traits.of(train), run.seed))
-    sampling: Sampling = "fixed" if getattr(keys, "sampling", "poisson") == "fixed" else "poisson"
-    drawn = Mechanism(sampling, 1.0, run.federated.clients_per_round, clients)
+    drawn = keys.released(run.federated.clients_per_round, clients)
     return Plan(mode, keys, drawn, run.federated.rounds, 1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,9 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from heliotrope.errors import ConfigError
+from heliotrope.privacy.mechanisms import GaussianMechanism, Mechanism, Sampling
 
 __all__ = [
-    "Adjacency",
     "Epsilon",
     "Mechanism",
     "RunningBound",
@@ -30,44 +31,14 @@ __all__ = [
     "rounds_within",
 ]
 
-Sampling = Literal["poisson", "fixed"]
-Adjacency = Literal["add-or-remove-one", "replace-one"]
-
 _NEWEST, _OLDEST = (1, 0), (0, 6)  # of dp-accounting; before 0.6 PLD knows no replaced participant
 _UNIT = 1e-4  # of noise multipliers that are found
 
 
-@dataclass(frozen=True)
-class Mechanism:
-    """A sum with Gaussian noise, over participants who are drawn anew each time.
-
-    Parameters
-    ----------
-    sampling
-        `poisson`: each of `population` takes part with probability `cohort / population`;
-        neighbours have one participant more or less. `fixed`: exactly `cohort` of them, drawn
-        without replacement; in neighbours one participant is another.
-    noise_multiplier
-        Standard deviation of the noise, in how far neighbours' sums can be apart.
-    cohort
-        How many take part, with `poisson` in expectation.
-    population
-        How many there are to be drawn.
-    """
-
-    sampling: Sampling
-    noise_multiplier: float
-    cohort: int
-    population: int
-
-    @property
-    def adjacency(self) -> Adjacency:
-        """What neighbours are: data that the mechanism's result must hardly tell apart."""
-        return "replace-one" if self.sampling == "fixed" else "add-or-remove-one"
-
-
-Spent = Sequence[tuple[Mechanism, int]]
+Spent = Sequence[tuple[GaussianMechanism, int]]
 """Mechanisms of one adjacency, and how often each was used."""
+
+_Used = tuple[tuple[GaussianMechanism, int], ...]
 
 
 @dataclass(frozen=True)
@@ -98,7 +69,9 @@ def epsilon(spent: Spent, delta: float) -> Epsilon:
 
 
 @lru_cache(maxsize=256)
-def noise_for(mechanism: Mechanism, rounds: int, delta: float, target_epsilon: float) -> float:
+def noise_for(
+    mechanism: GaussianMechanism, rounds: int, delta: float, target_epsilon: float
+) -> float:
     """Return the least noise multiplier with which `rounds` stay within `target_epsilon`.
 
     To 4 decimals, rounded up; that of `mechanism` does not matter.
@@ -135,7 +108,7 @@ def noise_for(mechanism: Mechanism, rounds: int, delta: float, target_epsilon: f
 
 
 def rounds_within(
-    mechanism: Mechanism, most: int, delta: float, budget: float, before: Spent = ()
+    mechanism: GaussianMechanism, most: int, delta: float, budget: float, before: Spent = ()
 ) -> int:
     """Return how many rounds, at most `most`, stay within the `budget` after what is spent."""
 
@@ -176,10 +149,11 @@ class RunningBound:
         What is spent already.
     """
 
-    def __init__(self, mechanism: Mechanism, delta: float, before: Spent = ()) -> None:
-        self._delta = delta
+    def __init__(self, mechanism: GaussianMechanism, delta: float, before: Spent = ()) -> None:
+        self._mechanism, self._delta, self._spent = mechanism, delta, before
         self._noisy = all(m.noise_multiplier > 0 for m, _ in (*before, (mechanism, 1)))
-        if not self._noisy:
+        self._linear = isinstance(mechanism, Mechanism)  # each use adds the same
+        if not (self._noisy and self._linear):
             return
         dp, _, rdp = _accounting()
         self._to_epsilon = rdp.rdp_privacy_accountant.compute_epsilon
@@ -196,19 +170,26 @@ class RunningBound:
         """Return the bound after `rounds` uses."""
         if not self._noisy:
             return math.inf
+        if not self._linear:
+            return _bound((*self._spent, (self._mechanism, rounds)), self._delta)
         # Of some orders the divergence is infinite, and 0 of these is still nothing.
         spent = rounds * self._each + self._before if rounds else self._before
         return float(self._to_epsilon(self._orders, spent, self._delta)[0])
 
 
-def _used(spent: Spent) -> tuple[tuple[Mechanism, int], ...]:
+def _bound(spent: Spent, delta: float) -> float:
+    """Return the epsilon of all that was spent, by RDP."""
+    with _quiet():
+        bound = _accountants(spent[0][0])[0]
+        return float(bound.compose(_composed(_accounting()[0], spent)).get_epsilon(delta))
+
+
+def _used(spent: Spent) -> _Used:
     return tuple((mechanism, count) for mechanism, count in spent if count)
 
 
 @lru_cache(maxsize=1024)
-def _tightest(
-    used: tuple[tuple[Mechanism, int], ...], delta: float
-) -> tuple[float, Literal["PLD", "RDP"]]:
+def _tightest(used: _Used, delta: float) -> tuple[float, Literal["PLD", "RDP"]]:
     """Return epsilon by the tightest accountant, and its name."""
     if not used:
         return 0.0, "PLD"
@@ -224,18 +205,19 @@ def _tightest(
 
 
 @lru_cache(maxsize=1024)
-def _epsilon(used: tuple[tuple[Mechanism, int], ...], delta: float) -> Epsilon:
+def _epsilon(used: _Used, delta: float) -> Epsilon:
     value, accountant = _tightest(used, delta)
     if accountant == "RDP" or not used or math.isinf(value):
         return Epsilon(value, accountant, value)
-    with _quiet():
-        event = _composed(_accounting()[0], used)
-        upper = float(_accountants(used[0][0])[0].compose(event).get_epsilon(delta))
-    return Epsilon(value, accountant, upper)
+    return Epsilon(value, accountant, _bound(used, delta))
 
 
-def _accountants(mechanism: Mechanism) -> list[Any]:
-    """Return accountants that know the mechanism's adjacency and sampling: RDP, and the best."""
+def _accountants(mechanism: GaussianMechanism) -> list[Any]:
+    """Return accountants that know the mechanism's adjacency and sampling: RDP, and the best.
+
+    A Gaussian without sampling is in units of how far neighbours' results are apart, whatever
+    neighbours are; accountants take it for one of an added participant.
+    """
     dp, pld, rdp = _accounting()
     one = dp.NeighboringRelation
     fixed = mechanism.sampling == "fixed"
@@ -245,16 +227,11 @@ def _accountants(mechanism: Mechanism) -> list[Any]:
 
 
 def _composed(dp: Any, spent: Spent) -> Any:
-    return dp.ComposedDpEvent(
-        [dp.SelfComposedDpEvent(_event(dp, mechanism), count) for mechanism, count in spent]
-    )
-
-
-def _event(dp: Any, mechanism: Mechanism) -> Any:
-    noise = dp.GaussianDpEvent(mechanism.noise_multiplier)
-    if mechanism.sampling == "fixed":
-        return dp.SampledWithoutReplacementDpEvent(mechanism.population, mechanism.cohort, noise)
-    return dp.PoissonSampledDpEvent(mechanism.cohort / mechanism.population, noise)
+    """Return one event of all; of a mechanism, all uses together, which may be less than each."""
+    uses: Counter[GaussianMechanism] = Counter()
+    for mechanism, count in spent:
+        uses[mechanism] += count
+    return dp.ComposedDpEvent([each.event(dp, count) for each, count in uses.items() if count])
 
 
 def _accounting() -> tuple[Any, Any, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from heliotrope.errors import ConfigError
-from heliotrope.privacy.accountant import Mechanism, noise_for
+from heliotrope.privacy.accountant import noise_for
+from heliotrope.privacy.mechanisms import GaussianMechanism, Mechanism
 
 __all__ = ["NoiseKeys", "RecordKeys"]
+
+_M = TypeVar("_M", bound=GaussianMechanism)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,11 @@ class NoiseKeys:
             )
         return self.delta
 
-    def with_noise(self, mechanism: Mechanism, releases: int, noise: float | None) -> Mechanism:
+    def released(self, cohort: int, population: int) -> GaussianMechanism:
+        """Return the mechanism of a release, with a noise multiplier of 1."""
+        return Mechanism("poisson", 1.0, cohort, population)
+
+    def with_noise(self, mechanism: _M, releases: int, noise: float | None) -> _M:
         """Return `mechanism` with its noise for so many releases.
 
         `noise` is the multiplier of a run that goes on; None: as the keys say.

@@ -8,14 +8,16 @@ import os
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from heliotrope.errors import RunFailedError, writing
-from heliotrope.privacy.accountant import Mechanism, Spent
+from heliotrope.privacy.accountant import Spent
+from heliotrope.privacy.mechanisms import GaussianMechanism, fields_of, mechanism_of
 
 __all__ = ["Ledger", "release_stamp"]
+
+_Charges = dict[str, tuple[GaussianMechanism, int]]  # by release
 
 
 class Ledger:
@@ -34,7 +36,9 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._charges: dict[str | None, dict[str, tuple[Mechanism, int]]] = {}  # None: of the run
+        self._charges: dict[
+            str | None, dict[str, tuple[GaussianMechanism, int]]
+        ] = {}  # None: of the run
         self._saved: dict[str, dict[str, Any]] = {}
         self._disk = ThreadPoolExecutor(1)
         self._synced: Future[None] | None = None
@@ -57,18 +61,24 @@ class Ledger:
             ) from error
 
     def _note(
-        self, release: str, mechanism: Mechanism, count: int, clients: Sequence[str]
+        self, release: str, mechanism: GaussianMechanism, count: int, clients: Sequence[str]
     ) -> dict[str, Any]:
         """Take up a charge, and return its line."""
         for client in _accounts(clients):
             self._charges.setdefault(client, {})[release] = (mechanism, count)
-        line = {"release": release, **asdict(mechanism)} | ({} if count == 1 else {"count": count})
+        line = {"release": release, **fields_of(mechanism)} | (
+            {} if count == 1 else {"count": count}
+        )
         line |= {"clients": list(clients)} if clients else {}
         self._saved["\n".join([release, *clients])] = line
         return line
 
     def charge(
-        self, release: str, mechanism: Mechanism, count: int = 1, clients: Sequence[str] = ()
+        self,
+        release: str,
+        mechanism: GaussianMechanism,
+        count: int = 1,
+        clients: Sequence[str] = (),
     ) -> None:
         """Charge `mechanism` for a release, or a block of them, unless that is charged already.
 
@@ -107,11 +117,11 @@ class Ledger:
         return [client for client in self._charges if client is not None]
 
     @property
-    def latest(self) -> Mechanism | None:
+    def latest(self) -> GaussianMechanism | None:
         """The mechanism that the run was charged for last; None if it was not charged."""
         return self.latest_of(None)
 
-    def latest_of(self, client: str | None) -> Mechanism | None:
+    def latest_of(self, client: str | None) -> GaussianMechanism | None:
         """Return the mechanism that a client was charged for last; None if it was not charged."""
         charges = self._charges.get(client, {})
         return next((mechanism for mechanism, _ in reversed(charges.values())), None)
@@ -123,7 +133,7 @@ class Ledger:
 
     def without(self, releases: Container[str], client: str | None = None) -> Spent:
         """Return what was charged to the run, or to a client, but for these, by mechanism."""
-        found: Counter[Mechanism] = Counter()
+        found: Counter[GaussianMechanism] = Counter()
         for release, (mechanism, count) in self._charges.get(client, {}).items():
             if count and release not in releases:
                 found[mechanism] += count
@@ -139,12 +149,12 @@ def _accounts(clients: Sequence[str]) -> Sequence[str | None]:
     return clients or (None,)
 
 
-def _parsed(line: dict[str, Any]) -> tuple[str, Mechanism, int, list[str]]:
+def _parsed(line: dict[str, Any]) -> tuple[str, GaussianMechanism, int, list[str]]:
     """Return release, mechanism, count and clients of a line; raises if it is none."""
     fields = dict(line)
     release, count = str(fields.pop("release")), int(fields.pop("count", 1))
     clients = [str(client) for client in fields.pop("clients", ())]
-    return release, Mechanism(**fields), count, clients
+    return release, mechanism_of(fields), count, clients
 
 
 def release_stamp(*fixed: Any) -> str:

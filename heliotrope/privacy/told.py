@@ -5,27 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from heliotrope.privacy.accountant import Mechanism, Spent, epsilon
+from heliotrope.privacy.accountant import Spent, epsilon
 from heliotrope.privacy.accounts import Accounts
 from heliotrope.privacy.keys import NoiseKeys
+from heliotrope.privacy.mechanisms import GaussianMechanism
 
 __all__ = ["promise", "promise_to_each", "result", "result_of_each"]
 
 _NOISE_SOURCE = "seeded generator (PCG64): a simulation, which repeats itself"
 
 
-def promise(keys: NoiseKeys, mechanism: Mechanism, spent: Spent, delta: float, end: str) -> str:
+def promise(
+    keys: NoiseKeys, mechanism: GaussianMechanism, spent: Spent, delta: float, end: str
+) -> str:
     """Return the line: the noise, and what will be `spent` after `end`, such as "epoch 3"."""
     whole = epsilon(spent, delta)
     return (
-        f"privacy: noise {mechanism.noise_multiplier:g} times the sensitivity; after {end} epsilon "
-        f"{whole.value:.3g} at delta {delta:.3g} ({whole.accountant}; a {keys.unit}, "
+        f"privacy: noise {mechanism.noise_multiplier:g} times {mechanism.noise_unit}; after {end} "
+        f"epsilon {whole.value:.3g} at delta {delta:.3g} ({whole.accountant}; a {keys.unit}, "
         f"{mechanism.adjacency})"
     )
 
 
 def result(
-    keys: NoiseKeys, mechanism: Mechanism, spent: Spent, delta: float, assumptions: Sequence[str]
+    keys: NoiseKeys,
+    mechanism: GaussianMechanism,
+    spent: Spent,
+    delta: float,
+    assumptions: Sequence[str],
 ) -> dict[str, Any]:
     """Return what result.json says of a run that has `spent` so much."""
     whole = epsilon(spent, delta)
@@ -83,7 +90,7 @@ def result_of_each(
     }
 
 
-def _conditions(keys: NoiseKeys, mechanism: Mechanism) -> dict[str, str]:
+def _conditions(keys: NoiseKeys, mechanism: GaussianMechanism) -> dict[str, str]:
     return {
         "unit": keys.unit,
         "adjacency": mechanism.adjacency,

@@ -12,6 +12,8 @@ import torch
 
 from federated.job import run_job
 from heliotrope.errors import ConfigError
+from heliotrope.privacy.accountant import epsilon
+from heliotrope.privacy.mechanisms import CorrelatedSums
 from tests.federated_runs import assert_same_end
 from tests.support import compose, weights_of
 
@@ -33,6 +35,12 @@ _KINDS = {
         "federated.privacy.clip=0.3",
         "federated.privacy.noise_multiplier=0.7",
         "federated.privacy.count_noise=1",
+    ),
+    "ftrl": (
+        "federated/privacy=ftrl",
+        "federated.privacy.clip=0.3",
+        "federated.privacy.noise_multiplier=2",
+        "federated.privacy.band=3",
     ),
 }
 _EACH = pytest.mark.parametrize("kind", _KINDS)
@@ -113,12 +121,31 @@ def test_an_adaptive_clip_is_told_each_round_and_at_the_end(tmp_path: Path) -> N
     assert said["releases"] == 3
 
 
+def test_correlated_noise_is_charged_as_it_grows_and_a_budget_ends_it(tmp_path: Path) -> None:
+    said = _train(tmp_path / "all", 5, "ftrl")["privacy"]
+    mechanism = CorrelatedSums(2.0, 4, 12, 3)
+    assert said["epsilon"] == pytest.approx(epsilon([(mechanism, 5)], 12**-1.1).value)
+    assert (said["participations"], said["rounds_between_turns"]) == (2, 3)
+    told = [each["privacy/epsilon_rdp"] for each in _told(tmp_path / "all")]
+    assert told == pytest.approx([epsilon([(mechanism, n)], 12**-1.1).rdp for n in range(1, 6)])
+    budget = epsilon([(mechanism, 3)], 12**-1.1).value + 1e-3
+    ends = _train(tmp_path / "ends", 5, "ftrl", f"federated.privacy.target_epsilon={budget}")
+    assert ends["rounds"] == 3
+    more = _train(
+        tmp_path / "ends", 9, "ftrl", f"federated.privacy.target_epsilon={budget}", "resume=true"
+    )
+    assert more["rounds"] == 3
+    assert more["privacy"] == ends["privacy"]
+
+
 @pytest.mark.parametrize(
     ("kind", "more", "named"),
     [
         ("adaptive", ("federated/strategy=krum",), "federated/strategy=krum"),
         ("adaptive", ("federated.clip_update_norm=1",), "federated.clip_update_norm=1"),
         ("adaptive", ("data.fit=training",), "data.fit=training"),
+        ("ftrl", ("federated/strategy=fedmedian",), "federated/strategy=fedmedian"),
+        ("ftrl", ("federated.privacy.band=0",), "privacy.band=0"),
         ("adaptive", ("federated.privacy.count_noise=null",), "privacy.count_noise=0.2"),
     ],
 )
