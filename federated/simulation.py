@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,8 @@ from .pools.requests import requests
 from .population import Population
 from .population.evaluated import clients_to_evaluate
 from .population.root import root_examples
-from .protection import check_protectable, protected
+from .protection import Protection, check_protectable, protected
+from .secure_setting import SecureSetting, secure_setting
 from .server import Server
 from .strategies import ModelFacts, build_strategy, reduces
 from .strategies.fltrust import FLTrust
@@ -97,6 +99,7 @@ class Components:
     reduce: bool
     attack: AttackSetting | None
     root: NDArray[np.int64]
+    secure: SecureSetting | None
 
 
 @refusing_exits()
@@ -137,6 +140,7 @@ def build_components(run: Run) -> Components:
     exchange = dataset.fitting.exchange(partition)
     attack = attack_setting(run, context, facts)
     check_protectable(run, context, strategy, exchange)
+    secure = secure_setting(run, context, strategy)
     return Components(
         context=context,
         preparation=dataset.preparation,
@@ -147,6 +151,7 @@ def build_components(run: Run) -> Components:
         reduce=reduces(run.federated, strategy),
         attack=attack,
         root=root_examples(run, Traits.of(dataset.train)),
+        secure=secure,
     )
 
 
@@ -184,6 +189,8 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
             _begin(run, server, grid, tracker, run_dir, display, attack)
             if attack is not None:
                 display.say(attack.line())
+            if components.secure is not None:
+                display.say(components.secure.line())
             if protection is not None:
                 display.say(protection.line())
             for note in components.notes:
@@ -202,8 +209,9 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
                 peak_rss_bytes=peak_rss_bytes() + pool.peak_rss_bytes(),
                 target=server.target.summary(),
                 preparation=asdict(components.exchange),
-                privacy=None if protection is None else protection.result(),
+                privacy=None if protection is None else _privacy(protection, components.secure),
                 attack=None if attack is None else attack.told(),
+                secure_aggregation=None if components.secure is None else components.secure.told(),
                 packages=("flwr",) if cluster is None else ("flwr", "ray"),
             )
         write_outcome(run, "federated", run_dir, tracker, server.final, outcome, display)
@@ -218,7 +226,14 @@ def _grid(pool: Pool, components: Components, context: TrainingContext) -> Cohor
         takes_mean=isinstance(strategy, MeanStrategy),
         states=_states(context, strategy, components.facts),
         colluders=None if attack is None else attack.colluders,
+        secure=None if components.secure is None else components.secure.rounds,
     )
+
+
+def _privacy(protection: Protection, secure: SecureSetting | None) -> dict[str, Any]:
+    """Return what result.json says of privacy: secure aggregation changes who is trusted."""
+    result = protection.result()
+    return result if secure is None else secure.trusted(result)
 
 
 def _states(context: TrainingContext, strategy: Strategy, facts: ModelFacts) -> StateStore | None:

@@ -15,6 +15,7 @@ from heliotrope.plugin_loading import raised
 
 from .algorithms import ClientAlgorithm
 from .client_state import ClientStates
+from .secure_aggregation.masking import Masking
 
 __all__ = [
     "UNCLIPPED",
@@ -61,7 +62,8 @@ class Instruction:
     the round, if it is not that of the config. With `start_loss`, clients also tell their loss at
     the global weights. With `equal_weights` each weighs 1 in the mean, whatever its examples.
     `clip` is the Euclidean norm that an update may have in this round, if it is not the config's:
-    whether theirs was shorter, clients tell as `UNCLIPPED`.
+    whether theirs was shorter, clients tell as `UNCLIPPED`. With `masking` they hide what they
+    send, each under its own masks.
     `noise` is what clients add to the sums of their steps, where examples are protected.
     """
 
@@ -73,6 +75,7 @@ class Instruction:
     clip: float | None = None
     states: ClientStates | None = None
     noise: StepNoise | None = None
+    masking: Masking | None = None
 
     def of(self, cohort: Sequence[int]) -> Instruction:
         """Return the same for a part of the clients."""
@@ -82,6 +85,8 @@ class Instruction:
         if order.noise is not None:
             mine = {client: order.noise.multipliers[client] for client in cohort}
             order = replace(order, noise=replace(order.noise, multipliers=mine))
+        if order.masking is not None:
+            order = replace(order, masking=order.masking.of(cohort))
         return order
 
     def starts(self, weights: Weights) -> Weights:

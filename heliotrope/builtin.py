@@ -18,6 +18,7 @@ Group = Literal[
     "strategy",
     "privacy",
     "attack",
+    "secure_aggregation",
     "record_privacy",
     "optimizer",
     "schedule",
@@ -90,6 +91,9 @@ BUILT_IN: dict[Group, dict[str, str]] = {
     "attack": {
         name: f"federated.attacks.choices:{name}"
         for name in ("none", "label_flip", "sign_flip", "scaling", "alie", "ipm", "mimic")
+    },
+    "secure_aggregation": {
+        name: f"federated.secure_aggregation.choices:{name}" for name in ("none", "secagg")
     },
     "record_privacy": {name: f"distributed.privacy.choices:{name}" for name in ("none", "dpsgd")},
     "optimizer": {name: f"{_OPTIMIZERS}:{name}" for name in ("sgd", "adam", "adamw", "adafactor")},

@@ -12,7 +12,8 @@
         ├── CheckpointError    exit 1   a checkpoint fails its checksum or cannot be read
         ├── MessageError       exit 1   a message holds what was not asked for, or no arrays at all
         ├── WorkerError        exit 1   a worker process died or raised (names the rank)
-        └── QuorumError        exit 1   too few clients of a round succeeded
+        ├── QuorumError        exit 1   too few clients of a round succeeded
+        └── SecureAggregationError  exit 1   too few clients are left to open their sum
 
 A message says what was wrong, where (file, key, client, rank, round), and what to do next.
 """
@@ -37,6 +38,7 @@ __all__ = [
     "ResourceError",
     "RunDirectoryError",
     "RunFailedError",
+    "SecureAggregationError",
     "WorkerError",
     "closest",
     "writing",
@@ -89,6 +91,10 @@ class WorkerError(RunFailedError):
 
 class QuorumError(RunFailedError):
     """Fewer clients of a round succeeded than its quorum asks for."""
+
+
+class SecureAggregationError(RunFailedError):
+    """The sum of a round cannot be opened: too few clients are left, or their shares are wrong."""
 
 
 def closest(word: str, choices: Iterable[str]) -> str:

@@ -61,6 +61,7 @@ _GIVEN: dict[Group, frozenset[str]] = {
     "strategy": frozenset({"facts", "client_learning_rate"}),
     "privacy": frozenset(),
     "attack": frozenset(),
+    "secure_aggregation": frozenset(),
     "record_privacy": frozenset(),
     "optimizer": frozenset({"params"}),
     "schedule": frozenset({"done", "step", "decay_every", "decay_factor"}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -49,6 +50,9 @@ class ClientAlgorithm(ABC):
 
     finishes = False
     """Whether `finish` does anything: it works in float64, on copies of all trained weights."""
+
+    tells: ClassVar[tuple[str, ...]] = ()
+    """The names of the numbers that `finish` gives."""
 
     def sends(self) -> Mapping[str, Tensor]:
         """Return what clients send beside their weights, by name: zeros of its shape and type.

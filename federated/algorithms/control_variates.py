@@ -32,6 +32,7 @@ class ControlVariates(ClientAlgorithm):
 
     server: Mapping[str, Tensor]
     finishes = True
+    tells = (CONTROL_CHANGE,)
 
     def sends(self) -> Mapping[str, Tensor]:
         """Return zeros under the names of the changes of c_i, [*shape] each."""

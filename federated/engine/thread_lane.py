@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ..aggregation import Partial, Reduction
+from ..aggregation.masked import Layout, MaskedReduction
 from ..client_state import ClientStates
+from ..secure_aggregation.messages import MaskedInput
 from ..updates import Failure, Instruction, Stack, Update, Weights
 from .capture import NotCapturableError
 from .client_updates import ClientUpdates
@@ -39,6 +41,8 @@ class Reply:
         Of each client, the mean loss before it trained, where the instruction asks for it.
     states
         What the clients that succeeded keep.
+    masked
+        In place of updates or a sum, each client's input of secure aggregation.
     """
 
     updates: list[Update] = field(default_factory=list)
@@ -46,6 +50,7 @@ class Reply:
     partial: Partial | None = None
     start_losses: dict[int, float] = field(default_factory=dict)
     states: list[ClientStates] = field(default_factory=list)
+    masked: list[MaskedInput] = field(default_factory=list)
 
 
 class ThreadLane:
@@ -84,7 +89,7 @@ class ThreadLane:
         execution: ExecutionPlan,
         reduce: bool,
     ) -> Reply:
-        """Train `cohort`; with `reduce`, answer with one sum of all.
+        """Train `cohort`; with `reduce`, answer with one sum of all, or with masked inputs.
 
         A client that raises, or whose update is not finite, is reported and left out.
         """
@@ -92,9 +97,13 @@ class ThreadLane:
         updates: list[Update] = []
         states: list[ClientStates] = []
         starts = instruction.starts(weights)
-        reduction = Reduction(starts, self.context.total_weight) if reduce else None
+        reduction: Reduction | MaskedReduction | None = None
+        if instruction.masking is not None:
+            reduction = MaskedReduction(Layout.of(instruction, weights), instruction.masking)
+        elif reduce:
+            reduction = Reduction(starts, self.context.total_weight)
         for trained in self._stacks(weights, instruction, cohort, execution, failures):
-            stack = self._finished(trained, weights, instruction, rounded=not reduce)
+            stack = self._finished(trained, weights, instruction, rounded=reduction is None)
             del trained
             if reduction is not None:
                 left_out = reduction.add(stack)
@@ -107,7 +116,8 @@ class ThreadLane:
                 succeeded = set(stack.clients) - {failure.client for failure in left_out}
                 states.append(ClientStates(stack.clients, stack.states).take(succeeded))
             del stack  # before the next one is made
-        total = None if reduction is None else reduction.partial()
+        total = reduction.partial() if isinstance(reduction, Reduction) else None
+        masked = reduction.inputs if isinstance(reduction, MaskedReduction) else []
         losses = {}
         if instruction.start_loss:
             done = [client for update in updates for client in update.clients]
@@ -115,7 +125,7 @@ class ThreadLane:
             updates = [update for update in updates if losses.keys() >= set(update.clients)]
         updates.sort(key=lambda update: update.clients)
         failures.sort(key=lambda failure: failure.client)
-        return Reply(updates, failures, total, losses, states)
+        return Reply(updates, failures, total, losses, states, masked)
 
     def _start_losses(
         self,

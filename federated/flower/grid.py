@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
@@ -19,7 +19,8 @@ from ..client_state import ClientStates, StateStore
 from ..engine.client_metrics import Evaluations
 from ..engine.execution import ExecutionPlan
 from ..pools.base import Pool
-from ..updates import Failure, StepNoise, Update, Weights
+from ..secure_rounds import SecureRounds
+from ..updates import Failure, Instruction, StepNoise, Update, Weights
 from .messages import (
     become_server,
     content_of,
@@ -50,6 +51,7 @@ class CohortGrid(Grid):
         takes_mean: bool = False,
         states: StateStore | None = None,
         colluders: Colluders | None = None,
+        secure: SecureRounds | None = None,
     ) -> None:
         become_server()
         self.pool = pool
@@ -58,6 +60,7 @@ class CohortGrid(Grid):
         self.states = states  # of all clients, if they keep any
         self._colluders = colluders  # who know each update, and so without `reduce`
         self.noise: StepNoise | None = None  # that clients add where they protect each example
+        self._secure = secure  # under which nothing but a round's sum is ever opened
         self._new_states: list[ClientStates] = []
         self._offered: Sequence[int] = ()
         self._replies: dict[str, Message] = {}
@@ -136,6 +139,8 @@ class CohortGrid(Grid):
         losses: dict[int, float] = {}  # at the global weights
         waiting = set(cohort)
         self._new_states = []
+        if self._secure is not None:
+            return self._train_secretly(self._secure, weights, instruction, asked)
         for reply in self.pool.train(weights, instruction, cohort, self.execution, self._reduce):
             updates, given = reply.updates, set(waiting)
             losses |= reply.start_losses
@@ -164,16 +169,54 @@ class CohortGrid(Grid):
                 replies.append((client, train_reply(update, reply_to, loss, tells_loss=tells)))
         if partials:
             self.mean = mean_of(partials, starts)
-            if not self._takes_mean:
-                whole = replace(_summary(merged(partials)), arrays=self.mean.weights(starts))
-                first = whole.clients[0]
-                tells = self.noise is None
-                replies.append((first, train_reply(whole, asked[first], tells_loss=tells)))
+            replies += self._reply_of_all(_summary(merged(partials)), self.mean, starts, asked)
         each = [update.loss_sum for update in self.updates if update.arrays]
         self.loss_sum = math.fsum([*each, *(loss for part in partials for loss in part.loss_sums)])
         self.numbers = _means([u for u in self.updates if u.arrays], partials)
         self.failures.sort(key=lambda failure: failure.client)
         return replies
+
+    def _train_secretly(
+        self,
+        secure: SecureRounds,
+        weights: Weights,
+        instruction: Instruction,
+        asked: Mapping[int, Message],
+    ) -> list[tuple[int, Message]]:
+        """Train the clients that are asked, and open the sum of what they send."""
+        assert self.execution is not None
+        cohort = sorted(asked)
+        secret = secure.begin(instruction, weights, cohort)
+        told = secret.instruction(instruction)
+        done = self.pool.train(weights, told, cohort, self.execution, reduce=True)
+        self.mean, self.updates, failures = secret.finish(done)
+        self.failures += sorted(failures, key=lambda failure: failure.client)
+        lost = {failure.client for failure in failures}
+        self._new_states = [
+            states.take([client for client in states.clients if client not in lost])
+            for reply in done
+            for states in reply.states
+        ]
+        self.loss_sum = sum(update.loss_sum for update in self.updates)
+        self.numbers = dict(self.updates[0].numbers) if self.updates else {}
+        replies = [(bad.client, error_reply(bad.reason, asked[bad.client])) for bad in failures]
+        if self.mean is not None:
+            starts = instruction.starts(weights)
+            replies += self._reply_of_all(self.updates[0], self.mean, starts, asked)
+        return replies
+
+    def _reply_of_all(
+        self, whole: Update, mean: Mean, starts: Weights, asked: Mapping[int, Message]
+    ) -> list[tuple[int, Message]]:
+        """Return the reply that stands for all clients; none if the strategy takes their mean."""
+        if self._takes_mean:
+            return []
+        first = whole.clients[0]
+        weights = mean.weights(starts)
+        reply = train_reply(
+            replace(whole, arrays=weights), asked[first], tells_loss=self.noise is None
+        )
+        return [(first, reply)]
 
     def _evaluate(self, messages: Sequence[Message]) -> list[tuple[int, Message]]:
         weights, _ = content_of(messages[0])

@@ -106,6 +106,7 @@ class CohortWorker:
             merged(partials) if partials else None,
             {client: loss for reply in replies for client, loss in reply.start_losses.items()},
             [states for reply in replies for states in reply.states],
+            [masked for reply in replies for masked in reply.masked],
         )
 
     def _in_lanes(

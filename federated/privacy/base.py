@@ -11,7 +11,10 @@ from heliotrope.privacy.mechanisms import GaussianMechanism
 
 from ..aggregation import ClipNorm, UpdateTransform
 
-__all__ = ["ClientPrivacy", "ClippedSum"]
+__all__ = ["TRUSTED_SERVER", "ClientPrivacy", "ClippedSum"]
+
+TRUSTED_SERVER = "the server is trusted: it sees each client's update and adds the noise"
+"""An assumption of a `ClippedSum`, unless secure aggregation keeps updates from the server."""
 
 
 @dataclass(frozen=True)

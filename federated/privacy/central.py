@@ -18,7 +18,7 @@ from torch import Tensor
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.mechanisms import GaussianMechanism, Mechanism, Sampling
 
-from .base import ClippedSum
+from .base import TRUSTED_SERVER, ClippedSum
 
 __all__ = ["Central", "Normals", "noisy_mean"]
 
@@ -60,7 +60,7 @@ class Central(ClippedSum):
             "only models are released: losses and evaluations carry no noise, and stay inside"
         )
         return [
-            "the server is trusted: it sees each client's update and adds the noise",
+            TRUSTED_SERVER,
             drawn,
             released,
         ]

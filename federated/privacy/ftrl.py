@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.mechanisms import CorrelatedSums, GaussianMechanism
 
-from .base import ClippedSum
+from .base import TRUSTED_SERVER, ClippedSum
 
 __all__ = ["CorrelatedNormals", "Ftrl"]
 
@@ -52,7 +52,7 @@ class Ftrl(ClippedSum):
             "only after everybody else: as many rounds are between any two turns of a client"
         )
         return [
-            "the server is trusted: it sees each client's update and adds the noise",
+            TRUSTED_SERVER,
             turns,
             "neighbours differ in one client, who sends nothing: who the clients are is public",
             "only models are released: losses and evaluations carry no noise, and stay inside",

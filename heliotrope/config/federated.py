@@ -10,6 +10,7 @@ from heliotrope.config.groups import (
     AttackConfig,
     PartitionConfig,
     PrivacyConfig,
+    SecureAggregationConfig,
     StrategyConfig,
 )
 
@@ -56,3 +57,6 @@ class FederatedConfig:
     strategy: StrategyConfig = MISSING
     privacy: PrivacyConfig = field(default_factory=lambda: PrivacyConfig("none"))
     attack: AttackConfig = field(default_factory=lambda: AttackConfig("none"))
+    secure_aggregation: SecureAggregationConfig = field(
+        default_factory=lambda: SecureAggregationConfig("none")
+    )

@@ -27,6 +27,7 @@ __all__ = [
     "OptimizerConfig",
     "PartitionConfig",
     "PrivacyConfig",
+    "SecureAggregationConfig",
     "StrategyConfig",
     "TaskConfig",
     "choice_class",
@@ -145,6 +146,19 @@ class AttackConfig:
     name: str = MISSING
 
 
+@dataclass
+class SecureAggregationConfig:
+    """How the server is kept from seeing what single clients send.
+
+    Parameters
+    ----------
+    name
+        Of the choice.
+    """
+
+    name: str = MISSING
+
+
 # As the command line has them: what the registry calls them, and what all choices have.
 _KINDS: dict[str, tuple[Group, type[Any]]] = {
     "model": ("model", ModelConfig),
@@ -155,11 +169,17 @@ _KINDS: dict[str, tuple[Group, type[Any]]] = {
     "federated/strategy": ("strategy", StrategyConfig),
     "federated/privacy": ("privacy", PrivacyConfig),
     "federated/attack": ("attack", AttackConfig),
+    "federated/secure_aggregation": ("secure_aggregation", SecureAggregationConfig),
     "distributed/privacy": ("record_privacy", PrivacyConfig),
 }
 GROUPS = tuple(_KINDS)
 
-OPTIONAL = frozenset({"task", "federated/privacy", "federated/attack", "distributed/privacy"})
+OPTIONAL = frozenset(
+    {
+        *("task", "federated/privacy", "federated/attack", "federated/secure_aggregation"),
+        "distributed/privacy",
+    }
+)
 """Groups of which nothing needs to be chosen; runs of older versions have none of some."""
 
 _classes: dict[Any, type[Any]] = {}  # by what `_identity` gives

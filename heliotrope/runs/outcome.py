@@ -106,6 +106,8 @@ class Outcome:
         What was promised and spent; None if nothing was.
     attack
         Which attackers were simulated; None if none were.
+    secure_aggregation
+        How updates were kept from the server; None if they were not.
     """
 
     metrics: Mapping[str, float]
@@ -120,6 +122,7 @@ class Outcome:
     privacy: Mapping[str, Any] | None = None
     attack: Mapping[str, Any] | None = None
     canaries: Mapping[str, Any] | None = None
+    secure_aggregation: Mapping[str, Any] | None = None
     packages: tuple[str, ...] = field(default_factory=tuple)
     directions: Mapping[str, Direction] = field(default_factory=dict)
 
@@ -160,6 +163,8 @@ def result_of(run: Run, mode: Mode, outcome: Outcome) -> dict[str, Any]:
         result["attack"] = dict(outcome.attack)
     if outcome.canaries is not None:
         result["canaries"] = dict(outcome.canaries)
+    if outcome.secure_aggregation is not None:
+        result["secure_aggregation"] = dict(outcome.secure_aggregation)
     if outcome.preparation is not None:
         result["preparation"] = dict(outcome.preparation)
     return result
