@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from heliotrope.errors import ResourceError, RunFailedError, WorkerError
 from heliotrope.metrics.chosen import check_chosen_metrics
 from heliotrope.models import build, parameter_count
 from heliotrope.plugin_loading import refusing_exits
+from heliotrope.privacy.charges import ProjectCharges
 from heliotrope.runs import checkpoint
 from heliotrope.runs.changed_plugins import going_on
 from heliotrope.runs.clock import Clock
@@ -26,6 +27,7 @@ from heliotrope.runs.display import Display
 from heliotrope.runs.events import Tracker
 from heliotrope.runs.lifecycle import newest_checkpoint, run_directory
 from heliotrope.runs.outcome import Outcome
+from heliotrope.runs.project import project_charges
 from heliotrope.runs.results import write_outcome
 from heliotrope.runs.trackers import listeners
 from heliotrope.shell import typed
@@ -43,12 +45,13 @@ from .loop.passes import check_passes
 from .loop.schedule import check_schedule
 from .privacy.account import Account
 from .privacy.checks import check_private
+from .privacy.dpsgd import DpSgd
 from .privacy.names import privacy_of
 from .strategies.buffers import check_batchnorm
 from .strategies.compiler import check_compiler
 from .strategies.recompute import recompute
 
-__all__ = ["Components", "begin", "build_components", "drive", "write_results"]
+__all__ = ["Components", "begin", "build_components", "drive", "giving_back", "write_results"]
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +72,8 @@ class Components:
 @refusing_exits()
 def build_components(run: Run) -> Components:
     """Load the data and build the model once, so that what is wrong with them shows here."""
-    dataset = load(run.data, run.seed, task=run.task_name)
+    hashed = run.privacy.ledger is not None
+    dataset = load(run.data, run.seed, task=run.task_name, hashed=hashed)
     dataset = with_canaries(dataset, run.audit.canaries, run.seed)
     check_schedule(run.distributed, len(dataset.train))
     task = task_of(dataset, run)
@@ -101,7 +105,8 @@ def drive(
     ):
         for note in components.notes:
             display.say(note)
-        trained = _attempts(run, run_dir, components, launcher, display, clock)
+        with giving_back(run, run_dir, components):
+            trained = _attempts(run, run_dir, components, launcher, display, clock)
         closed = in_background(close)
         try:
             write_results(run, run_dir, components, clock, trained, display)
@@ -193,9 +198,12 @@ def begin(
     privacy = privacy_of(run.distributed)
     if privacy is not None:
         kept = None if saved is None else saved.state.get("privacy")
+        epoch = 0 if saved is None else int(saved.state["epoch"])
         account = Account(privacy, run, len(components.dataset.train), run_dir.ledger, kept)
         with closing(account):
-            display.say(account.promise(0 if saved is None else int(saved.state["epoch"])))
+            display.say(account.promise(epoch))
+            if (project := _project(run, run_dir, components, privacy)) is not None:
+                project.reserve(account.planned(epoch))
             account.note_plan()
     run_dir.begin(run)
     canaries = components.dataset.canaries
@@ -273,9 +281,33 @@ def write_results(
 
 
 def _spent(run: Run, run_dir: RunDirectory, components: Components) -> dict[str, Any] | None:
-    """Return what was promised and spent, of a run with privacy."""
+    """Return what was promised and spent, of a run with privacy, and charge the project no more."""
     privacy = privacy_of(run.distributed)
     if privacy is None:
         return None
     with closing(Account(privacy, run, len(components.dataset.train), run_dir.ledger)) as account:
+        if (project := _project(run, run_dir, components, privacy)) is not None:
+            project.end(account.spent)
         return account.result()
+
+
+@contextmanager
+def giving_back(run: Run, run_dir: RunDirectory, components: Components) -> Iterator[None]:
+    """If the block is not finished, give back what the run has reserved for the rest of it.
+
+    Not while a worker may go on for a moment: then that stays reserved until the run goes on.
+    """
+    try:
+        yield
+    except BaseException:
+        if run.privacy.ledger is not None and worker_lock.is_clear(run_dir.path):
+            _spent(run, run_dir, components)
+        raise
+
+
+def _project(
+    run: Run, run_dir: RunDirectory, components: Components, privacy: DpSgd
+) -> ProjectCharges | None:
+    dataset = components.dataset
+    count = len(dataset.train)
+    return project_charges(run, "distributed", run_dir.path, dataset.content, privacy, count)

@@ -34,7 +34,7 @@ from heliotrope.system.signals import Stop, signals_heard
 
 from .attempt import AttemptStart, RunAttempt, WorkerResources
 from .communication.process_group import device_of, joined
-from .driver import Components, begin, build_components, write_results
+from .driver import Components, begin, build_components, giving_back, write_results
 from .launch.process import train_process, train_rank
 from .launch.rendezvous import Rendezvous, torchrun_store
 from .launch.resources import worker_resources
@@ -100,7 +100,11 @@ def _lead(
         meeting.announce(announced)
         attempt = RunAttempt(run, run_dir.path, saved, start, resources)
         device, timeout = device_of(resources.device, topology), run.distributed.collective_timeout
-        with _stop_heard() as (stop, asked), joined(topology, device, timeout, meeting.store):
+        with (
+            giving_back(run, run_dir, components),
+            _stop_heard() as (stop, asked),
+            joined(topology, device, timeout, meeting.store),
+        ):
             trained = train_rank(attempt, topology, components.dataset, asked, display)
         if trained.stopped:
             stop.leave()

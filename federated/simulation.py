@@ -88,6 +88,8 @@ class Components:
         Who attacks, and how; None if nobody does.
     root
         Positions of the training examples that are the server's own.
+    content
+        A hash of the data, for a ledger that runs share.
     """
 
     context: TrainingContext
@@ -100,6 +102,7 @@ class Components:
     attack: AttackSetting | None
     root: NDArray[np.int64]
     secure: SecureSetting | None
+    content: str | None
 
 
 @refusing_exits()
@@ -110,7 +113,8 @@ def build_components(run: Run) -> Components:
             f"audit.canaries={run.audit.canaries} has no effect in federated mode yet. Set "
             "audit.canaries=0."
         )
-    dataset = load(run.data, run.seed, task=run.task_name)
+    hashed = run.privacy.ledger is not None
+    dataset = load(run.data, run.seed, task=run.task_name, hashed=hashed)
     cfg = run.federated
     check_factors(schedule_of(cfg), cfg.lr_horizon or cfg.rounds, cfg.rounds)
     splits = {"validation": dataset.validation, "test": dataset.test}
@@ -152,6 +156,7 @@ def build_components(run: Run) -> Components:
         attack=attack,
         root=root_examples(run, Traits.of(dataset.train)),
         secure=secure,
+        content=dataset.content,
     )
 
 
@@ -168,7 +173,7 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
     ):
         with (
             _pool(run, context, cluster, run_dir.log, tracker) as pool,
-            protected(run, context, run_dir.ledger) as protection,
+            protected(run, context, run_dir, components.content) as protection,
         ):
             grid, attack = _grid(pool, components, context), components.attack
             if isinstance(components.strategy, FLTrust):

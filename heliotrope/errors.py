@@ -5,6 +5,7 @@
     HeliotropeError
     ├── ConfigError            exit 2   a key or value is wrong; nothing was started
     │   ├── DataError          exit 2   files are missing, truncated or of the wrong kind
+    │   ├── LedgerError        exit 2   a project's privacy ledger is unusable, or has no room
     │   ├── PartitionError     exit 2   the data cannot be split among the clients as asked
     │   ├── ResourceError      exit 2   more CPUs or GPUs were asked for than there are
     │   └── RunDirectoryError  exit 2   the run's directory is in use, or holds another run
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "HeliotropeError",
+    "LedgerError",
     "MessageError",
     "PartitionError",
     "QuorumError",
@@ -59,6 +61,10 @@ class ConfigError(HeliotropeError):
 
 class DataError(ConfigError):
     """A data file is missing, truncated or not what its name says."""
+
+
+class LedgerError(ConfigError):
+    """A project's privacy ledger cannot be kept, or has no room for a run."""
 
 
 class PartitionError(ConfigError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from heliotrope.errors import RunDirectoryError
 from heliotrope.system.locks import LEASE, NoLocksError, lock
 
-__all__ = ["held", "wait_until_clear"]
+__all__ = ["held", "is_clear", "wait_until_clear"]
 
 _NAME = ".workers"
 _PATIENCE = LEASE
@@ -29,6 +29,15 @@ def held(directory: Path) -> Iterator[None]:
         with suppress(NoLocksError):
             lock(file, shared=True, wait=True)
         yield
+
+
+def is_clear(directory: Path) -> bool:
+    """Return whether it is known that no worker is left."""
+    with (directory / _NAME).open("a+") as file:
+        try:
+            return lock(file)
+        except NoLocksError:
+            return False
 
 
 def wait_until_clear(directory: Path, say: Callable[[str], None]) -> None:

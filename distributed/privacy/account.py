@@ -7,6 +7,7 @@ has paid for all of it.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from heliotrope.config import Run
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import Mechanism, RunningBound, Spent, rounds_within
 from heliotrope.privacy.ledger import Ledger, release_stamp
+from heliotrope.privacy.project import added
 from heliotrope.privacy.told import promise, result
 
 from .dpsgd import DpSgd
@@ -82,11 +84,22 @@ class Account:
     def promise(self, epoch: int) -> str:
         """Return what a user is told before training goes on after `epoch` epochs."""
         last = self.last_epoch(epoch)
-        spent = (*self._spent(epoch), (self.mechanism, (last - epoch) * self._steps))
+        spent = self.planned(epoch)
         end = f"epoch {last}" + (
             f" (the budget ends there, before epoch {self._epochs})" if last < self._epochs else ""
         )
         return promise(self._privacy, self.mechanism, spent, self._delta, end)
+
+    def planned(self, epoch: int) -> Spent:
+        """Return what will be spent in the end by a run that has done `epoch` epochs."""
+        left = (self.last_epoch(epoch) - epoch) * self._steps
+        planned = added(self._spent(epoch), [(self.mechanism, left)])
+        return list((Counter(dict(planned)) | Counter(dict(self.spent))).items())
+
+    @property
+    def spent(self) -> Spent:
+        """What is charged."""
+        return self._ledger.spent
 
     def charge(self, epoch: int) -> None:
         """Charge the steps of an epoch, counted from 1, before the first of them."""

@@ -12,7 +12,8 @@ from flwr.serverapp.strategy import Strategy
 
 from heliotrope.config import Run
 from heliotrope.data import Exchange
-from heliotrope.privacy.ledger import release_stamp
+from heliotrope.privacy.charges import ProjectCharges
+from heliotrope.privacy.ledger import Ledger, release_stamp
 
 from ..aggregation import Mean
 from ..engine.context import TrainingContext
@@ -39,6 +40,7 @@ class Protection(ABC):
         Of the run's ledger.
     """
 
+    _ledger: Ledger
     last_round: int
     """The last round that the budget has room for; it may change from round to round."""
 
@@ -49,6 +51,10 @@ class Protection(ABC):
     def __init__(
         self, privacy: ClientPrivacy, run: Run, context: TrainingContext, path: Path
     ) -> None: ...
+
+    def charge_to(self, project: ProjectCharges) -> None:
+        """Charge a project, too, for what the run's ledger is charged from now on."""
+        self._ledger.charge_to(project)
 
     @classmethod
     @abstractmethod

@@ -14,6 +14,7 @@ from heliotrope.data import Exchange
 from heliotrope.privacy.accountant import RunningBound, Spent, rounds_within
 from heliotrope.privacy.ledger import Ledger
 from heliotrope.privacy.mechanisms import GaussianMechanism
+from heliotrope.privacy.project import added
 from heliotrope.privacy.told import promise, result
 from heliotrope.seeding import numpy_generator
 
@@ -82,6 +83,8 @@ class NoisySum(Protection):
         if budget is not None and (noise or self._privacy.noise_multiplier) is not None:
             within = rounds_within(self._mechanism, left, self._delta, budget, spent)
             self.last_round = server_round + within
+        left = self.last_round - server_round
+        self._ledger.reserve(added(spent, [(self._mechanism, left)]))
 
     def _continued(self, mechanism: GaussianMechanism, server_round: int) -> GaussianMechanism:  # noqa: ARG002
         """Return the mechanism as it goes on after `server_round` rounds."""

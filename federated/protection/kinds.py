@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 from flwr.serverapp.strategy import Strategy
 
 from heliotrope.config import Run
 from heliotrope.data import Exchange
+from heliotrope.runs.directory import RunDirectory
+from heliotrope.runs.project import project_charges
 
 from ..engine.context import TrainingContext
 from ..privacy.adaptive import Adaptive
@@ -35,13 +36,20 @@ _KINDS: dict[type[ClientPrivacy], type[Protection]] = {
 
 
 @contextmanager
-def protected(run: Run, context: TrainingContext, path: Path) -> Iterator[Protection | None]:
-    """Yield the protection that the configuration asks for, if any: its ledger is at `path`."""
+def protected(
+    run: Run, context: TrainingContext, run_dir: RunDirectory, content: str | None
+) -> Iterator[Protection | None]:
+    """Yield the protection that the configuration asks for, if any, for data of this hash."""
     privacy = privacy_of(run.federated)
     if privacy is None:
         yield None
         return
-    with closing(_KINDS[type(privacy)](privacy, run, context, path)) as protection:
+    clients = len(context.population.training())
+    project = project_charges(run, "federated", run_dir.path, content, privacy, clients)
+    kind = _KINDS[type(privacy)]
+    with closing(kind(privacy, run, context, run_dir.ledger)) as protection:
+        if project is not None:
+            protection.charge_to(project)
         yield protection
 
 

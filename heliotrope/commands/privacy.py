@@ -11,6 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from heliotrope import config, registry
+from heliotrope.commands.ledger import show_ledger
 from heliotrope.commands.overrides import checked
 from heliotrope.config import Mode, Run
 from heliotrope.config.explain import composing
@@ -98,7 +99,13 @@ def plan_of(run: Run, mode: Mode) -> Plan | None:
 
 
 def privacy_command(arguments: Sequence[str]) -> None:
-    """`[key=value ...]`: print epsilon of the configured run, and the noise that targets take."""
+    """`[key=value ...]`: print epsilon of the configured run, and the noise that targets take.
+
+    `ledger=FILE [budget=E] [delta=D]`: print what runs with privacy.ledger=FILE have spent.
+    """
+    if any(argument.startswith("ledger=") for argument in arguments):
+        show_ledger(arguments)
+        return
     modes: tuple[Mode, Mode] = ("federated", "distributed")
     plans = [plan_of(_run_of(arguments, mode), mode) for mode in modes]
     protected = [plan for plan in plans if plan is not None]

@@ -21,7 +21,9 @@ KEYS = ("path", "test")
 
 
 def make_absolute(run: Run) -> None:
-    """Take the paths of a run's own data from the working directory of now: a run can move."""
+    """Take a run's own paths from the working directory of now: a run can move."""
+    if run.privacy.ledger:
+        run.privacy.ledger = str(Path(run.privacy.ledger).resolve())
     if run.data.name not in OWN_FILES:
         return
     for key in KEYS:

@@ -14,6 +14,7 @@ from heliotrope.config.data import DataConfig
 from heliotrope.config.distributed import DistributedConfig
 from heliotrope.config.federated import FederatedConfig
 from heliotrope.config.groups import ModelConfig, OptimizerConfig, TaskConfig
+from heliotrope.config.project import ProjectConfig
 from heliotrope.config.training import LossConfig, TargetConfig, TrackingConfig
 from heliotrope.registry import Source
 
@@ -49,6 +50,7 @@ class Run:
     target: TargetConfig = field(default_factory=TargetConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    privacy: ProjectConfig = field(default_factory=ProjectConfig)
 
     @property
     def task_name(self) -> str | None:

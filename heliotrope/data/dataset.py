@@ -108,6 +108,8 @@ class Dataset:
         Lines to be shown: what was inferred, and what was left out.
     canaries
         Those that are the last rows of `train`, if there are any.
+    content
+        A hash of the training and validation examples together, if one was asked for.
     """
 
     name: str
@@ -119,6 +121,7 @@ class Dataset:
     fitting: Fitting | None = None
     notes: tuple[str, ...] = ()
     canaries: Canaries | None = None
+    content: str | None = None
 
     @property
     def present(self) -> Tensor | None:

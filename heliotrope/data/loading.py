@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from heliotrope import registry
 from heliotrope.config.data import DataConfig, Fit, OwnDataConfig
 from heliotrope.data.dataset import Dataset, Fitting
+from heliotrope.data.fingerprint import fingerprint
 from heliotrope.data.posing import posing
 from heliotrope.data.preparation import Labels, Preparation, Statistics
 from heliotrope.data.sources.own import own_dataset
@@ -27,13 +28,14 @@ def load(
     preparation: Preparation | None = None,
     *,
     task: str | None = None,
+    hashed: bool = False,
 ) -> Dataset:
     """Load the dataset `cfg.name`, take its validation split out, and prepare all splits.
 
     The test split is the dataset's own and never depends on `run_seed`; the validation split
     does, and so does the preparation, which is fitted to the training examples without it. A
     given `preparation`, such as a trained model's own, takes its place. `task` is the one that
-    is chosen; None for that which the data poses.
+    is chosen; None for that which the data poses. With `hashed` the data say their `content`.
 
     Raises
     ------
@@ -79,6 +81,7 @@ def load(
         preparation=preparation,
         fitting=fitting,
         notes=found.notes,
+        content=fingerprint(found.train) if hashed else None,
     )
 
 

@@ -11,8 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from heliotrope.errors import RunFailedError, writing
+from heliotrope.errors import LedgerError, RunFailedError, writing
 from heliotrope.privacy.accountant import Spent
+from heliotrope.privacy.charges import ProjectCharges
 from heliotrope.privacy.mechanisms import GaussianMechanism, fields_of, mechanism_of
 
 __all__ = ["Ledger", "release_stamp"]
@@ -36,9 +37,11 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._project: ProjectCharges | None = None
         self._charges: dict[
             str | None, dict[str, tuple[GaussianMechanism, int]]
         ] = {}  # None: of the run
+        self._totals: Counter[GaussianMechanism] = Counter()  # of the run
         self._saved: dict[str, dict[str, Any]] = {}
         self._disk = ThreadPoolExecutor(1)
         self._synced: Future[None] | None = None
@@ -66,12 +69,25 @@ class Ledger:
         """Take up a charge, and return its line."""
         for client in _accounts(clients):
             self._charges.setdefault(client, {})[release] = (mechanism, count)
-        line = {"release": release, **fields_of(mechanism)} | (
-            {} if count == 1 else {"count": count}
-        )
+        if not clients:
+            self._totals[mechanism] += count
+        line = {"release": release, **fields_of(mechanism)}
+        line |= {} if count == 1 else {"count": count}
         line |= {"clients": list(clients)} if clients else {}
         self._saved["\n".join([release, *clients])] = line
         return line
+
+    def charge_to(self, project: ProjectCharges) -> None:
+        """Charge a project, too, from now on; closing this then says that the run has ended."""
+        self._project = project
+
+    def reserve(self, planned: Spent) -> None:
+        """Tell the project what the run will have spent in the end, before it begins.
+
+        Raises `LedgerError` if the project's budget has no room for it.
+        """
+        if self._project is not None:
+            self._project.reserve(list((Counter(dict(planned)) | self._totals).items()))
 
     def charge(
         self,
@@ -89,6 +105,13 @@ class Ledger:
         new = [client for client in accounts if release not in self._charges.get(client, {})]
         if not new:
             return
+        if self._project is not None:
+            if clients:
+                raise LedgerError(
+                    "privacy.ledger counts what runs tell of all clients alike; this protection "
+                    "has an account for each client. Set privacy.ledger=null."
+                )
+            self._project.cover(mechanism, self._totals[mechanism] + count)
         line = self._note(release, mechanism, count, [c for c in new if c is not None])
         with writing(self._path):
             self._file.write(f"{json.dumps(line)}\n".encode())
@@ -140,9 +163,11 @@ class Ledger:
         return list(found.items())
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; what was reserved of the project's budget and not used is free again."""
         self._disk.shutdown()
         self._file.close()
+        if self._project is not None:
+            self._project.end(self.spent)
 
 
 def _accounts(clients: Sequence[str]) -> Sequence[str | None]:

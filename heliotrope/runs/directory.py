@@ -67,6 +67,8 @@ _MAY_CHANGE = {
     "federated.client_timeout",
     "federated.quorum",
     "federated.checkpoint_every",
+    "privacy.budget",
+    "privacy.delta",
     "target.metric",
     "target.value",
     "target.stop",
@@ -206,6 +208,8 @@ class RunDirectory:
             alike = key == "distributed.strategy" and _WHOLE_STRATEGIES.issuperset(both)
             if key in ("data.path", "data.test"):  # relative in a run of an older version
                 alike = same_file(*both)
+            if key == "privacy.ledger" and both[0] is None:  # all of the run is charged there
+                alike = True
             if both[0] != both[1] and not alike:
                 name, (there, here) = groups.get(key, key), map(_as_typed, both)
                 raise RunDirectoryError(

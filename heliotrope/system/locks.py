@@ -14,7 +14,7 @@ import socket
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 __all__ = ["LEASE", "Holder", "NoLocksError", "file_system", "lock"]
 
@@ -27,7 +27,7 @@ class NoLocksError(Exception):
     """The file system has no locks; says so, with its type and where it is mounted."""
 
 
-def lock(file: IO[str], *, shared: bool = False, wait: bool = False) -> bool:
+def lock(file: IO[Any], *, shared: bool = False, wait: bool = False) -> bool:
     """Lock `file`, which must be open for reading and writing; return False if others have it.
 
     With `wait`, return when they have given it up. Raises `NoLocksError`.

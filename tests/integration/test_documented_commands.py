@@ -104,6 +104,11 @@ KEPT = (
 
 # What a command reads -> the documented command that writes it.
 WRITERS = {
+    "runs/ledger.jsonl": (
+        "python -m federated experiment=quickstart data.fit=none federated/privacy=central "
+        "federated.privacy.noise_multiplier=2 privacy.ledger=runs/ledger.jsonl privacy.budget=20 "
+        "privacy.delta=1e-2"
+    ),
     "runs/mine": "python -m federated experiment=quickstart hydra.run.dir=runs/mine",
     "runs/other": "python -m federated experiment=quickstart hydra.run.dir=runs/other",
     "runs/heart": "python -m federated experiment=heart hydra.run.dir=runs/heart",

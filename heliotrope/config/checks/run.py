@@ -10,7 +10,7 @@ from typing import Any
 from heliotrope import registry
 from heliotrope.config.checks.distributed import check_distributed
 from heliotrope.config.checks.federated import check_federated
-from heliotrope.config.checks.shared import check_shared, check_tracking
+from heliotrope.config.checks.shared import check_project, check_shared, check_tracking
 from heliotrope.config.checks.values import one_of
 from heliotrope.config.explain import unknown_key
 from heliotrope.config.groups import GROUPS, OPTIONAL, choice_class, choice_names, defaults_of
@@ -34,6 +34,8 @@ def check(run: Run, mode: Mode) -> None:
     plain_name(run.name)
     check_shared(run)
     check_tracking(run.tracking)
+    protection = run.distributed.privacy if mode == "distributed" else run.federated.privacy
+    check_project(run.privacy, mode, protection.name)
     if mode == "distributed":
         if run.data.fit == "per_client":
             raise ConfigError(

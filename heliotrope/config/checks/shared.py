@@ -7,12 +7,13 @@ from importlib.util import find_spec
 from heliotrope.config.checks.data import check_data
 from heliotrope.config.checks.values import above, at_least, fraction, one_of, within
 from heliotrope.config.groups import OptimizerConfig, keys_of_ours
-from heliotrope.config.run import Run
+from heliotrope.config.project import ProjectConfig
+from heliotrope.config.run import Mode, Run
 from heliotrope.config.training import TrackingConfig
 from heliotrope.errors import ConfigError
 from heliotrope.system.redaction import MASK, masked
 
-__all__ = ["check_shared", "check_tracking"]
+__all__ = ["check_project", "check_shared", "check_tracking"]
 
 
 def check_shared(run: Run) -> None:
@@ -53,6 +54,35 @@ def _check_optimizer(cfg: OptimizerConfig) -> None:
     above("optimizer.eps", keys.get("eps"), 0)
     if keys.get("beta2_decay", 0) > 0:
         raise ConfigError(f"optimizer.beta2_decay={keys['beta2_decay']} must be at most 0.")
+
+
+def check_project(cfg: ProjectConfig, mode: Mode, protection: str) -> None:
+    """Raise `ConfigError` for a ledger that says too little, or of what nothing is accounted for.
+
+    `protection` is the name of the choice of `mode`.
+    """
+    above("privacy.budget", cfg.budget, 0)
+    if cfg.ledger is None:
+        for key in ("budget", "delta"):
+            if (value := getattr(cfg, key)) is not None:
+                raise ConfigError(
+                    f"privacy.{key}={value:g} is of all runs together, which nothing counts. Set "
+                    "privacy.ledger=FILE."
+                )
+        return
+    if protection == "none":
+        choice = "federated/privacy=central" if mode == "federated" else "distributed/privacy=dpsgd"
+        raise ConfigError(
+            f"privacy.ledger={cfg.ledger}, but {mode}/privacy=none: what an unprotected run tells "
+            f"has no epsilon. Set {choice}, or privacy.ledger=null."
+        )
+    if cfg.budget is not None and cfg.delta is None:
+        raise ConfigError(
+            f"privacy.budget={cfg.budget:g} needs a delta, the probability with which it may fail. "
+            "Set privacy.delta, such as 1e-5."
+        )
+    if cfg.delta is not None:
+        within("privacy.delta", cfg.delta, 0, 1, open_low=True)
 
 
 def check_tracking(cfg: TrackingConfig) -> None:

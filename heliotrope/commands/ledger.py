@@ -1,0 +1,141 @@
+"""`privacy ledger=FILE`: who spent what of a project's privacy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from heliotrope.config.project import ProjectConfig
+from heliotrope.errors import ConfigError, LedgerError, closest
+from heliotrope.privacy.accountant import Epsilon
+from heliotrope.privacy.mechanisms import GaussianMechanism
+from heliotrope.privacy.project import Budget, Entry, ProjectLedger
+from heliotrope.privacy.totals import Group, groups
+
+__all__ = ["show_ledger"]
+
+
+def show_ledger(arguments: Sequence[str]) -> None:
+    """Print what runs have spent, by run and by purpose, together, and what is left.
+
+    `arguments` are ledger=FILE, and budget and delta if they are not to be the runs' own.
+    """
+    cfg = _parsed(arguments)
+    assert cfg.ledger is not None
+    found = groups(ProjectLedger(Path(cfg.ledger)).entries())
+    if not found:
+        raise LedgerError(
+            f"ledger={cfg.ledger} has no entry: nothing was charged there yet. Runs with "
+            f"privacy.ledger={cfg.ledger} are."
+        )
+    console = Console(soft_wrap=True)
+    for group in found:
+        delta = group.delta if cfg.delta is None else cfg.delta
+        for part in (_runs(group, delta), _purposes(group, delta)):
+            console.print(part)
+        limit = group.budget if cfg.budget is None else Budget(cfg.budget, delta)
+        console.print(f"{_total(group, delta, limit)}\n", markup=False, highlight=False)
+    if len(found) > len({tuple(group.sources) for group in found}):
+        console.print(
+            "Runs on the same data are in several tables: of another unit or adjacency, which no "
+            "accountant composes. Each total holds by itself; nothing tells what they are together."
+        )
+
+
+def _parsed(arguments: Sequence[str]) -> ProjectConfig:
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    known = tuple(vars(ProjectConfig()))
+    for key in given:
+        if key not in ("ledger", "budget", "delta"):
+            raise ConfigError(
+                f"privacy ledger=FILE takes budget=E and delta=D, not {key}.{closest(key, known)}"
+            )
+    if not given["ledger"]:
+        raise ConfigError("ledger= names no file. Name the one that runs have as privacy.ledger.")
+    numbers: dict[str, float] = {}
+    for key in ("budget", "delta"):
+        if key in given:
+            try:
+                numbers[key] = float(given[key])
+            except ValueError as error:
+                raise ConfigError(f"{key}={given[key]} is not a number.") from error
+            if not (numbers[key] > 0 and (key == "budget" or numbers[key] <= 1)):
+                raise ConfigError(f"{key}={given[key]} must be above 0, and a delta at most 1.")
+    return ProjectConfig(given["ledger"], numbers.get("budget"), numbers.get("delta"))
+
+
+def _runs(group: Group, delta: float) -> Table:
+    names = " and ".join(group.sources)
+    kind = " and ".join(sorted(group.adjacencies))
+    title = Text(f"data {names}: a {group.unit} ({kind}), at delta {delta:.3g}")
+    table = Table(
+        "written", "run", "experiment", "mechanism", "releases", "epsilon", "", title=title
+    )
+    table.title_justify = "left"
+    for entry in group.entries:
+        when = datetime.fromtimestamp(entry.time).astimezone()
+        table.add_row(
+            f"{when:%Y-%m-%d %H:%M}",
+            Text(_shown(entry.directory)),
+            Text(f"{entry.mode} {entry.name}"),
+            "\n".join(_mechanism(mechanism) for mechanism, _ in entry.spent),
+            "\n".join(f"{count:,}" for _, count in entry.spent),
+            _number(group.epsilon(delta, [entry])),
+            "" if entry.ended else "reserved",
+        )
+    return table
+
+
+def _purposes(group: Group, delta: float) -> Table:
+    table = Table("purpose", "runs", "releases", "epsilon")
+    for purpose in dict.fromkeys(entry.purpose for entry in group.entries):
+        entries = [entry for entry in group.entries if entry.purpose == purpose]
+        table.add_row(
+            purpose,
+            f"{len(entries):,}",
+            f"{_releases(entries):,}",
+            _number(group.epsilon(delta, entries)),
+        )
+    return table
+
+
+def _total(group: Group, delta: float, limit: Budget | None) -> str:
+    whole = group.epsilon(delta)
+    if whole is None:
+        return "no total: no accountant composes these"
+    bound = "" if whole.accountant == "RDP" else f", at most {whole.rdp:.4g} by RDP"
+    text = (
+        f"all {len(group.entries)} together: epsilon {whole.value:.4g} at delta {delta:.3g} "
+        f"({whole.accountant}{bound})"
+    )
+    if limit is None:
+        return f"{text}; no budget is set"
+    left = limit.epsilon - whole.value
+    state = f"{left:.4g} left" if left > 0 else "nothing left"
+    return f"{text}; of the budget of {limit.epsilon:g}, {state}"
+
+
+def _releases(entries: Sequence[Entry]) -> int:
+    return sum(count for entry in entries for _, count in entry.spent)
+
+
+def _mechanism(mechanism: GaussianMechanism) -> str:
+    return (
+        f"{mechanism.sampling} {mechanism.cohort:,} of {mechanism.population:,}, noise "
+        f"{mechanism.noise_multiplier:g}"
+    )
+
+
+def _number(found: Epsilon | None) -> str:
+    return "?" if found is None else f"{found.value:.4g}"
+
+
+def _shown(directory: str) -> str:
+    """Return a directory as it is reached from here, if it is below."""
+    path = Path(directory)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else directory

@@ -1,0 +1,82 @@
+"""The account that a run has in its project's privacy ledger."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from heliotrope.config import Mode, Run
+from heliotrope.config.own_files import OWN_FILES
+from heliotrope.errors import ConfigError, writing
+from heliotrope.privacy.charges import ProjectCharges
+from heliotrope.privacy.keys import NoiseKeys
+from heliotrope.privacy.ledger import release_stamp
+from heliotrope.privacy.project import Budget, Entry, People, ProjectLedger, Sweep
+
+__all__ = ["project_charges"]
+
+_IDENTITY = "privacy.id"
+_SWEPT = "overrides.json"  # what a sweep leaves in the directory of a job
+
+
+def project_charges(
+    run: Run, mode: Mode, directory: Path, content: str | None, keys: NoiseKeys, count: int
+) -> ProjectCharges | None:
+    """Return where the run in `directory` is charged; None if it shares no ledger.
+
+    Parameters
+    ----------
+    content
+        The hash of the data that it uses.
+    keys
+        Of its protection.
+    count
+        How many it protects.
+
+    Raises
+    ------
+    ConfigError
+        If `privacy.delta` promises too little for so many.
+    """
+    cfg, budget = run.privacy, None
+    if cfg.ledger is None:
+        return None
+    if cfg.delta is not None and cfg.delta > 1 / count:
+        raise ConfigError(
+            f"privacy.delta={cfg.delta:g} must be at most 1/{count}={1 / count:g}: with more, to "
+            f"publish the data of one {keys.unit} of {count} would count as private. Lower it."
+        )
+    if cfg.budget is not None and cfg.delta is not None:
+        budget = Budget(cfg.budget, cfg.delta)
+    source = str(run.data.path) if run.data.name in OWN_FILES else run.data.name  # type: ignore[attr-defined]
+    swept = (directory / _SWEPT).exists()
+    entry = Entry(
+        run=_identity(directory),
+        directory=str(directory),
+        name=run.name,
+        mode=mode,
+        purpose="trial of a sweep" if swept else "training",
+        people=People(source, content or "", keys.unit),
+        delta=keys.delta_for(count),
+        budget=budget,
+        sweep=Sweep(str(directory.parent)) if swept else None,
+    )
+    return ProjectCharges(ProjectLedger(Path(cfg.ledger)), entry)
+
+
+def _identity(directory: Path) -> str:
+    """Return what tells the run from others, and from its copies, which may release other things.
+
+    A run that was moved counts as a copy: then more is counted than was released.
+    """
+    path = directory / _IDENTITY
+    with writing(path):
+        try:
+            with path.open("x") as file:
+                file.write(secrets.token_hex(8))
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            pass
+        return release_stamp(path.read_text(), path.stat().st_ino, str(directory))
