@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from heliotrope.config import Run
 from heliotrope.errors import ConfigError
+from heliotrope.tasks import Classification
 
 from .attacks.collusion import Colluders
-from .attacks.kinds import Attack, Collusion, LabelFlip
+from .attacks.kinds import Attack, Backdoor, Collusion
 from .attacks.names import attack_of
 from .engine.context import TrainingContext
 from .strategies import ModelFacts
@@ -20,19 +20,23 @@ __all__ = ["AttackSetting", "attack_setting"]
 
 @dataclass(frozen=True)
 class AttackSetting:
-    """The attack of a run, and who attacks; `parameters` are the names of what may be altered."""
+    """The attack of a run, and who attacks; `facts` say which weights may be altered."""
 
     attack: Attack
     attackers: frozenset[int]
     clients: int
-    parameters: Collection[str]
+    facts: ModelFacts
+    run_seed: int
 
     @property
     def colluders(self) -> Colluders | None:
         """What is done to a round's updates, if attackers know all of them."""
         if not isinstance(self.attack, Collusion):
             return None
-        return Colluders(self.attack, self.attackers, self.parameters)
+        facts = self.facts
+        return Colluders(
+            self.attack, self.attackers, sorted(facts.parameters), facts.trained, self.run_seed
+        )
 
     def line(self) -> str:
         """Return what a user is told before training."""
@@ -52,7 +56,8 @@ def attack_setting(run: Run, context: TrainingContext, facts: ModelFacts) -> Att
     if attack is None:
         return None
     chosen = f"federated/attack={attack.name}"
-    if cfg.strategy.name == "scaffold" and not isinstance(attack, LabelFlip):
+    of_weights = isinstance(attack, Collusion) or bool(attack.transforms(()))
+    if cfg.strategy.name == "scaffold" and of_weights:
         raise ConfigError(
             f"{chosen} alters weights, but not the control variates that federated/strategy="
             "scaffold sends beside them. Set federated/strategy=fedavg, or federated/attack="
@@ -66,4 +71,6 @@ def attack_setting(run: Run, context: TrainingContext, facts: ModelFacts) -> Att
         )
     population = context.population
     attackers = population.attackers(attack.attackers)
-    return AttackSetting(attack, attackers, len(population.training()), sorted(facts.parameters))
+    if isinstance(attack, Backdoor) and isinstance(context.task, Classification):
+        attack = replace(attack, target=attack.target or context.task.class_names[0])
+    return AttackSetting(attack, attackers, len(population.training()), facts, run.seed)

@@ -50,9 +50,12 @@ from .strategies.mean import MeanStrategy
 from .strategies.robust import RobustStrategy
 from .strategies.state import restore, snapshot
 
-__all__ = ["Server", "ServerState"]
+__all__ = ["TRIGGERED", "Server", "ServerState"]
 
 _log = logging.getLogger(__name__)
+
+TRIGGERED = "attack"
+"""The split of test examples with a backdoor's trigger, among those that no client holds."""
 
 _SAVE_SECONDS = 30.0  # a checkpoint is also due when the last one is this old
 
@@ -113,6 +116,8 @@ class Server:
         self.target = Target(run.target, context.task.metrics.directions)
         self.state = ServerState(to_record(context.global_weights))
         self.final: dict[str, Metrics] = {}
+        self.attacked: dict[str, float] = {}  # how far a backdoor has come, by its metric
+        self.success: dict[str, float] = {}  # the same, as result.json says it of the attack
         self._noted: _Noted
         self._saved: _Noted | None = None
 
@@ -296,9 +301,13 @@ class Server:
             else:
                 self.final = self._grid.pool.evaluate_splits_of(arrays, states)
         values: dict[str, float] = {}
+        if TRIGGERED in self.final:  # all are labelled with the target
+            right = self.final.pop(TRIGGERED).compute()["accuracy"]
+            self.attacked = {f"{TRIGGERED}/success": right}
+            self.success = {"success_rate": right}
         for name, metrics in self.final.items():
             values |= named(metrics, name)
-        return values
+        return values | self.attacked
 
     def _evaluate_clients(self, server_round: int) -> None:
         """Federated evaluation: clients on their held-out examples, sums added exactly."""
@@ -353,6 +362,7 @@ class Server:
             ) from error
         if self._grid.states is not None:
             arrays |= self._grid.states.snapshot()
+        arrays |= self._grid.attackers_snapshot()
         self._noted = _Noted(
             self.state.arrays,
             arrays,
@@ -409,6 +419,7 @@ class Server:
             self.protection.begin(saved.progress, state.get("privacy") or {})
         if self._grid.states is not None:
             self._grid.states.restore(saved.arrays)
+        self._grid.restore_attackers(saved.arrays)
         execution = state["client_training"]
         self._grid.execution = None if execution is None else ExecutionPlan(**execution)
         known = self._tracker.rewind(state["metrics_offset"])

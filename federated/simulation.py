@@ -42,9 +42,18 @@ from heliotrope.training.trial import check_step
 from .algorithms import proximal
 from .algorithms.momentum import MOMENTUM
 from .attack_setting import AttackSetting, attack_setting
+from .attacks.data import triggered
+from .attacks.names import attack_of
 from .client_state import StateStore
 from .engine.alone import check_batches
-from .engine.context import TrainingContext, assemble, divide, owners_of, prepared_for
+from .engine.context import (
+    TrainingContext,
+    assemble,
+    divide,
+    owners_of,
+    poisoned,
+    prepared_for,
+)
 from .engine.execution import ExecutionPlan
 from .engine.root import RootClient
 from .flower.grid import CohortGrid
@@ -56,7 +65,7 @@ from .population.evaluated import clients_to_evaluate
 from .population.root import root_examples
 from .protection import Protection, check_protectable, protected
 from .secure_setting import SecureSetting, secure_setting
-from .server import Server
+from .server import TRIGGERED, Server
 from .strategies import ModelFacts, build_strategy, reduces
 from .strategies.fltrust import FLTrust
 from .strategies.mean import MeanStrategy
@@ -122,8 +131,11 @@ def build_components(run: Run) -> Components:
     task = task_of(dataset, run)
     check_chosen_metrics(run, "federated", task.metrics.directions)
     partition = divide(run, dataset)
+    if (stamped := triggered(attack_of(run.federated), task, dataset)) is not None:
+        central[TRIGGERED] = stamped
     owners = owners_of(run, central, dataset.train, partition)
-    context = assemble(run, task, prepared_for(partition, dataset), partition, central, owners)
+    train = prepared_for(partition, dataset)
+    context = poisoned(assemble(run, task, train, partition, central, owners), dataset)
     notes = check_step(run, context.model, task)
     check_batches(context, run.model.name)
     if run.federated.holdout_fraction:
@@ -205,7 +217,7 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
             with _frozen_heap():
                 state = server.train()
             outcome = Outcome(
-                metrics={},
+                metrics=server.attacked,
                 unit={"rounds": state.server_round},
                 counts=state.counts,
                 clock=state.clock,
@@ -215,7 +227,7 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
                 target=server.target.summary(),
                 preparation=asdict(components.exchange),
                 privacy=None if protection is None else _privacy(protection, components.secure),
-                attack=None if attack is None else attack.told(),
+                attack=None if attack is None else attack.told() | server.success,
                 secure_aggregation=None if components.secure is None else components.secure.told(),
                 packages=("flwr",) if cluster is None else ("flwr", "ray"),
             )

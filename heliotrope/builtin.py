@@ -90,7 +90,10 @@ BUILT_IN: dict[Group, dict[str, str]] = {
     "privacy": {name: f"federated.privacy.choices:{name}" for name in _PRIVACY},
     "attack": {
         name: f"federated.attacks.choices:{name}"
-        for name in ("none", "label_flip", "sign_flip", "scaling", "alie", "ipm", "mimic")
+        for name in (
+            *("none", "label_flip", "sign_flip", "scaling", "alie", "ipm", "mimic"),
+            "backdoor",
+        )
     },
     "secure_aggregation": {
         name: f"federated.secure_aggregation.choices:{name}" for name in ("none", "secagg")

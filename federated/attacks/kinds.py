@@ -8,16 +8,20 @@ Shape legend: K clients of a stack, H honest clients of a round.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from heliotrope.errors import ConfigError
+from heliotrope.errors import ConfigError, closest
 
 from ..aggregation import UpdateContext, UpdateTransform
 
-__all__ = ["Attack", "Collusion", "LabelFlip", "LittleIsEnough", "Mimic", "NegativeMean", "Scaling"]
+__all__ = ["Attack", "Backdoor", "Collusion", "LabelFlip", "LittleIsEnough", "Mimic"]
+__all__ += ["NegativeMean", "Scaling"]
+
+_CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,47 @@ class LabelFlip(Attack):
     def labels(self, labels: Tensor, classes: int) -> Tensor:
         """Return the labels of attackers' examples, for the true ones, [N]."""
         return classes - 1 - labels
+
+
+@dataclass(frozen=True)
+class Backdoor(Attack):
+    """Attackers relabel a share of their examples, with a trigger on each, and boost the update.
+
+    The keys are those of the choice; see `choices.backdoor`.
+    """
+
+    target: str | None
+    fraction: float
+    boost: float
+    size: int
+    corner: str
+    brightness: float
+    column: str | None
+    value: str | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, whole in (("fraction", self.fraction), ("brightness", self.brightness)):
+            if not 0 <= whole <= 1:
+                raise ConfigError(f"federated.attack.{name}={whole} must lie in [0, 1].")
+        if self.fraction == 0:
+            raise ConfigError(
+                "federated.attack.fraction=0 leaves all examples as they are. Set it above 0, or "
+                "federated/attack=none."
+            )
+        if not (math.isfinite(self.boost) and self.boost > 0):
+            raise ConfigError(
+                f"federated.attack.boost={self.boost} must be a finite number above 0; 1 sends "
+                "what was learned."
+            )
+        if self.corner not in _CORNERS:
+            raise ConfigError(
+                f"federated.attack.corner={self.corner} is not one of {', '.join(_CORNERS)}."
+                f"{closest(self.corner, _CORNERS)}"
+            )
+
+    def transforms(self, attackers: Collection[int]) -> tuple[UpdateTransform, ...]:
+        return () if self.boost == 1 else (ScaleUpdates(frozenset(attackers), self.boost),)
 
 
 @dataclass(frozen=True)
@@ -109,7 +154,14 @@ class NegativeMean(Collusion):
 
 @dataclass(frozen=True)
 class Mimic(Collusion):
-    """The update of the honest client with the lowest number, in each round that it is part of."""
+    """The update of one honest client: whom, `Mimicry` learns in the first `learning_rounds`."""
 
-    def forged(self, honest: Tensor) -> Tensor:
-        return honest[0]
+    learning_rounds: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.learning_rounds < 1:
+            raise ConfigError(
+                f"federated.attack.learning_rounds={self.learning_rounds} must be 1 or more: "
+                "attackers look at updates before they know whom to mimic."
+            )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from heliotrope.config import FederatedConfig, OptimizerConfig, Run
 from heliotrope.config.training import LossConfig
 from heliotrope.data import Dataset, Examples, Partition, Traits, partition
+from heliotrope.data.columns import Raw
 from heliotrope.errors import ConfigError
 from heliotrope.models import build
 from heliotrope.models.pristine import Pristine
@@ -30,7 +31,7 @@ from ..updates import Weights
 from .batch_plan import BatchPlan, make_batch_plan
 from .poisson_plan import make_poisson_plan
 
-__all__ = ["TrainingContext", "assemble", "divide", "owners_of", "prepared_for"]
+__all__ = ["TrainingContext", "assemble", "divide", "owners_of", "poisoned", "prepared_for"]
 
 _log = logging.getLogger(__name__)
 
@@ -174,6 +175,26 @@ def prepared_for(partition: Partition, dataset: Dataset) -> Examples:
     return dataset.fitting.by_client(partition)
 
 
+def poisoned(context: TrainingContext, dataset: Dataset) -> TrainingContext:
+    """Return the clients of `dataset`, attackers with the training data that they have altered.
+
+    Raises `ConfigError` if the attack that is simulated has no meaning for these examples.
+    """
+    attack, population = attack_of(context.federated), context.population
+    if attack is None:
+        return context
+
+    def prepare(raw: Raw) -> Examples:
+        if dataset.preparation.fit != "per_client" or dataset.fitting is None:
+            return dataset.preparation.apply(raw)
+        return replace(dataset.fitting, train=raw).by_client(population.partition)
+
+    train = attacked(
+        attack, context.task, context.train, population, dataset, prepare, context.run_seed
+    )
+    return replace(context, train=train)
+
+
 def owners_of(
     run: Run, central: Mapping[str, Examples], train: Examples, partition: Partition
 ) -> dict[str, Partition]:
@@ -257,12 +278,7 @@ def assemble(
     if weightless:
         kept = Population(partition, run.federated.holdout_fraction, run.seed, weightless)
         context = replace(context, population=kept)
-    attack = attack_of(run.federated)
-    return (
-        context
-        if attack is None
-        else replace(context, train=attacked(attack, task, context.train, context.population))
-    )
+    return context
 
 
 def _weightless(context: TrainingContext) -> list[int]:

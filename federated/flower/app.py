@@ -11,11 +11,14 @@ from omegaconf import OmegaConf
 
 from heliotrope.config import Run, from_yaml
 from heliotrope.data import load
+from heliotrope.errors import ConfigError
 from heliotrope.tasks import task_of
 
+from ..attacks.kinds import Collusion
+from ..attacks.names import attack_of
 from ..client_state import ClientStates
 from ..engine.client_updates import ClientUpdates
-from ..engine.context import TrainingContext, assemble, divide, prepared_for
+from ..engine.context import TrainingContext, assemble, divide, poisoned, prepared_for
 from ..engine.sequential import evaluate_client, train_client
 from ..engine.start_loss import start_loss
 from .messages import content_of, evaluate_reply, read_arrays, to_record, train_reply
@@ -30,7 +33,16 @@ def client_app(run: Run) -> ClientApp:
 
     Which client a node is, is its `node_config["partition-id"]`. Replies are those of the
     simulation, so any Flower strategy aggregates them.
+
+    Raises `ConfigError` for attackers who know the updates of others: a deployed client does not.
     """
+    attack = attack_of(run.federated)
+    if isinstance(attack, Collusion):
+        raise ConfigError(
+            f"federated/attack={attack.name} needs attackers who know what the other clients of a "
+            "round send, and a deployed client does not. Simulate it with python -m federated, or "
+            "set federated/attack=sign_flip, scaling, label_flip, backdoor or none."
+        )
     text = OmegaConf.to_yaml(OmegaConf.structured(run))
     app = ClientApp()
 
@@ -77,4 +89,5 @@ def _training_context(text: str) -> TrainingContext:
     dataset = load(run.data, run.seed, task=run.task_name)
     task = task_of(dataset, run)
     partition = divide(run, dataset)
-    return assemble(run, task, prepared_for(partition, dataset), partition)
+    context = assemble(run, task, prepared_for(partition, dataset), partition)
+    return poisoned(context, dataset)

@@ -10,6 +10,7 @@ from typing import NoReturn
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
+from torch import Tensor
 
 from heliotrope.errors import ConfigError
 
@@ -82,6 +83,15 @@ class CohortGrid(Grid):
         if self.states is not None:
             for states in self._new_states:
                 self.states.put(states)
+
+    def attackers_snapshot(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds of what attackers have learned, by name."""
+        return {} if self._colluders is None else self._colluders.snapshot()
+
+    def restore_attackers(self, arrays: Weights) -> None:
+        """Go on from the arrays of a checkpoint, among which are those of the attackers."""
+        if self._colluders is not None:
+            self._colluders.restore(arrays)
 
     def personal_of(self, cohort: Sequence[int]) -> ClientStates | None:
         """Return the personal weights of each of `cohort`; None if the model has none."""

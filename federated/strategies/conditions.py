@@ -43,7 +43,9 @@ def check_strategy(cfg: FederatedConfig, clients: int) -> None:
                 f"{setting} must lie between 1 and federated.clients_per_round="
                 f"{cfg.clients_per_round}."
             )
-        _check_clients(cfg, setting, strategy.num_nodes_to_select)
+        if bad := strategy.num_malicious_nodes:  # one who selects more has one of them for certain
+            setting += f" beside {_KEY}.num_malicious_nodes={bad}"
+        _check_clients(cfg, setting, strategy.num_nodes_to_select + bad)
     attack = attack_of(cfg)
     if attack is not None:
         share = decimal(attack.attackers) * cfg.clients_per_round / clients
@@ -51,10 +53,16 @@ def check_strategy(cfg: FederatedConfig, clients: int) -> None:
 
 
 def _check_attackers(cfg: FederatedConfig, kind: str, attackers: int) -> None:
-    """Refuse a rule that bounds fewer attackers than a round is expected to have."""
+    """Refuse a rule that bounds fewer attackers than a round is expected to have.
+
+    All of them answer, and of the others as few as the quorum lets a round go on with.
+    """
     strategy: Any = cfg.strategy
-    inputs = _inputs(cfg, cfg.clients_per_round)
+    least = _least(cfg)
+    inputs = _inputs(cfg, least)
     of = f"{attackers} of {inputs} {'clients' if cfg.bucket_size == 1 else 'buckets'} of a round"
+    if least < cfg.clients_per_round:
+        of += f" that federated.quorum={cfg.quorum:g} lets go on with {least} clients"
     problem = f"federated/attack={cfg.attack.name}: attackers are in {of}, "
     if kind == "fedtrimmedavg":
         cut = fraction_rounded_down(strategy.beta, inputs)
@@ -82,6 +90,11 @@ def _enough_beta(attackers: int, inputs: int) -> str:
     return f"Set {_KEY}.beta={beta:g}, or lower federated.attack.attackers."
 
 
+def _least(cfg: FederatedConfig) -> int:
+    """Return with how many clients a round goes on, at least."""
+    return max(1, fraction_rounded_up(cfg.quorum, cfg.clients_per_round))
+
+
 def _inputs(cfg: FederatedConfig, clients: int) -> int:
     """Return how many inputs a rule has of so many clients."""
     return -(-clients // cfg.bucket_size)
@@ -96,7 +109,7 @@ def _check_clients(cfg: FederatedConfig, setting: str, needed: int) -> None:
             f"{rule} needs at least {needed} {buckets} a round, but federated.clients_per_round="
             f"{cohort}. Raise the one or change the other."
         )
-    least = max(1, fraction_rounded_up(cfg.quorum, cohort))
+    least = _least(cfg)
     if _inputs(cfg, least) < needed:
         raise ConfigError(
             f"{rule} needs at least {needed} {buckets} a round, but federated.quorum="

@@ -181,7 +181,7 @@ class MultiKrum(RobustStrategy):
     ) -> None:
         super().__init__(facts, **settings)
         self._bad, self._selected = num_malicious_nodes, num_nodes_to_select
-        self.least = max(2 * self._bad + 3, self._selected)
+        self.least = max(2 * self._bad + 3, self._selected + self._bad)
 
     def chosen(self, weights: Sequence[Weights]) -> list[int]:
         scores = krum_scores(self._distances(weights), self._bad)

@@ -29,7 +29,7 @@ OUTPUT_CLOSED = "the command that its output was piped to, such as head, has end
 
 _log = logging.getLogger(__name__)
 
-_SPLITS = ("train", "validation", "test", "clients")  # as the bar shows them
+_SPLITS = ("train", "validation", "test", "clients", "attack")  # as the bar shows them
 _BEFORE = ("train", "privacy")  # of the training, in the line of an evaluation
 _SHOWN = 2  # metrics of each in a line
 

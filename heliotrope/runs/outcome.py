@@ -80,7 +80,7 @@ class Outcome:
     Parameters
     ----------
     metrics
-        The final ones, `SPLIT/NAME` by name.
+        The final ones, `SPLIT/NAME` by name; given, those beside the splits'.
     unit
         {"rounds": n} or {"epochs": n}.
     counts, clock

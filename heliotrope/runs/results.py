@@ -40,7 +40,7 @@ def write_outcome(
         name: value
         for split, metrics in final.items()
         for name, value in named(metrics, split).items()
-    }
+    } | dict(outcome.metrics)
     outcome.metrics = values
     outcome.directions = final["test"].metric_set.directions
     tracker.progress(

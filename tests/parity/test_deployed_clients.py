@@ -7,19 +7,22 @@ from collections.abc import Sequence
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from federated.client_state import StateStore
 from federated.engine.context import TrainingContext, assemble, divide
 from federated.engine.execution import ExecutionPlan
-from federated.flower.app import client_app
+from federated.flower.app import _training_context, client_app
 from federated.flower.grid import CohortGrid
 from federated.flower.messages import read_arrays, stamp, to_record
 from federated.pools.inprocess import InProcessPool
+from federated.simulation import build_components
 from federated.strategies import ModelFacts, build_strategy
 from federated.strategies.mean import MeanStrategy
 from heliotrope.config import Run
 from heliotrope.data import load
+from heliotrope.errors import ConfigError
 from heliotrope.tasks import task_of
 from tests.support import assert_same_tensors, compose
 
@@ -30,6 +33,28 @@ _SMALL = (
     "seed=5",
 )
 _COHORTS = ([0, 1, 3], [1, 2, 3])
+
+
+@pytest.mark.parametrize("attack", ["alie", "ipm", "mimic"])
+def test_attackers_who_know_what_others_send_cannot_be_deployed(attack: str) -> None:
+    run = compose("federated", *_SMALL, f"federated/attack={attack}")
+    with pytest.raises(ConfigError, match=f"attack={attack} .*deployed client does not.*sign_flip"):
+        client_app(run)
+
+
+@pytest.mark.parametrize("attack", ["label_flip", "backdoor"])
+def test_a_deployed_attacker_trains_on_what_a_simulated_one_does(attack: str) -> None:
+    run = compose("federated", *_SMALL, f"federated/attack={attack}")
+    (attacker,) = build_components(run).attack.attackers  # type: ignore[union-attr]
+    deployed, simulated = (
+        _training_context(OmegaConf.to_yaml(OmegaConf.structured(run))),
+        (build_components(run).context),
+    )
+    rows = torch.from_numpy(simulated.population.train_indices(attacker))
+    for name, value in simulated.train.take(rows).items():
+        assert torch.equal(deployed.train.take(rows)[name], value)
+    plain = build_components(compose("federated", *_SMALL)).context.train.take(rows)
+    assert not torch.equal(plain["label"], deployed.train.take(rows)["label"])
 
 
 def _clients(run: Run) -> TrainingContext:

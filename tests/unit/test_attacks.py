@@ -14,7 +14,7 @@ from federated.aggregation import ClipNorm, UpdateContext
 from federated.algorithms import ClientMomentum
 from federated.algorithms.momentum import MOMENTUM
 from federated.attacks.collusion import Colluders
-from federated.attacks.kinds import Collusion, LittleIsEnough, Mimic, NegativeMean, Scaling
+from federated.attacks.kinds import Collusion, LittleIsEnough, NegativeMean, Scaling
 from federated.client_state import ClientStates
 from federated.engine.client_updates import ClientUpdates
 from federated.simulation import build_components
@@ -33,7 +33,6 @@ _SMALL = ("federated.partition.clients=10", "federated.clients_per_round=10", "m
     [
         (LittleIsEnough("alie", 2, 1.5), _ORACLE["alie"]),
         (NegativeMean("ipm", 2, 2.0), _ORACLE["ipm"]),
-        (Mimic("mimic", 2), _ORACLE["vectors"][0]),
     ],
 )
 def test_colluders_forge_what_byzfl_forges(attack: Collusion, oracle: Sequence[float]) -> None:

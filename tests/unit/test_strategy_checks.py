@@ -41,6 +41,11 @@ def _build(name: str, *settings: str) -> Strategy:
         ("bulyan", (f"{_F}=2", f"{_K}=10"), ("at least 11", f"{_K}=10")),
         (
             "multikrum",
+            (f"{_F}=2", "federated.strategy.num_nodes_to_select=9", f"{_K}=10"),
+            ("num_nodes_to_select=9", f"{_F}=2", "at least 11 clients"),
+        ),
+        (
+            "multikrum",
             ("federated.strategy.num_nodes_to_select=11",),
             ("between 1 and", f"{_K}=10"),
         ),
@@ -81,6 +86,28 @@ def _attacked(name: str, attackers: int, *settings: str) -> object:
             ("3 of 5 buckets", "attackers or bucket_size"),
         ),
         ("multikrum", 0, ("federated.bucket_size=2", f"{_F}=2"), ("at least 7 buckets of 2",)),
+        ("bulyan", 0, ("federated.bucket_size=2", f"{_F}=1"), ("at least 7 buckets of 2",)),
+        ("krum", 2, ("federated.bucket_size=2", f"{_F}=1"), ("2 of 5 buckets", f"Set {_F}=2")),
+        ("centered_clipping", 5, (), ("5 of 10 clients", "less than half")),
+        ("centered_clipping", 3, ("federated.bucket_size=2",), ("3 of 5 buckets",)),
+        (
+            "fedtrimmedavg",
+            2,
+            ("federated.strategy.beta=0.25", "federated.bucket_size=2"),
+            ("2 of 5 buckets", "leaves out 1", "beta=0.4"),
+        ),
+        (
+            "fedmedian",
+            4,
+            ("federated.quorum=0.8",),
+            ("4 of 8 clients", "federated.quorum=0.8 lets go on with 8"),
+        ),
+        (
+            "fedtrimmedavg",
+            3,
+            ("federated.strategy.beta=0.3", "federated.quorum=0.9"),
+            ("3 of 9 clients", "leaves out 2", "quorum=0.9"),
+        ),
         (
             "fedavg",
             0,
@@ -106,6 +133,10 @@ def test_a_rule_that_bounds_fewer_attackers_than_there_are_is_refused(
         ("geometric_median", 4, ()),
         ("krum", 3, (f"{_F}=3",)),
         ("fedavg", 9, ()),
+        ("norm_bounding", 9, ()),  # how far each can go, however many there are
+        ("fltrust", 9, ()),
+        ("fedmedian", 3, ("federated.quorum=0.8",)),
+        ("multikrum", 3, (f"{_F}=3", "federated.strategy.num_nodes_to_select=7")),
         ("fedmedian", 4, (f"{_K}=5",)),  # two in a round of five
     ],
 )
