@@ -33,6 +33,7 @@ __all__ = [
 
 _NEWEST, _OLDEST = (1, 0), (0, 6)  # of dp-accounting; before 0.6 PLD knows no replaced participant
 _UNIT = 1e-4  # of noise multipliers that are found
+_PLD_UP_TO = 500.0  # epsilon by RDP: of a larger one PLD's tables would take gigabytes
 
 
 Spent = Sequence[tuple[GaussianMechanism, int]]
@@ -198,10 +199,11 @@ def _tightest(used: _Used, delta: float) -> tuple[float, Literal["PLD", "RDP"]]:
     kinds = {mechanism.adjacency for mechanism, _ in used}
     if len(kinds) > 1:
         raise ValueError(f"no accountant composes {' with '.join(sorted(kinds))}")
-    best = _accountants(used[0][0])
+    upper, best = _bound(used, delta), _accountants(used[0][0])
+    if len(best) == 1 or upper > _PLD_UP_TO:
+        return upper, "RDP"
     with _quiet():
-        value = float(best[-1].compose(_composed(_accounting()[0], used)).get_epsilon(delta))
-    return value, "PLD" if len(best) > 1 else "RDP"
+        return float(best[-1].compose(_composed(_accounting()[0], used)).get_epsilon(delta)), "PLD"
 
 
 @lru_cache(maxsize=1024)

@@ -65,11 +65,16 @@ def entries() -> list[Entry]:
     counts = sorted({1, cpus})
     return [
         Entry("heliotrope, in-process", "heliotrope", ours, "inprocess"),
+        Entry("heliotrope, in-process, private", "heliotrope", ours, "inprocess,private"),
         Entry("heliotrope, one after another", "heliotrope", ours, "sequential"),
         Entry(f"heliotrope, Ray pool of {cpus}", "heliotrope", ours, f"ray={cpus}"),
         *(Entry(f"bare loop, {n} thread(s)", "bare", bare, f"threads={n}") for n in counts),
         Entry(f"bare loop, {cpus} processes", "bare", bare, f"processes={cpus}"),
         *(Entry(_pfl_label(n, cpus), "pfl", pfl, f"threads={n}") for n in counts),
+        *(
+            Entry(f"{_pfl_label(n, cpus)}, private", "pfl", pfl, f"threads={n},private")
+            for n in counts
+        ),
         Entry(f"pfl, {cpus} processes (torchrun)", "pfl", pfl, "threads=1", processes=cpus),
         Entry("Flower, as it ships", "flower", "flower_simulation.py", "shipped"),
         Entry("Flower, one CPU a client", "flower", "flower_simulation.py", "tuned"),

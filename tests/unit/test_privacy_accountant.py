@@ -89,3 +89,12 @@ def test_another_dp_accounting_is_refused_by_name(
     monkeypatch.setattr(accountant, "version", lambda _: found)
     with pytest.raises(ConfigError, match=rf"dp-accounting {found}.*attrs>=22,<24"):
         epsilon([(Mechanism("poisson", 1.7, 3, 11), 1)], 1e-3)
+
+
+def test_noise_that_protects_nobody_is_counted_by_rdp_in_little_memory() -> None:
+    hardly_any = Mechanism("poisson", 1e-3, 10, 100)  # by PLD: a table of 38 GiB
+
+    spent = epsilon([(hardly_any, 60)], 1e-3)
+
+    assert spent.accountant == "RDP"
+    assert 1e5 < spent.value == spent.rdp < math.inf

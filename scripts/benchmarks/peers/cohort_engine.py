@@ -1,7 +1,8 @@
 """Heliotrope's federated mode, as `python -m federated` runs it, on a benchmark's problem.
 
 `--variant ray=WORKERS`, `inprocess` or `sequential` (in-process, one client after another, as
-torch's own loop does), which take `=THREADS`. Everything is that of a run: the server loop,
+torch's own loop does), which take `=THREADS`; with `,private` after it, clients are drawn, clipped
+and given noise by `federated/privacy=central`. Everything is that of a run: the server loop,
 Flower's strategy and messages, events on disk; only data and division come from the problem.
 """
 
@@ -11,12 +12,13 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 from configs import model_config
 from dataset import examples_of, info_of
-from problem import Problem, arguments, read, report
+from problem import CLIP, NOISE, Problem, arguments, read, report
 
 from federated import simulation
 from federated.engine.execution import ExecutionPlan
@@ -36,8 +38,17 @@ def main() -> None:
     """Train, and print the times."""
     options = arguments(__doc__)
     problem = read(options.problem)
-    pool, _, count = options.variant.partition("=")
+    way, _, private = options.variant.partition(",")
+    pool, _, count = way.partition("=")
     run = _run(problem, options.rounds, pool, int(count) if count else None)
+    if private:
+        keys = {"clip": CLIP, "noise_multiplier": NOISE}
+        run = replace(
+            run,
+            federated=replace(
+                run.federated, privacy=chosen("federated/privacy", "central", **keys)
+            ),
+        )
     started = time.time() - process_age()
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"

@@ -1,6 +1,7 @@
 """pfl-research: FederatedAveraging on its SimulatedBackend, as its own benchmarks use it.
 
-`--variant threads=T` sets the threads of torch. Under `torchrun`, pfl divides each cohort among
+`--variant threads=T` sets the threads of torch; with `threads=T,private` clients count alike, are
+clipped and get Gaussian noise. Under `torchrun`, pfl divides each cohort among
 the processes by itself.
 """
 
@@ -13,7 +14,7 @@ import time
 import numpy as np
 import torch
 from pfl.aggregate.simulate import SimulatedBackend
-from pfl.aggregate.weighting import WeightByDatapoints
+from pfl.aggregate.weighting import WeightByDatapoints, WeightByUser
 from pfl.algorithm.base import NNAlgorithmParams
 from pfl.algorithm.federated_averaging import FederatedAveraging
 from pfl.callback.base import TrainingProcessCallback
@@ -24,7 +25,9 @@ from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.internal.ops.selector import get_framework_module
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
-from problem import Problem, arguments, mean_loss, read, report
+from pfl.privacy.gaussian_mechanism import GaussianMechanism
+from pfl.privacy.privacy_mechanism import CentrallyAppliedPrivacyMechanism
+from problem import CLIP, NOISE, Problem, arguments, mean_loss, read, report
 from torch import Tensor, nn
 
 
@@ -68,7 +71,12 @@ def main() -> None:
     """Train, and print the times."""
     options = arguments(__doc__)
     problem = read(options.problem)
-    torch.set_num_threads(int(options.variant.partition("=")[2] or 1))
+    threads, _, private = options.variant.removeprefix("threads=").partition(",")
+    torch.set_num_threads(int(threads))
+    postprocessors = [WeightByDatapoints()]
+    if private:
+        mechanism = CentrallyAppliedPrivacyMechanism(GaussianMechanism(CLIP, NOISE))
+        postprocessors = [WeightByUser(), mechanism]
     random.seed(problem.seed)
     np.random.seed(problem.seed)  # noqa: NPY002 - what pfl draws its cohorts from
 
@@ -97,9 +105,7 @@ def main() -> None:
             train_cohort_size=problem.clients_per_round,
             val_cohort_size=0,
         ),
-        backend=SimulatedBackend(
-            training_data=data, val_data=data, postprocessors=[WeightByDatapoints()]
-        ),
+        backend=SimulatedBackend(training_data=data, val_data=data, postprocessors=postprocessors),
         model=model,
         model_train_params=NNTrainHyperParams(
             local_num_epochs=problem.local_epochs,

@@ -27,6 +27,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "CLIP",
+    "NOISE",
     "Problem",
     "arguments",
     "build_model",
@@ -35,6 +37,9 @@ __all__ = [
     "report",
     "train_locally",
 ]
+
+CLIP, NOISE = 10.0, 1e-3
+"""Of rounds with privacy: so little noise, in units of `CLIP`, that losses can be compared."""
 
 
 def build_model(
