@@ -13,6 +13,7 @@ PINS: dict[str, tuple[str, ...]] = {
     "bare": ("torch==2.13.0", "numpy==2.4.6"),
     "pfl": ("torch==2.13.0", "numpy==2.4.6", "pfl==0.6.0"),
     # Not flwr[simulation]: that extra pins an older Ray, and pip answers with an ancient flwr.
+    "opacus": ("torch==2.13.0", "numpy==2.4.6", "opacus==1.6.0"),
     "ray_train": ("torch==2.13.0", "numpy==2.4.6", "ray[train]==2.60.0"),
     "lightning": ("torch==2.13.0", "numpy==2.4.6", "lightning==2.6.6"),
     "flower": ("torch==2.13.0", "numpy==2.4.6", "flwr==1.41.0", "ray==2.60.0"),
