@@ -16,14 +16,10 @@ from heliotrope.seeding import hashed_number, seed
 from heliotrope.training.noisy_steps import poisson_batches
 
 from ..population import Population
+from ..privacy.record import local_steps
 from .batch_plan import BatchPlan, first_rows, row_seeds
 
-__all__ = ["local_steps", "make_poisson_plan"]
-
-
-def local_steps(examples: int, epochs: int, batch_size: int | None) -> int:
-    """Return how many steps a client with so many examples takes in a round."""
-    return epochs * -(-examples // (batch_size or examples))
+__all__ = ["make_poisson_plan"]
 
 
 def make_poisson_plan(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,19 @@ from flwr.serverapp.strategy import Strategy
 from heliotrope.config import Run
 from heliotrope.data import Exchange
 from heliotrope.errors import ConfigError
-from heliotrope.privacy.accounts import Account, Accounts
+from heliotrope.privacy.accounts import Accounts
 from heliotrope.privacy.ledger import Ledger
 from heliotrope.privacy.told import promise_to_each, result_of_each
 from heliotrope.training.separable import check_separable
 
 from ..engine.context import TrainingContext
-from ..engine.poisson_plan import local_steps
-from ..privacy.record import Record
+from ..privacy.record import Record, names_of, schedule, turns_of
 from ..strategies.conditions import check_strategy
 from ..updates import StepNoise
 from .base import Protection, stamp_of
 from .conditions import check_tells_nothing_else, chosen
 
-__all__ = ["PrivateClients", "name_of"]
+__all__ = ["PrivateClients"]
 
 
 class PrivateClients(Protection):
@@ -39,7 +36,8 @@ class PrivateClients(Protection):
 
     def __init__(self, privacy: Record, run: Run, context: TrainingContext, path: Path) -> None:
         self._privacy, self._run, self._ledger = privacy, run, Ledger(path)
-        self._context, self._population = context, context.population
+        self._population = context.population
+        self._names = names_of(context.population.partition, context.train)
         self._least = least_cohort(run, len(context.population.training()))
         self._stamp = stamp_of(run)
         self._accounts: Accounts
@@ -75,60 +73,43 @@ class PrivateClients(Protection):
                 f"{type(context.task).__name__}, so that these would never be drawn, which tells "
                 "of their examples. Leave these clients out of the data."
             )
-        sizes = context.population.train_sizes(training)
-        largest = max(zip(sizes, training, strict=True))[1]
-        try:
-            privacy.delta_for(max(sizes))
-        except ConfigError as error:
-            raise ConfigError(f"Client {name_of(context, largest)}: {error}") from error
+        sizes = zip(context.population.train_sizes(training), training, strict=True)
+        smallest, *_, largest = sorted(sizes) * 2
+        for size, client in (smallest, largest):
+            try:
+                privacy.delta_for(size)
+            except ConfigError as error:
+                name = names_of(context.population.partition, context.train)[client]
+                raise ConfigError(f"Client {name}: {error}") from error
 
     def begin(self, server_round: int, saved: Mapping[str, Any]) -> None:
         self._ledger.restore(saved)
-        rounds = self._run.federated.rounds
-        left = range(server_round + 1, rounds + 1)
-        clients = self._population.training()
-        turns = Counter(
-            client
-            for number in range(1, rounds + 1)
-            for client in self._population.draw(number, self._run.federated.clients_per_round)
+        cfg, clients = self._run.federated, self._population.training()
+        everyone = dict.fromkeys(clients, cfg.rounds)
+        cohorts = schedule(
+            self._population, cfg.clients_per_round, range(1, cfg.rounds + 1), everyone
         )
-        accounts = {client: self._account(client, turns[client]) for client in clients}
-        for account in accounts.values():
-            self._ledger.charge("planned", account.mechanism, 0, [account.name])
+        turns, sizes = turns_of(cohorts), self._population.train_sizes(clients)
+        accounts = {}
+        for client, examples in zip(clients, sizes, strict=True):
+            latest = self._ledger.latest_of(name := self._names[client])
+            noise = None if latest is None else latest.noise_multiplier
+            accounts[client] = self._privacy.account(cfg, name, examples, turns[client], noise)
+            self._ledger.charge("planned", accounts[client].mechanism, 0, [name])
         self._ledger.sync()
-        budget = self._privacy.target_epsilon
-        coming = {self._release(number) for number in left}
+        left = range(server_round + 1, cfg.rounds + 1)
+        coming, budget = {self._release(number) for number in left}, self._privacy.target_epsilon
         self._accounts = Accounts(self._ledger, accounts, coming, len(left), budget)
         self._plan(left)
-        noise = {client: a.mechanism.noise_multiplier for client, a in accounts.items()}
-        self.noise = StepNoise(noise, self._stamp)
-
-    def _account(self, client: int, turns: int) -> Account:
-        """Return a client's account; its noise is that it had before, or fit for so many rounds."""
-        cfg, name = self._run.federated, name_of(self._context, client)
-        (examples,) = self._population.train_sizes([client])
-        steps = local_steps(examples, cfg.local_epochs, cfg.batch_size)
-        latest = self._ledger.latest_of(name)
-        batch = cfg.batch_size or examples
-        noise = None if latest is None else latest.noise_multiplier
-        if noise is None:
-            noise = _noise(self._privacy, batch, examples, max(1, turns) * steps)
-        mechanism = self._privacy.mechanism(batch, examples, steps, noise)
-        return Account(name, mechanism, steps, self._privacy.delta_for(examples), examples)
+        noise_of = {client: a.mechanism.noise_multiplier for client, a in accounts.items()}
+        self.noise = StepNoise(noise_of, self._stamp)
 
     def _plan(self, rounds: range) -> None:
         """Draw the cohorts of these rounds, up to the last for which enough clients have room."""
         room = {client: self._accounts.room(client) for client in self._accounts.accounts}
-        self.last_round = rounds.start - 1
-        for number in rounds:
-            able = [client for client, more in room.items() if more > 0]
-            if len(able) < self._least:
-                break
-            size = min(self._run.federated.clients_per_round, len(able))
-            self._cohorts[number] = self._population.draw(number, size, able)
-            self.last_round = number
-            for client in self._cohorts[number]:
-                room[client] -= 1
+        size = self._run.federated.clients_per_round
+        self._cohorts = schedule(self._population, size, rounds, room, self._least)
+        self.last_round = max(self._cohorts, default=rounds.start - 1)
         if self.last_round == 0:
             key = self._privacy.key
             raise ConfigError(
@@ -142,7 +123,7 @@ class PrivateClients(Protection):
         return f"round {server_round} {self._stamp}"
 
     def line(self) -> str:
-        turns = Counter(client for cohort in self._cohorts.values() for client in cohort)
+        turns = turns_of(self._cohorts)
         rounds = {client: turns[client] for client in self._accounts.accounts}
         end = self._run.federated.rounds
         return promise_to_each(self._privacy, self._accounts, rounds, self.last_round, end)
@@ -174,14 +155,6 @@ class PrivateClients(Protection):
 _BOUND = "privacy/epsilon_rdp"
 
 
-def name_of(context: TrainingContext, client: int) -> str:
-    """Return the natural key of a client's examples, such as a hospital, or else its number."""
-    partition, keys = context.population.partition, context.train.keys
-    if partition.named is None or keys is None:
-        return str(client)
-    return str(keys[partition.indices[partition.offsets[client]]])
-
-
 def least_cohort(run: Run, clients: int) -> int:
     """Return how many clients of a round the strategy needs at least."""
     cfg = run.federated
@@ -192,12 +165,6 @@ def least_cohort(run: Run, clients: int) -> int:
             continue
         return size
     return cfg.clients_per_round
-
-
-@lru_cache(maxsize=4096)
-def _noise(privacy: Record, batch: int, examples: int, steps: int) -> float:
-    """Return the noise multiplier of clients of a size, found once for all of them."""
-    return privacy.mechanism(batch, examples, steps, None).noise_multiplier
 
 
 def _check_fit(run: Run) -> None:

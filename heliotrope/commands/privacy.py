@@ -13,11 +13,13 @@ from rich.table import Table
 from heliotrope import config, registry
 from heliotrope.commands.ledger import show_ledger
 from heliotrope.commands.overrides import checked
+from heliotrope.commands.silos import PlansSilos, silo_table
 from heliotrope.config import Mode, Run
 from heliotrope.config.explain import composing
 from heliotrope.data import Traits, load, partition
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import noise_for
+from heliotrope.privacy.accounts import Account
 from heliotrope.privacy.keys import NoiseKeys
 from heliotrope.privacy.mechanisms import GaussianMechanism
 from heliotrope.privacy.told import promise
@@ -79,14 +81,14 @@ class Plan:
 
 
 def plan_of(run: Run, mode: Mode) -> Plan | None:
-    """Return what a mode of `run` would release; None if it is not protected.
+    """Return what a mode of `run` would release; None if it is not protected, or in each silo.
 
     The data are loaded, since it counts whom they are of.
     """
     cfg = run.federated if mode == "federated" else run.distributed
     group: registry.Group = "privacy" if mode == "federated" else "record_privacy"
     keys: NoiseKeys | None = registry.entry(group, cfg.privacy.name).build(vars(cfg.privacy))
-    if keys is None:
+    if keys is None or isinstance(keys, PlansSilos):
         return None
     train = load(run.data, run.seed, task=run.task_name).train
     if mode == "distributed":
@@ -109,12 +111,15 @@ def privacy_command(arguments: Sequence[str]) -> None:
     modes: tuple[Mode, Mode] = ("federated", "distributed")
     plans = [plan_of(_run_of(arguments, mode), mode) for mode in modes]
     protected = [plan for plan in plans if plan is not None]
-    if not protected:
+    silos = _silos_of(_run_of(arguments, "federated"))
+    if not (protected or silos):
         raise ConfigError(
             "Neither mode is protected: set federated/privacy=central, or "
             "distributed/privacy=dpsgd, and federated.privacy.noise_multiplier or the like."
         )
     console = Console(soft_wrap=True)
+    if silos:
+        console.print(silo_table(silos))
     for plan in protected:
         delta = plan.keys.delta_for(plan.mechanism.population)
         releases = plan.length * plan.releases
@@ -123,6 +128,15 @@ def privacy_command(arguments: Sequence[str]) -> None:
         line = promise(plan.keys, mechanism, [(mechanism, releases)], delta, end)
         console.print(f"{plan.mode}: {line}", highlight=False, markup=False)
         console.print(_table(plan, delta))
+
+
+def _silos_of(run: Run) -> list[tuple[Account, int]]:
+    """Return what each client will have spent, where that is counted by client; else nothing."""
+    privacy = run.federated.privacy
+    keys = registry.entry("privacy", privacy.name).build(vars(privacy))
+    if not isinstance(keys, PlansSilos):
+        return []
+    return keys.silos(run, load(run.data, run.seed, task=run.task_name).train)
 
 
 def _run_of(arguments: Sequence[str], mode: Mode) -> Run:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent, pld
 
+from federated.privacy.record import Record
 from heliotrope.cli import main
 from heliotrope.commands import privacy
 from heliotrope.commands.privacy import plan_of
+from heliotrope.commands.silos import PlansSilos
 from heliotrope.privacy.accountant import Mechanism
 from tests.support import compose
 
@@ -63,3 +66,34 @@ def test_both_modes_are_told_of_and_neither_is_an_error(
     assert "1.25" in said
     assert main(["privacy"]) == 2
     assert "federated/privacy=central" in capsys.readouterr().err
+
+
+def test_each_silo_has_a_row_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["experiment=heart", "federated/privacy=record", "federated.batch_size=64"]
+    given += ["federated.privacy.noise_multiplier=4", "federated.privacy.delta=0.001"]
+    assert main(["privacy", *given]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert isinstance(Record(1.0, 4.0, None, None), PlansSilos)
+    (cleveland,) = (row for row in rows if "Cleveland" in row)
+    assert [cell for cell in cleveland if cell != "│"][:6] == [
+        "Cleveland",
+        "215",
+        "64",
+        "4",
+        "10",
+        "4",
+    ]
+    once = PoissonSampledDpEvent(64 / 215, GaussianDpEvent(4.0))
+    spent = pld.PLDAccountant().compose(SelfComposedDpEvent(once, 40)).get_epsilon(0.001)
+    assert f"{spent:.3f}" in cleveland
+
+    limited = ["federated.privacy.target_epsilon=1", "federated.clients_per_round=3"]
+    assert main(["privacy", *given, *limited]) == 0
+    said = capsys.readouterr().out
+    rounds = {
+        name: int(next(line for line in said.splitlines() if name in line).split("│")[5])
+        for name in ("Cleveland", "Long Beach", "Zurich and Basel")
+    }
+    assert rounds["Zurich and Basel"] == 2
+    assert rounds["Long Beach"] == 3
+    assert rounds["Cleveland"] == 6

@@ -27,9 +27,12 @@ class Numbers(Step):
 
     Numbers are taken as float32 from the start. Fitted to training rows, a column has an
     indicator of what is missing if these lack any of it; fitted otherwise, each column has one.
+    Fitted to nothing, a column is scaled by its mean and deviation in `usual`, if they are there:
+    they are known without these rows.
     """
 
     columns: tuple[str, ...]
+    usual: tuple[tuple[float, float], ...] = ()
 
     # Rows of no training client take those of all.
     measured_for: ClassVar[tuple[Fit, ...]] = ("training", "per_client")
@@ -44,8 +47,9 @@ class Numbers(Step):
 
     def fitted(self, statistic: ColumnSums | None) -> FittedNumbers:
         if statistic is None:
-            zeros, ones = (0.0,) * len(self.columns), (1.0,) * len(self.columns)
-            return FittedNumbers(self.columns, zeros, ones, self.columns)
+            usual = self.usual or ((0.0, 1.0),) * len(self.columns)
+            means, deviations = zip(*usual, strict=True)
+            return FittedNumbers(self.columns, means, deviations, self.columns)
         lacking = zip(self.columns, statistic.missing(), strict=True)
         return FittedNumbers(
             self.columns,
