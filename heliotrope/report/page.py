@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 from heliotrope import __version__
+from heliotrope.report.accounts import client_accounts
 from heliotrope.report.charts import COLOURS, MARKERS, studio
 from heliotrope.report.clients import clients
 from heliotrope.report.compare import NOT_SET, differences, labels, shared_name
@@ -68,6 +69,11 @@ def render(runs: Sequence[RunRecord]) -> str:
         rows=rows(runs),
         targets=_targets(runs, named),
         privacy=_privacy(runs, named),
+        accounts=[
+            (label, found)
+            for run, label in zip(runs, named, strict=True)
+            if (found := client_accounts(run)).lines
+        ],
         failures=_failures(runs, named)[:_MOST_FAILURES],
         failure_count=sum(len(run.of_kind("failure")) for run in runs),
         not_set=NOT_SET,

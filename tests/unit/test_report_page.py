@@ -267,3 +267,28 @@ def test_importing_the_report_imports_no_plotting(monkeypatch: pytest.MonkeyPatc
     for name in ("matplotlib", "jinja2", "omegaconf", "numpy"):
         monkeypatch.setitem(sys.modules, name, None)  # an import of it now fails
     assert importlib.import_module("heliotrope.report").write_report
+
+
+def test_what_each_client_has_spent_is_a_table_and_no_chart(tmp_path: Path) -> None:
+    spent = {"epsilon": 2.5, "delta": 1e-3, "examples": 215, "releases": 270}
+    other = {**spent, "epsilon": 3.25, "examples": 88}
+    claim = {"epsilon": 3.25, "delta": 1e-3, "unit": "record", "accountant": "PLD"}
+    claim["clients"] = {"Cleveland": spent, HOSTILE: other, "broken": 7, "nothing": {}}
+    bounds = {"privacy/epsilon_rdp": 4.0, "privacy/epsilon_rdp/Cleveland": 3.0}
+    events = [{**e, **bounds} if e["event"] == "train" else e for e in training(3)]
+    done = make_run(tmp_path / "done", events=events, outcome=result(privacy=claim))
+    page = page_of(done)
+    assert "what each client has spent" in page.text
+    assert "3.25 0.001 88 270 Cleveland 2.5 0.001 215 270" in page.text  # who spent most first
+    assert "epsilon_rdp/Cleveland" not in page.text
+    assert not {"script", "img"} & set(page.tags)
+
+    going = page_of(make_run(tmp_path / "going", events=events, finished=False))
+    assert "Cleveland ≤ 3" in going.text
+
+    many = {f"hospital {n}": {**spent, "epsilon": n / 10} for n in range(30)}
+    outcome = result(privacy={**claim, "clients": many})
+    text = page_of(make_run(tmp_path / "many", outcome=outcome)).text
+    assert "hospital 29 2.9" in text
+    assert "10 others are in result.json" in text
+    assert "what each client has spent" not in page_of(make_run(tmp_path / "plain")).text
