@@ -53,6 +53,12 @@ class PrivateClients(Protection):
         strategy: Strategy,  # noqa: ARG003 - what it does with private updates tells nothing more
         exchange: Exchange,
     ) -> None:
+        if run.privacy.ledger is not None:
+            raise ConfigError(
+                f"{chosen(run)}: privacy.ledger={run.privacy.ledger} counts what runs tell of all "
+                "clients alike, and here each client has an account of its own. Set "
+                "privacy.ledger=null."
+            )
         _check_fit(run)
         check_separable(chosen(run), context.model, context.task)
         check_tells_nothing_else(run, context, exchange)

@@ -143,6 +143,7 @@ def test_a_client_without_budget_is_no_longer_drawn_also_over_resumes(tmp_path: 
         (("federated.privacy.noise_multiplier=null",), "noise_multiplier is not set"),
         (("federated/strategy=qfedavg",), "tell their loss"),
         (("federated/strategy=flower_qfedavg",), "tell their loss"),
+        (("privacy.ledger=all.jsonl",), r"Set privacy\.ledger=null"),
         (("federated/strategy=fltrust",), "trains on examples of its own"),
         (("federated.client_training=batched",), "client_training=batched is not possible"),
         (
