@@ -28,6 +28,7 @@ from heliotrope.errors import ConfigError
 from heliotrope.metrics.chosen import check_chosen_metrics
 from heliotrope.models import parameter_count
 from heliotrope.plugin_loading import refusing_exits
+from heliotrope.privacy.canaries import Canaries
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.runs.display import Display
 from heliotrope.runs.events import Progress, Tracker
@@ -63,6 +64,7 @@ from .pools.requests import requests
 from .population import Population
 from .population.evaluated import clients_to_evaluate
 from .population.root import root_examples
+from .privacy.canaries import check_canaries, with_canary_clients
 from .protection import Protection, check_protectable, protected
 from .secure_setting import SecureSetting, secure_setting
 from .server import TRIGGERED, Server
@@ -117,11 +119,6 @@ class Components:
 @refusing_exits()
 def build_components(run: Run) -> Components:
     """Load and divide the data and build model and strategy, so that what is wrong shows here."""
-    if run.audit.canaries:
-        raise ConfigError(
-            f"audit.canaries={run.audit.canaries} has no effect in federated mode yet. Set "
-            "audit.canaries=0."
-        )
     hashed = run.privacy.ledger is not None
     dataset = load(run.data, run.seed, task=run.task_name, hashed=hashed)
     cfg = run.federated
@@ -135,7 +132,9 @@ def build_components(run: Run) -> Components:
         central[TRIGGERED] = stamped
     owners = owners_of(run, central, dataset.train, partition)
     train = prepared_for(partition, dataset)
-    context = poisoned(assemble(run, task, train, partition, central, owners), dataset)
+    clients = with_canary_clients(partition, run.audit.canaries, run.seed)
+    context = poisoned(assemble(run, task, train, clients, central, owners), dataset)
+    check_canaries(run, personal=bool(context.personal))
     notes = check_step(run, context.model, task)
     check_batches(context, run.model.name)
     if run.federated.holdout_fraction:
@@ -188,6 +187,7 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
             protected(run, context, run_dir, components.content) as protection,
         ):
             grid, attack = _grid(pool, components, context), components.attack
+            canaries = None if context.canaries is None else context.canaries.canaries
             if isinstance(components.strategy, FLTrust):
                 components.strategy.root = RootClient(context, components.root)
             server = Server(
@@ -203,7 +203,7 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
             )
             up, down = components.exchange.bytes_up, components.exchange.bytes_down
             server.state.counts = Progress(bytes_up=up, bytes_down=down)  # unless it resumes
-            _begin(run, server, grid, tracker, run_dir, display, attack)
+            _begin(run, server, grid, tracker, run_dir, display, attack, canaries)
             if attack is not None:
                 display.say(attack.line())
             if components.secure is not None:
@@ -229,6 +229,7 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
                 privacy=None if protection is None else _privacy(protection, components.secure),
                 attack=None if attack is None else attack.told() | server.success,
                 secure_aggregation=None if components.secure is None else components.secure.told(),
+                canaries=None if canaries is None else canaries.told(),
                 packages=("flwr",) if cluster is None else ("flwr", "ray"),
             )
         write_outcome(run, "federated", run_dir, tracker, server.final, outcome, display)
@@ -360,6 +361,7 @@ def _begin(
     run_dir: RunDirectory,
     display: Display,
     attack: AttackSetting | None,
+    canaries: Canaries | None,
 ) -> None:
     """Resume from the newest good checkpoint, or decide how to train and write the first event."""
     found = newest_checkpoint(run, "federated", run_dir, display) if run.resume else None
@@ -372,6 +374,9 @@ def _begin(
     else:  # the same digits need the same way of training, wherever it goes on
         display.say(f"client training as before: {grid.execution}")
     run_dir.begin(run)
+    if canaries is not None:
+        canaries.write(run_dir.path)
+        display.say(canaries.line())
     if found is not None:
         return
     server.state.clock.resume(tracker.rewind(0))

@@ -41,7 +41,7 @@ from ..privacy.protection import Protection
 from ..strategies.private import PrivateEngine
 from ..topology import Topology
 
-__all__ = ["mechanism_checks"]
+__all__ = ["mechanism_checks", "why_not_checked"]
 
 _NUMBERS = 4000  # of noise that are looked at, at least
 _WORKERS = 3
@@ -49,6 +49,11 @@ _HUGE = 1e3  # times an input
 _SIZES = (0, 1, 7, 50)  # of batches
 
 _Array = NDArray[np.float64]
+
+
+def why_not_checked(run: Run) -> str | None:  # noqa: ARG001 - of all protected runs, none
+    """Return why the steps of a protected run cannot be taken again; None if they can."""
+    return None
 
 
 def mechanism_checks(run: Run, dataset: Dataset, ledger: Path | None) -> list[Check]:

@@ -61,6 +61,8 @@ class ClientUpdates:
         """Return those of a run's clients: what a server does to all comes after an attack."""
         privacy, attack = privacy_of(context.federated), attack_of(context.federated)
         transforms = transforms_of(context.federated)
+        if context.canaries is not None:
+            transforms = (context.canaries, *transforms)
         if attack is not None:
             transforms += attack.transforms(context.population.attackers(attack.attackers))
         if privacy is not None:

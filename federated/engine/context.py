@@ -25,6 +25,7 @@ from ..attacks.names import attack_of
 from ..client_state import ClientStates, PersonalWeights, model_of_client
 from ..population import Population
 from ..population.root import root_examples
+from ..privacy.canaries import CanaryClients, canary_clients
 from ..privacy.names import record_of
 from ..privacy.record import Record
 from ..updates import Weights
@@ -53,6 +54,8 @@ class TrainingContext:
     owners
         Where a part of the weights is client state: which examples of each of these are evaluated
         by which client.
+    canaries
+        Those that are the last clients, if there are any.
     """
 
     model: nn.Module
@@ -66,6 +69,7 @@ class TrainingContext:
     evaluation_batch_size: int
     central: Mapping[str, Examples]
     owners: Mapping[str, Partition] = field(default_factory=dict)
+    canaries: CanaryClients | None = None
     record: Record | None = field(init=False, repr=False)  # how each example is protected
     personal: PersonalWeights = field(init=False, repr=False)
     example_weights: Tensor = field(init=False, repr=False)  # of `train`, int64 [N] on the CPU
@@ -81,8 +85,11 @@ class TrainingContext:
 
     @property
     def total_weight(self) -> int:
-        """Sum of the weights of all training examples, as the clients weigh in a mean."""
-        return len(self.train) if self.record is not None else int(self.example_weights.sum())
+        """Sum of the weights of all clients' training examples, as they weigh in a mean."""
+        if self.record is not None:
+            return len(self.train)
+        planted = 0 if self.canaries is None else len(self.canaries.canaries)
+        return int(self.example_weights.sum()) + planted * int(self.example_weights[:1].sum())
 
     def weights_of(self, clients: Sequence[int]) -> tuple[int, ...]:
         """Return the sum of the weights of the examples that each of `clients` trains on.
@@ -273,6 +280,7 @@ def assemble(
         evaluation_batch_size=run.evaluation_batch_size,
         central=central or {},
         owners=owners or {},
+        canaries=canary_clients(run, len(partition)),
     )
     weightless = _weightless(context)
     if weightless:

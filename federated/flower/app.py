@@ -21,6 +21,7 @@ from ..engine.client_updates import ClientUpdates
 from ..engine.context import TrainingContext, assemble, divide, poisoned, prepared_for
 from ..engine.sequential import evaluate_client, train_client
 from ..engine.start_loss import start_loss
+from ..privacy.canaries import with_canary_clients
 from .messages import content_of, evaluate_reply, read_arrays, to_record, train_reply
 
 __all__ = ["client_app"]
@@ -89,5 +90,6 @@ def _training_context(text: str) -> TrainingContext:
     dataset = load(run.data, run.seed, task=run.task_name)
     task = task_of(dataset, run)
     partition = divide(run, dataset)
-    context = assemble(run, task, prepared_for(partition, dataset), partition)
+    clients = with_canary_clients(partition, run.audit.canaries, run.seed)
+    context = assemble(run, task, prepared_for(partition, dataset), clients)
     return poisoned(context, dataset)

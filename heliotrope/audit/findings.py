@@ -8,6 +8,8 @@ from typing import Any
 
 from heliotrope.audit.bound import Bound
 from heliotrope.audit.checks import FALSE_ALARM, Check
+from heliotrope.audit.inversion import Inversion, Recovered
+from heliotrope.audit.membership import Membership
 
 __all__ = ["Findings"]
 
@@ -24,8 +26,8 @@ class Findings:
         What its result.json says of privacy; None if nothing was promised.
     canaries
         How many were planted; None if none were.
-    bound, mechanism
-        See `heliotrope.audit.bound` and `heliotrope.audit.checks`.
+    bound, mechanism, membership, inversions
+        See `heliotrope.audit`: bound, checks, membership, inversion.
     left_out
         What could not be looked at, and why, by part.
     """
@@ -36,6 +38,8 @@ class Findings:
     canaries: Mapping[str, Any] | None
     bound: Bound | None = None
     mechanism: Sequence[Check] | None = None
+    membership: Membership | None = None
+    inversions: Sequence[Inversion] | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -68,6 +72,22 @@ class Findings:
             "mechanism": None
             if checks is None
             else {"false_alarm": FALSE_ALARM, "checks": [check.told() for check in checks]},
+            "membership": None if self.membership is None else asdict(self.membership),
+            "inversion": None
+            if self.inversions is None
+            else [_told_of(each) for each in self.inversions],
             "left_out": dict(self.left_out),
             "alarms": self.alarms,
         }
+
+
+def _told_of(inversion: Inversion) -> dict[str, Any]:
+    """Return how near an attacker came; not what was seen, which is somebody's data."""
+
+    def nearness(recovered: Recovered | None) -> dict[str, Any] | None:
+        if recovered is None:
+            return None
+        return {"psnr": recovered.psnr, "ssim": recovered.ssim}
+
+    plain, protected = nearness(inversion.plain), nearness(inversion.protected)
+    return {"method": inversion.method, "plain": plain, "protected": protected}

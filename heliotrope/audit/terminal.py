@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
 from heliotrope.audit.bound import Bound
 from heliotrope.audit.findings import Findings
+from heliotrope.audit.inversion import Inversion, Recovered
 
 __all__ = ["tell"]
 
@@ -34,6 +38,16 @@ def tell(findings: Findings, console: Console) -> None:
         for check in findings.mechanism:
             table.add_row(check.name, check.promised, check.measured, _MARKS[check.passed])
         console.print(table)
+    for attack in findings.membership.attacks if findings.membership else ():
+        rates = ", ".join(
+            f"{rate.found:.2%} found at {rate.false_positives:.1%} false" for rate in attack.rates
+        )
+        say(
+            f"members by {attack.name}: AUC {attack.auc:.3f} ({attack.low:.3f} to "
+            f"{attack.high:.3f}), {rates}"
+        )
+    for line in _inversion_lines(findings.inversions or ()):
+        say(line)
     for part, why in findings.left_out.items():
         say(f"not looked at: {part}: {why}")
     for alarm in findings.alarms:
@@ -48,3 +62,18 @@ def _bound_line(bound: Bound) -> str:
         f"measured: epsilon is at least {bound.epsilon:.4g}, at {bound.confidence:.0%} confidence: "
         f"{best.correct} of {best.guesses} guesses about {bound.canaries} canaries were right"
     )
+
+
+def _inversion_lines(inversions: Sequence[Inversion]) -> list[str]:
+    """Return how near reconstructed examples come, in the median."""
+
+    def middle(found: Sequence[Recovered]) -> str:
+        psnr = sorted(recovered.psnr for recovered in found)[len(found) // 2]
+        return "exactly" if math.isinf(psnr) else f"to {psnr:.0f} dB"
+
+    plain = [inversion.plain for inversion in inversions]
+    protected = [each.protected for each in inversions if each.protected is not None]
+    if not plain:
+        return []
+    line = f"examples reconstructed from one step: {middle(plain)} without protection"
+    return [line + (f", {middle(protected)} with it" if protected else "")]

@@ -9,11 +9,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from rich.console import Console
+from rich.progress import Progress
+from torch import nn
 
 from heliotrope import config
 from heliotrope.audit.bound import Bound, bound_of
 from heliotrope.audit.findings import Findings
+from heliotrope.audit.inversion import Inversion, inverted, why_not_inverted
+from heliotrope.audit.membership import Membership
+from heliotrope.audit.page import render
 from heliotrope.audit.terminal import tell
 from heliotrope.commands.trained import (
     keys_and_values,
@@ -24,6 +30,7 @@ from heliotrope.commands.trained import (
 from heliotrope.config import Run
 from heliotrope.data import Dataset, load
 from heliotrope.errors import ConfigError, closest, writing
+from heliotrope.models import build
 from heliotrope.modes import mode_module
 from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.runs.directory import RunDirectory
@@ -32,8 +39,11 @@ from heliotrope.tasks import Task, task_of
 
 __all__ = ["audit_command", "audit_run"]
 
-_KEYS = ("run", "parts", "plugins")
-_PARTS = ("bound", "mechanism")
+_KEYS = ("run", "parts", "shadows", "plugins")
+_PARTS = ("bound", "mechanism", "membership", "inversion")
+_SHADOWS = 16
+_INVERTED = 4  # examples
+_NOISY = ("central", "adaptive", "record", "dpsgd")  # whose releases are a clipped sum with noise
 
 
 def audit_command(arguments: Sequence[str]) -> None:
@@ -42,19 +52,29 @@ def audit_command(arguments: Sequence[str]) -> None:
     Keys::
 
         parts=[bound,mechanism]   some parts only; otherwise all that the run allows
+        shadows=16                models that the membership attack LiRA trains; 0 for none
         plugins=[mine.py]         code that the run needs, if it was never named here
 
     `bound` is a lower bound on epsilon, of a run with audit.canaries; `mechanism` takes rounds or
-    steps of a protected run again, and looks at what they release. What is found depends on the
-    data, and carries no noise: keep it where the data are.
+    steps of a protected run again, and looks at what they release; `membership` tells training
+    examples from others; `inversion` reconstructs examples from single steps. What is found depends
+    on the data, and carries no noise: keep it where the data are.
     """
     config.load_plugins(arguments)
     needed = {"run": "DIR, the directory of a run"}
     given = keys_and_values(arguments, "audit", _KEYS, needed)
     asked = None if "parts" not in given else _parts(given["parts"])
     console = Console(soft_wrap=True)
-    findings = audit_run(Path(given["run"]), asked, Console(stderr=True))
+    shadows = _count(given.get("shadows", str(_SHADOWS)))
+    findings = audit_run(Path(given["run"]), asked, Console(stderr=True), shadows)
     tell(findings, console)
+    console.print(f"audit: {Path(given['run']) / 'audit.html'}", highlight=False, markup=False)
+
+
+def _count(written: str) -> int:
+    if not written.isdecimal() or int(written) == 1:
+        raise ConfigError(f"shadows={written} must be 0, or a whole number of at least 2.")
+    return int(written)
 
 
 def _parts(written: str) -> tuple[str, ...]:
@@ -67,8 +87,10 @@ def _parts(written: str) -> tuple[str, ...]:
     return names
 
 
-def audit_run(directory: Path, asked: Sequence[str] | None, progress: Console) -> Findings:
-    """Audit the finished run in `directory`, and write audit.json there.
+def audit_run(
+    directory: Path, asked: Sequence[str] | None, progress: Console, shadows: int = _SHADOWS
+) -> Findings:
+    """Audit the finished run in `directory`, and write audit.json and audit.html there.
 
     `asked` are the parts; None for all that there are.
 
@@ -90,7 +112,12 @@ def audit_run(directory: Path, asked: Sequence[str] | None, progress: Console) -
     if "mechanism" in wanted:
         with progress.status("taking noisy sums again"):
             module = subject.of_mode("audit.mechanism")
-            mechanism = module.mechanism_checks(subject.run, subject.dataset(), subject.ledger)
+            mechanism = module.mechanism_checks(subject.run, subject.unplanted, subject.ledger)
+    membership = subject.membership(shadows, progress) if "membership" in wanted else None
+    inversions = None
+    if "inversion" in wanted:
+        with progress.status("reconstructing examples from single steps"):
+            inversions = subject.inversions()
     findings = Findings(
         name=subject.run.name,
         mode=subject.result["mode"],
@@ -98,11 +125,16 @@ def audit_run(directory: Path, asked: Sequence[str] | None, progress: Console) -
         canaries=subject.result.get("canaries"),
         bound=bound,
         mechanism=mechanism,
+        membership=membership,
+        inversions=inversions,
         left_out=left_out,
     )
     path = directory / "audit.json"
     with writing(path):
         path.write_text(json.dumps(strict(findings.told()), indent=2) + "\n")
+    page = path.with_suffix(".html")
+    with writing(page):
+        page.write_text(render(findings, subject.columns), encoding="utf-8")
     return findings
 
 
@@ -148,12 +180,16 @@ class _Subject:
             )
         if self.result.get("privacy") is None:
             found["mechanism"] = "nothing was promised: the run was trained without protection."
-        elif self.result["mode"] == "federated":
-            found["mechanism"] = "rounds cannot be taken again yet."
+        elif (why := self.of_mode("audit.mechanism").why_not_checked(self.run)) is not None:
+            found["mechanism"] = why
+        if self.task.joint:
+            found["membership"] = "the losses of examples depend on one another."
+        if (why := why_not_inverted(self.task)) is not None:
+            found["inversion"] = why
         return found
 
     def bound(self) -> Bound:
-        model = trained_model(self.directory, self.run, self.saved, self.task)
+        model = self.model()
         scoring = self.of_mode("audit.canaries").canary_scores
         scores, canaries = scoring(self.run, self.unplanted, model, self.task)
         canaries.check(self.directory)
@@ -161,6 +197,48 @@ class _Subject:
         delta = 0.0 if privacy is None else float(privacy["delta"])
         return bound_of(scores.numpy(), canaries.included, delta)
 
-    def dataset(self) -> Dataset:
-        """Return the data as the run was trained on it, with its canaries."""
-        return self.unplanted
+    def model(self) -> nn.Module:
+        return trained_model(self.directory, self.run, self.saved, self.task)
+
+    def membership(self, shadows: int, progress: Console) -> Membership:
+        module = mode_module("federated", "audit.shadows")
+        mode, examples = self.result["mode"], len(self.unplanted.train)
+        epochs = self.result["examples_seen"] / examples
+        with Progress(console=progress, transient=True) as bar:
+            task = bar.add_task("training shadow models", total=shadows)
+            found: Membership = module.membership_of(
+                self.run,
+                mode,
+                self.unplanted,
+                self.model(),
+                self.task,
+                shadows,
+                epochs,
+                lambda done, _: bar.update(task, completed=done),
+            )
+        return found
+
+    def inversions(self) -> list[Inversion]:
+        """Return what the first step of the run, on single test examples, gives away."""
+        promised = self.result.get("privacy") or {}
+        mode = self.run.distributed if self.result["mode"] == "distributed" else self.run.federated
+        clip, noise = promised.get("clip"), promised.get("noise_multiplier")
+        if mode.privacy.name not in _NOISY or noise is None:
+            clip, noise = None, 0.0
+        reach = 2 if promised.get("adjacency") == "replace-one" else 1
+        model, test = build(self.run.model, self.task, self.run.seed), self.unplanted.test
+        return [
+            inverted(
+                model,
+                self.task,
+                test.take(torch.tensor([row])),
+                self.run.seed + row,
+                clip,
+                noise * reach * (clip or 0.0),
+            )
+            for row in range(min(_INVERTED, len(test)))
+        ]
+
+    @property
+    def columns(self) -> Sequence[str]:
+        return self.unplanted.info.numeric

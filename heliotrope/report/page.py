@@ -65,7 +65,7 @@ def render(runs: Sequence[RunRecord]) -> str:
         labels=named,
         shapes=[(i % COLOURS, MARKERS[i % len(MARKERS)]) for i in range(len(runs))],
         cards=[_card(run, label) for run, label in zip(runs, named, strict=True)],
-        notes=[(label, n) for run, label in zip(runs, named, strict=True) for n in run.notes],
+        notes=[(label, n) for run, label in zip(runs, named, strict=True) for n in _notes(run)],
         rows=rows(runs),
         targets=_targets(runs, named),
         privacy=_privacy(runs, named),
@@ -81,6 +81,18 @@ def render(runs: Sequence[RunRecord]) -> str:
         configs=[(label, run.config_text) for run, label in zip(runs, named, strict=True)],
         provenance_lines=_provenance(runs),
     )
+
+
+def _notes(run: RunRecord) -> list[str]:
+    """Return what a reader must know of a run before anything else."""
+    canaries = (run.result or {}).get("canaries")
+    if not canaries:
+        return list(run.notes)
+    planted = (
+        f"{canaries['planted']:,} canary {canaries['unit']}s of random numbers were planted for an "
+        f"audit; {canaries['included']:,} of them took part in training."
+    )
+    return [*run.notes, planted]
 
 
 def _title(runs: Sequence[RunRecord], named: Sequence[str]) -> str:

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from distributed.job import run_job
+from federated.job import run_job as federated_job
+from federated.privacy.canaries import check_canaries
+from federated.protection import central
+from heliotrope.commands import audit
+from heliotrope.errors import ConfigError
 from tests.support import Command, compose
 
 SMALL = ("data=digits", "data.fit=none", "distributed.launcher=inline", "distributed.workers=1")
 SHORT = ("distributed.epochs=1", "distributed.batch_size=256")
 PRIVATE = ("distributed/privacy=dpsgd", "distributed.privacy.noise_multiplier=2")
+
+
+@pytest.fixture(autouse=True)
+def _modes_as_imported_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the modes' modules by the names that these tests know them by."""
+    monkeypatch.setattr(
+        audit, "mode_module", lambda mode, name: importlib.import_module(f"{mode}.{name}")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +42,25 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("plain")
     run_job(compose("distributed", *SMALL, *SHORT), directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("clients")
+    run = compose(
+        "federated",
+        "data=digits",
+        "data.fit=none",
+        "federated.pool=inprocess",
+        "federated.rounds=2",
+        "federated.partition.clients=30",
+        "federated.clients_per_round=20",
+        "federated/privacy=central",
+        "federated.privacy.noise_multiplier=2",
+        "audit.canaries=40",
+    )
+    federated_job(run, directory)
     return directory
 
 
@@ -47,7 +81,7 @@ def test_a_run_says_that_canaries_were_planted(planted: Path, plain: Path) -> No
 
 def test_an_audit_tells_what_was_promised_and_found(planted: Path, heliotrope: Command) -> None:
     before = digests(planted)
-    code, said, _ = heliotrope("audit", f"run={planted}")
+    code, said, _ = heliotrope("audit", f"run={planted}", "shadows=0")
     assert code == 0, said
     assert "epsilon is at least" in said
     assert "nothing that was found contradicts" in said
@@ -59,8 +93,62 @@ def test_an_audit_tells_what_was_promised_and_found(planted: Path, heliotrope: C
     assert told["alarms"] == []
 
 
+def test_the_page_tells_all_and_needs_no_other_file(planted: Path, heliotrope: Command) -> None:
+    assert heliotrope("audit", f"run={planted}", "shadows=2")[0] == 0
+    page = (planted / "audit.html").read_text()
+    promised = json.loads((planted / "result.json").read_text())["privacy"]
+    for line in (*promised["assumptions"], "60 canaries", "1 in 1,000,000", "2 shadow models"):
+        assert line in page
+    assert page.count("data:image/png;base64,") == 4 * 3
+    assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(""", page)
+    assert "Nothing that was found contradicts" in page
+    assert "canary records of random numbers" in (planted / "report.html").read_text()
+    told = json.loads((planted / "audit.json").read_text())
+    assert [attack["name"] for attack in told["membership"]["attacks"]] == ["loss", "LiRA"]
+    rates = [rate for attack in told["membership"]["attacks"] for rate in attack["rates"]]
+    assert all(0 <= rate["low"] <= rate["found"] <= rate["high"] <= 1 for rate in rates)
+    assert all(each["protected"]["psnr"] < 20 for each in told["inversion"])
+
+
+def test_a_federated_run_is_audited_as_well(clients: Path, heliotrope: Command) -> None:
+    before = digests(clients)
+    code, said, errors = heliotrope("audit", f"run={clients}", "shadows=0")
+    assert code == 0, errors
+    assert digests(clients) == before
+    told = json.loads((clients / "audit.json").read_text())
+    assert (told["canaries"]["unit"], told["canaries"]["planted"]) == ("client", 40)
+    assert (told["bound"]["canaries"], told["promised"]["unit"]) == (40, "client")
+    assert {check["passed"] for check in told["mechanism"]["checks"]} == {True}
+    assert "examples reconstructed from one step: exactly without protection" in said
+
+
+def test_an_alarm_is_on_the_page(
+    clients: Path, heliotrope: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = central.noisy_mean
+    monkeypatch.setattr(central, "noisy_mean", lambda a, b, s, *more: drawn(a, b, s / 2, *more))
+    code, said, _ = heliotrope("audit", f"run={clients}", "parts=mechanism")
+    assert code == 0
+    assert "ALARM: standard deviation of the noise" in said
+    assert 'class="failed">FAILED' in (clients / "audit.html").read_text()
+    assert json.loads((clients / "audit.json").read_text())["alarms"]
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (["federated/privacy=record", "federated.privacy.noise_multiplier=2"], "protects each"),
+        (["experiment=movielens"], "no weights to keep"),
+    ],
+)
+def test_clients_that_cannot_be_canaries_are_refused(more: list[str], what: str) -> None:
+    run = compose("federated", "audit.canaries=10", "data.fit=none", *more)
+    with pytest.raises(ConfigError, match=what):
+        check_canaries(run, personal="movielens" in more[0])
+
+
 def test_a_run_without_protection_is_told_so(plain: Path, heliotrope: Command) -> None:
-    code, said, _ = heliotrope("audit", f"run={plain}")
+    code, said, _ = heliotrope("audit", f"run={plain}", "shadows=2")
     assert code == 0
     assert "promised: nothing" in said
     told = json.loads((plain / "audit.json").read_text())

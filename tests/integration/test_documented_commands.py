@@ -63,6 +63,7 @@ KEPT = (
     Kept(r"^(python -m|heliotrope|python -m heliotrope) federated ", "federated.rounds=1"),
     Kept(r"^(python -m )?heliotrope list( |$)"),
     Kept(r"^(python -m )?heliotrope new DIR$", instead=("DIR", "../project")),
+    Kept(r"^python -m heliotrope audit "),
     Kept(r"^python -m heliotrope (evaluate|compare|find-lr|find-batch-size|stats|predict) "),
     Kept(r"^python -m heliotrope (generate|privacy) ", slow=True),
     Kept(r"^python -m heliotrope tune ", "federated.clients_per_round=2"),

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from distributed.audit import mechanism as of_steps
 from distributed.driver import build_components
 from distributed.privacy.protection import Protection
 from distributed.strategies.private import PrivateEngine
+from federated.aggregation import ClipNorm, Mean, Partial, Reduction
+from federated.audit import mechanism as of_rounds
+from federated.flower import messages
+from federated.protection import central
+from federated.protection.central import NoisySum
+from federated.updates import Weights
 from heliotrope.audit.checks import Check, Noise, check_denominator, check_noise, check_sensitivity
 from heliotrope.config import Run
+from heliotrope.data import Dataset, load
 from heliotrope.training.loop import TrainingBatch
 from heliotrope.training.per_example import ClippedGradients
 from tests.support import compose
 
-SEEDS = range(20)
+SEEDS, FEW = range(20), range(4)
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 STEPS = (
@@ -99,16 +110,16 @@ def noise_that_differs_by_worker(patch: pytest.MonkeyPatch) -> None:
 
 
 FAULTS = {
-    plant.__name__: (plant, name)
-    for plant, name in (
-        (half_the_noise, "standard deviation"),
-        (no_noise, "standard deviation"),
-        (the_same_noise_each_step, "noise of its own"),
-        (no_clipping, "no more than the clip"),
-        (twice_the_clip, "no more than the clip"),
-        (realised_denominator, "divided by"),
-        (noise_of_each_worker, "once a worker"),
-        (noise_that_differs_by_worker, "once a worker"),
+    plant.__name__: (plant, name, seeds)
+    for plant, name, seeds in (
+        (half_the_noise, "standard deviation", SEEDS),
+        (no_noise, "standard deviation", FEW),
+        (the_same_noise_each_step, "noise of its own", FEW),
+        (no_clipping, "no more than the clip", SEEDS),
+        (twice_the_clip, "no more than the clip", FEW),
+        (realised_denominator, "divided by", SEEDS),
+        (noise_of_each_worker, "once a worker", SEEDS),
+        (noise_that_differs_by_worker, "once a worker", FEW),
     )
 }
 
@@ -118,8 +129,9 @@ def failed(checks: list[Check]) -> list[str]:
 
 
 def checks_of_steps(seed: int, *more: str) -> list[Check]:
-    run = compose("distributed", *STEPS, f"seed={seed}", *more)
-    return of_steps.mechanism_checks(run, build_components(run).dataset, None)
+    run = replace(compose("distributed", *STEPS, *more), seed=seed)
+    dataset = build_components(run).dataset if more else digits()
+    return of_steps.mechanism_checks(run, dataset, None)
 
 
 def test_nothing_is_found_where_nothing_is_wrong() -> None:
@@ -130,13 +142,13 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found_with_each_of_20_seeds(
+def test_a_planted_fault_is_found_with_each_seed(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant, name = FAULTS[fault]
+    plant, name, seeds = FAULTS[fault]
     plant(monkeypatch)
-    found = [failed(checks_of_steps(seed)) for seed in SEEDS]
-    assert sum(any(name in check for check in each) for each in found) == len(SEEDS)
+    found = [failed(checks_of_steps(seed)) for seed in seeds]
+    assert sum(any(name in check for check in each) for each in found) == len(seeds)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +170,138 @@ def test_other_runs_pass_and_fail_as_well(
         assert failed(checks_of_steps(0, *setting))
     no_clipping(monkeypatch)
     assert failed(checks_of_steps(0, *setting))
+
+
+ROUNDS = (
+    "data=digits",
+    "data.fit=none",
+    "federated.pool=inprocess",
+    "federated.partition.clients=200",
+    "federated.clients_per_round=60",
+    "federated.privacy.noise_multiplier=1.3",
+    "federated.privacy.clip=0.7",
+)
+
+
+def half_the_noise_of_rounds(patch: pytest.MonkeyPatch) -> None:
+    drawn = central.noisy_mean
+    patch.setattr(central, "noisy_mean", lambda a, b, sigma, *more: drawn(a, b, sigma / 2, *more))
+
+
+def no_noise_of_rounds(patch: pytest.MonkeyPatch) -> None:
+    drawn = central.noisy_mean
+    patch.setattr(central, "noisy_mean", lambda a, b, sigma, *more: drawn(a, b, 0 * sigma, *more))
+
+
+def the_same_noise_each_round(patch: pytest.MonkeyPatch) -> None:
+    drawn = NoisySum._generator
+    patch.setattr(NoisySum, "_generator", lambda self, *given: drawn(self, *given[:-1], 1))
+
+
+def no_clipping_of_updates(patch: pytest.MonkeyPatch) -> None:
+    factors = ClipNorm.factors
+    patch.setattr(ClipNorm, "factors", lambda *given: factors(*given) * 0 + 1)
+
+
+def weights_as_claimed(patch: pytest.MonkeyPatch) -> None:
+    told = NoisySum.told
+    patch.setattr(NoisySum, "told", lambda *given: {**told(*given), messages.EQUAL_WEIGHTS: False})
+
+
+def realised_cohort(patch: pytest.MonkeyPatch) -> None:
+    release = NoisySum.release
+
+    def counting(self: NoisySum, number: int, mean: Mean | None, beginning: Weights) -> Mean:
+        before = self._cohort
+        self._cohort = before if mean is None else mean.weight
+        try:
+            return release(self, number, mean, beginning)
+        finally:
+            self._cohort = before
+
+    patch.setattr(NoisySum, "release", counting)
+
+
+def noise_of_each_lane(patch: pytest.MonkeyPatch) -> None:
+    """Each lane adds noise to its part of the sum: with a single one, nothing is wrong."""
+    drawn, partial = central.noisy_mean, Reduction.partial
+    generator = torch.Generator().manual_seed(1)
+
+    def noisy(self: Reduction) -> Partial | None:
+        found = partial(self)
+        if found is None:
+            return None
+        for name, value in found.sums.items():
+            if name in found.clipped:
+                shape = value[0].shape
+                noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+                value[0] += 1.3 * 0.7 * noise
+        return found
+
+    patch.setattr(Reduction, "partial", noisy)
+    patch.setattr(central, "noisy_mean", lambda a, b, _, *more: drawn(a, b, 0.0, *more))
+
+
+ROUND_FAULTS = {
+    plant.__name__: (plant, name, seeds)
+    for plant, name, seeds in (
+        (half_the_noise_of_rounds, "standard deviation", SEEDS),
+        (no_noise_of_rounds, "standard deviation", FEW),
+        (the_same_noise_each_round, "noise of its own", FEW),
+        (no_clipping_of_updates, "no more than the clip", SEEDS),
+        (weights_as_claimed, "no more than the clip", FEW),
+        (realised_cohort, "divided by", SEEDS),
+        (noise_of_each_lane, "standard deviation of the noise, 3 workers", SEEDS),
+    )
+}
+
+
+def checks_of_rounds(seed: int, kind: str = "central", *more: str) -> list[Check]:
+    run = compose("federated", f"federated/privacy={kind}", *ROUNDS, *more)
+    run = replace(run, seed=seed)
+    return of_rounds.mechanism_checks(run, digits(), None)
+
+
+@cache
+def digits() -> Dataset:
+    return load(compose("federated", "data=digits", "data.fit=none").data, 0)
+
+
+@pytest.mark.parametrize(("kind", "seeds"), [("central", SEEDS), ("adaptive", FEW)])
+def test_nothing_is_found_where_nothing_is_wrong_with_rounds(kind: str, seeds: range) -> None:
+    for seed in seeds:
+        checks = checks_of_rounds(seed, kind)
+        assert [check for check in checks if not check.passed] == []
+        assert len(checks) == 7
+
+
+@pytest.mark.parametrize("fault", ROUND_FAULTS)
+def test_a_planted_fault_of_rounds_is_found_with_each_seed(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant, name, seeds = ROUND_FAULTS[fault]
+    plant(monkeypatch)
+    found = [failed(checks_of_rounds(seed)) for seed in seeds]
+    assert sum(any(name in check for check in each) for each in found) == len(seeds)
+
+
+def test_rounds_of_adaptive_clips_and_of_fixed_cohorts(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = "federated.privacy.sampling=fixed"
+    assert failed(checks_of_rounds(0, "central", fixed)) == []
+    half_the_noise_of_rounds(monkeypatch)
+    assert failed(checks_of_rounds(0, "central", fixed))
+    assert failed(checks_of_rounds(0, "adaptive"))
+
+
+def test_buffers_that_are_told_are_found() -> None:
+    context = SimpleNamespace(model=nn.BatchNorm1d(3))
+    replay = SimpleNamespace(
+        _context=context,
+        _released=lambda *_: {"weight": torch.ones(3), "running_mean": torch.ones(3)},
+    )
+    assert of_rounds._Replay._only_trained(replay).passed is False  # type: ignore[arg-type]
+    replay._released = lambda *_: {"weight": torch.ones(3), "running_mean": torch.zeros(3)}
+    assert of_rounds._Replay._only_trained(replay).passed  # type: ignore[arg-type]
 
 
 def test_a_run_without_protection_has_nothing_to_check() -> None:

@@ -1,0 +1,149 @@
+"""Members of an overfitted model are found, those of a model that never saw them are not."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from federated.audit.shadows import _trained, membership_of
+from heliotrope.audit.membership import attack_of, confidences, halves, likelihood_ratios
+from heliotrope.config import Run
+from heliotrope.data import Dataset, Examples, Info
+from heliotrope.data.preparation import Preparation
+from tests.support import classification, compose, everything, labelled
+
+_MEMBERS, _OTHERS, _EPOCHS = 150, 150, 60
+_TASK = classification("noise", (12,), ("a", "b", "c"))
+
+
+def run_of(*more: str) -> Run:
+    return compose(
+        "distributed",
+        "model=mlp",
+        "model.hidden=[48]",
+        "distributed.batch_size=16",
+        "optimizer.lr=0.1",
+        "optimizer.momentum=0.9",
+        *more,
+    )
+
+
+def split(count: int, generator: torch.Generator) -> Examples:
+    images = torch.randn(count, 12, generator=generator)
+    return labelled(images, torch.randint(0, 3, (count,), generator=generator))
+
+
+def dataset(seed: int) -> Dataset:
+    """Return inputs whose labels nothing tells: what is learned of them is learned by heart."""
+    generator = torch.Generator().manual_seed(seed)
+    train, test = split(_MEMBERS, generator), split(_OTHERS, generator)
+    info = Info(class_names=("a", "b", "c"))
+    none = Preparation((), "none", "classification")
+    return Dataset("noise", train, train.subset(slice(0, 0)), test, info, none)
+
+
+def trained(run: Run, examples: Examples) -> nn.Module:
+    everyone = np.ones((1, len(examples)), dtype=np.bool_)
+    (model,) = _trained(run, "distributed", examples, _TASK, everyone, _EPOCHS, lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_overfitted_model_is_told_from_one_trained_on_other_data(seed: int) -> None:
+    run, data = run_of(f"seed={seed}"), dataset(seed)
+    looks: list[tuple[int, int]] = []
+
+    def found(model: nn.Module) -> dict[str, float]:
+        result = membership_of(
+            run, "distributed", data, model, _TASK, 16, _EPOCHS, lambda *done: looks.append(done)
+        )
+        assert (result.shadows, result.epochs) == (16, _EPOCHS)
+        return {attack.name: attack.low for attack in result.attacks}
+
+    overfitted = found(trained(run, data.train))
+    assert looks[-1] == (16, 16)
+    assert overfitted["loss"] > 0.8
+    assert overfitted["LiRA"] > 0.8
+    stranger = trained(run, split(_MEMBERS, torch.Generator().manual_seed(100 + seed)))
+    assert max(found(stranger).values()) < 0.6
+
+
+def test_likelihood_ratios_find_more_at_few_false_positives_than_the_loss() -> None:
+    run, data = run_of(), dataset(5)
+    result = membership_of(
+        run, "distributed", data, trained(run, data.train), _TASK, 16, _EPOCHS, lambda *_: None
+    )
+    loss, lira = result.attacks
+    assert lira.rates[1].found > loss.rates[1].found
+
+
+def test_the_area_is_that_of_all_pairs() -> None:
+    generator = np.random.default_rng(1)
+    inside, outside = generator.integers(0, 9, 40) + 0.0, generator.integers(0, 7, 30) + 0.0
+    pairs = [(a > b) + (a == b) / 2 for a, b in itertools.product(inside, outside)]
+    attack = attack_of("x", inside, outside)
+    assert attack.auc == pytest.approx(np.mean(pairs))
+    assert attack.low < attack.auc < attack.high
+    again = [
+        attack_of("x", generator.choice(inside, 40), generator.choice(outside, 30)).auc
+        for _ in range(400)
+    ]
+    assert attack.high - attack.low == pytest.approx(2 * 1.96 * np.std(again), rel=0.25)
+
+
+def test_rates_keep_to_their_false_positives_with_ties() -> None:
+    inside, outside = np.repeat([0.0, 1.0], 500), np.repeat([0.0, 1.0], [995, 5])
+    few, more = attack_of("x", inside, outside).rates
+    assert (few.allowed, more.allowed) == (1, 10)
+    assert few.found == 0  # above the second highest there is none
+    assert more.found == 0.5
+    assert more.low < 0.5 < more.high
+
+
+def test_odd_scores() -> None:
+    one = attack_of("x", np.array([1.0]), np.array([1.0]))
+    assert (one.auc, one.rates[0].found) == (0.5, 0)
+    same = attack_of("x", np.zeros(50), np.zeros(50))
+    assert (same.auc, same.low, same.high) == (0.5, 0.5, 0.5)
+    best = attack_of("x", np.full(50, np.inf), np.zeros(50))
+    assert (best.auc, best.rates[0].found, best.rates[0].high) == (1.0, 1.0, 1.0)
+    assert attack_of("x", np.full(50, np.nan), np.zeros(50)).auc == 0
+    with pytest.raises(ValueError, match="cannot be compared"):
+        attack_of("x", np.zeros(3), np.zeros(0))
+
+
+def test_confidences_and_ratios() -> None:
+    probabilities = np.array([0.5, 0.9, 1.0, 1e-30])
+    found = confidences(-np.log(probabilities), probable=True)
+    assert found[:2] == pytest.approx([0.0, np.log(9)])
+    assert np.isfinite(found).all()
+    assert np.array_equal(confidences(np.array([1.0, 3.0]), probable=False), [-1.0, -3.0])
+    chosen = halves(16, 40, np.random.default_rng(0))
+    assert (chosen.sum(axis=0) == 8).all()
+    assert len(np.unique(chosen, axis=1).T) > 30
+    generator = np.random.default_rng(2)
+    shadows = generator.standard_normal((16, 40)) + 3 * chosen
+    ratios = likelihood_ratios(np.repeat([3.0, 0.0], 20), shadows, chosen)
+    assert (ratios[:20] > 0).mean() > 0.9
+    assert (ratios[20:] < 0).mean() > 0.9
+
+
+def test_one_class_and_no_shadows() -> None:
+    run = run_of()
+    images = torch.randn(20, 12, generator=torch.Generator().manual_seed(0))
+    alike = labelled(images, torch.zeros(20, dtype=torch.int64))
+    data = dataset(0)
+    data = Dataset("noise", alike, alike.subset(slice(0, 5)), alike, data.info, data.preparation)
+    model = trained(run, alike)
+    result = membership_of(run, "distributed", data, model, _TASK, 4, 3.2, lambda *_: None)
+    assert [attack.members for attack in result.attacks] == [20, 20]
+    assert [attack.others for attack in result.attacks] == [25, 25]
+    assert result.epochs == 3
+    assert all(np.isfinite(attack.auc) for attack in result.attacks)
+    alone = membership_of(run, "distributed", data, model, _TASK, 0, 3.2, lambda *_: None)
+    assert [attack.name for attack in alone.attacks] == ["loss"]
+    assert len(everything(alike)["label"].unique()) == 1
