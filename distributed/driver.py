@@ -210,8 +210,11 @@ def begin(
     if canaries is not None:
         canaries.write(run_dir.path)
         display.say(canaries.line())
-    offset = 0 if saved is None else int(saved.state["metrics_offset"])
-    seconds = 0.0 if saved is None else float(saved.state["seconds"])
+    offset, seconds = 0, 0.0
+    if saved is not None:
+        with checkpoint.understood(checkpoint.path_of(run_dir.checkpoints, saved.progress)):
+            offset = int(saved.state["metrics_offset"])
+            seconds = float(saved.state["seconds"])
     with Tracker(run_dir.metrics) as tracker:
         clock.resume(max(seconds, tracker.rewind(offset)))
         if saved is None:

@@ -412,6 +412,10 @@ class Server:
         """Continue from a checkpoint; events after it are dropped, to be written again."""
         path = checkpoint.path_of(self._checkpoints, saved.progress)
         checkpoint.check_weights(self._start, saved.model, path)
+        with checkpoint.understood(path):
+            self._restore(saved, path)
+
+    def _restore(self, saved: Checkpoint, path: Path) -> None:
         state = saved.state
         checkpoint.check_preparation(self._preparation, state, path)
         restore(self._strategy, saved.arrays, state["strategy"])
@@ -422,11 +426,12 @@ class Server:
         self._grid.restore_attackers(saved.arrays)
         execution = state["client_training"]
         self._grid.execution = None if execution is None else ExecutionPlan(**execution)
-        known = self._tracker.rewind(state["metrics_offset"])
         self.target.restore(state["target"])
         self.state.arrays = to_record(saved.model)
         self.state.server_round = saved.progress
         self.state.evaluated = state.get("evaluated", True)  # before, only then it was saved
         self.state.counts = Progress(**state["counts"])
-        self.state.clock.resume(max(state["seconds"], known))
-        self.state.clock.train_seconds = state["train_seconds"]
+        self.state.clock.train_seconds = float(state["train_seconds"])
+        # Last, for it drops what the run has said: of a state that makes sense, nothing fails now.
+        seconds, offset = float(state["seconds"]), int(state["metrics_offset"])
+        self.state.clock.resume(max(seconds, self._tracker.rewind(offset)))

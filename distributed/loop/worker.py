@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -353,6 +354,12 @@ class Worker:
     def _resume(self, progress: int) -> None:
         path = checkpoint.path_of(self._run_dir.checkpoints, progress)
         saved = checkpoint.load(path)
+        with checkpoint.understood(path):
+            self._restore(saved, path)
+        reached = (path.name, self._epoch, self._step)
+        _log.info("resumed from checkpoint %s, after epoch %d, step %d", *reached)
+
+    def _restore(self, saved: Checkpoint, path: Path) -> None:
         state = saved.state
         checkpoint.check_preparation(self._dataset.preparation.to_json(), state, path)
         self._engine.restore(saved, path)
@@ -367,8 +374,6 @@ class Worker:
             self._early.restore(state["early_stopping"])
         if "best" in state:
             self._best.restore(state["best"])
-        reached = (path.name, self._epoch, self._step)
-        _log.info("resumed from checkpoint %s, after epoch %d, step %d", *reached)
 
     def _own(self, sums: list[float]) -> float:
         """Return this rank's of the saved sums; with another world size, rank 0 takes them all."""

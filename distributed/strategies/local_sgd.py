@@ -126,9 +126,10 @@ class LocalSgdEngine(Engine):
     def restore(self, saved: Checkpoint, path: Path) -> None:
         """Go on from a checkpoint, also from one of another number of workers."""
         checkpoint.load_weights(self._agreed, saved.model, path)
-        ranks = list(range(saved.state["ranks"]))
-        if len(ranks) == self._topology.world_size:
-            ranks = [self._topology.rank]
+        count = saved.state["ranks"]
+        ranks = range(min(count, len(saved.arrays)))  # each has some of the arrays
+        if count == self._topology.world_size:
+            ranks = range(self._topology.rank, self._topology.rank + 1)
         own = [_under(f"{rank}/", saved.arrays) for rank in ranks]
         mean = {name: _mean([arrays[name] for arrays in own]) for name in own[0]}
         checkpoint.load_weights(self._model, _under("weights/", mean), path)

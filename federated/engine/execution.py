@@ -31,6 +31,7 @@ _HEAVY = 100_000_000
 _WORTH_THREADS = 2_000_000
 _STACK = 128  # clients trained together; beyond, nothing gets faster
 _STACK_BYTES = 1 << 28  # of weights, gradients, optimizer's state and activations of a stack
+_MOST_LANES = 4096  # beyond what any machine has CPUs for
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class ExecutionPlan:
     threads: int
     stack: int = 1
     lanes: int = 1
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for what no rule gives; a checkpoint's plan is read from JSON."""
+        sizes = (self.threads, self.stack, self.lanes)
+        if self.kind not in ("sequential", "captured", "batched"):
+            raise ValueError(f"{self.kind!r} is no way of training clients")
+        if not all(type(size) is int and size >= 1 for size in sizes) or self.lanes > _MOST_LANES:
+            raise ValueError(f"{sizes} are no threads, clients of a stack and lanes")
 
     def __str__(self) -> str:
         stacks = f" in stacks of {self.stack}" if self.kind == "batched" else ""

@@ -37,6 +37,14 @@ _CODE = (
 _SEQUENCES: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (list, tuple, set, frozenset, deque)
 }
+_BITS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        *(np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937),
+        *(np.random.Philox, np.random.SFC64),
+    )
+}
+_BUFFERED = {"MT19937": 624, "Philox": 4}  # numbers that they hold for later
 _RECORDS: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (ConfigRecord, MetricRecord, OrderedDict)
 }
@@ -80,7 +88,7 @@ def restore(strategy: Strategy, arrays: Mapping[str, Tensor], described: Mapping
     Raises
     ------
     CheckpointError
-        If it was returned by an earlier version.
+        If it was returned by an earlier version, or names what is no state.
     ConfigError
         If the strategy has not made what is to be restored; names the attribute.
     """
@@ -95,6 +103,13 @@ def restore(strategy: Strategy, arrays: Mapping[str, Tensor], described: Mapping
             "the run with that version, or begin another one."
         )
     for name, value in described["attributes"].items():
+        if name.startswith("__") or (
+            callable(getattr(strategy, name, None)) and not _has_own(getattr(strategy, name))
+        ):
+            raise CheckpointError(
+                f"the checkpoint would replace {name[:60]} of {type(strategy).__name__}, which is "
+                "code and never saved. It was not written by Heliotrope: do not use it."
+            )
         if value["kind"] != "object":
             setattr(strategy, name, _decoded(value, arrays))
             continue
@@ -240,6 +255,9 @@ def _generator(saved: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Any:
         python = random.Random()  # noqa: S311 - its state follows
         python.setstate(state)
         return python
-    bits = getattr(np.random, saved["bits"])()
+    bits = _BITS[saved["bits"]]()
     bits.state = state
+    position = state.get("buffer_pos", state["state"].get("pos", 0))
+    if not 0 <= position <= _BUFFERED.get(saved["bits"], 0):  # numpy would read beyond its memory
+        raise ValueError(f"{saved['bits']} has no position {position}")
     return np.random.Generator(bits)

@@ -90,7 +90,8 @@ def read_checkpoint(directory: Path, name: str | None) -> tuple[Checkpoint, Prep
             f"run={directory} was written by an earlier version, which prepared data otherwise. "
             "Evaluate it with that version, or train it again."
         )
-    return saved, from_json(saved.state["preparation"])
+    with checkpoint.understood(checkpoint.path_of(root, saved.progress)):
+        return saved, from_json(saved.state["preparation"])
 
 
 def trained_model(directory: Path, run: Run, saved: Checkpoint, task: Task) -> nn.Module:

@@ -16,22 +16,28 @@ a final name is always whole. Loading verifies every hash: a flipped bit is refu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from heliotrope.errors import CheckpointError, ConfigError
+from heliotrope.errors import CheckpointError, ConfigError, HeliotropeError
+from heliotrope.plugin_loading import raised
+from heliotrope.runs.checkpoint_files import (
+    read_json,
+    read_manifest,
+    read_payloads,
+    signed,
+    whole,
+)
 from heliotrope.system.tensor_file import Digest, write_bytes, write_tensors
 
 __all__ = [
@@ -45,9 +51,11 @@ __all__ = [
     "path_of",
     "save",
     "save_shard",
+    "understood",
 ]
 
 _SCHEMA = 1
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError)
 _PART = "part.{}.json"  # what a process has written, once it is whole
 _REPLACED = ".replaced"  # a checkpoint that another of the same progress is about to replace
 
@@ -142,7 +150,7 @@ def _save(root: Path, checkpoint: Checkpoint, part: Shard, go_on: Callable[[], b
     files["state.json"] = write_bytes(temporary / "state.json", state)
     order = {"model": list(checkpoint.model), "arrays": list(checkpoint.arrays)}
     manifest = {"schema": _SCHEMA, "progress": checkpoint.progress, "files": files, "order": order}
-    write_bytes(temporary / "manifest.json", _signed(manifest))
+    write_bytes(temporary / "manifest.json", signed(manifest))
     _sync_directory(temporary)
     replaced = root / f"{final.name}{_REPLACED}"
     if final.exists():  # the same progress, reached again after a resume
@@ -185,32 +193,33 @@ def _awaited(path: Path, patience: float, go_on: Callable[[], bool]) -> dict[str
 def load(path: Path) -> Checkpoint:
     """Read and verify the checkpoint at `path`; `CheckpointError` names the file at fault."""
     try:
-        signed = (path / "manifest.json").read_bytes()
-        manifest = json.loads(signed)
-        if manifest["schema"] != _SCHEMA:
-            raise CheckpointError(
-                f"{path}: checkpoint schema {manifest['schema']}; this version reads {_SCHEMA}."
-            )
-        del manifest["sha256"]
-        if _signed(manifest) != signed:
-            raise CheckpointError(f"{path / 'manifest.json'} fails its own checksum.")
-        payloads = {}
-        for name, expected in manifest["files"].items():
-            data = (path / name).read_bytes()
-            if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-                raise CheckpointError(
-                    f"{path / name} fails its checksum: {len(data)} bytes read, "
-                    f"{expected['bytes']} bytes with another SHA-256 were written."
-                )
-            payloads[name] = data
+        manifest = read_manifest(path, _SCHEMA)
+        payloads = read_payloads(path, manifest["files"])
         return Checkpoint(
             progress=manifest["progress"],
-            model=_whole(payloads, "model", manifest["order"]["model"]),
-            arrays=_whole(payloads, "state", manifest["order"]["arrays"]),
-            state=json.loads(payloads["state.json"]),
+            model=whole(payloads, "model", manifest["order"]["model"]),
+            arrays=whole(payloads, "state", manifest["order"]["arrays"]),
+            state=read_json(payloads["state.json"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Raise `CheckpointError` naming `path` if the block makes no sense of its state.
+
+    Checksums say that a checkpoint is whole, not that this version wrote it, or a friend.
+    """
+    try:
+        yield
+    except HeliotropeError:
+        raise
+    except (*_UNREADABLE, ArithmeticError, AttributeError, MemoryError) as error:
+        raise CheckpointError(
+            f"{path}: its state is not that of such a run: {raised(error, '')}. Use the version "
+            "and the configuration that wrote it, or another checkpoint."
+        ) from error
 
 
 def latest(root: Path, refused: Callable[[str], None]) -> Checkpoint | None:
@@ -284,30 +293,12 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _signed(manifest: Mapping[str, Any]) -> bytes:
-    """Return the manifest as JSON that ends in its own SHA-256."""
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**manifest, "sha256": digest}, indent=1).encode()
-
-
 def _sweep(root: Path, but: str | None = None) -> None:
     """Remove what a process that was killed while saving left behind; not what `but` marks."""
     replaced = [path for path in root.glob(f"*{_REPLACED}") if path.with_suffix("").exists()]
     for path in (*root.glob(".*.tmp*"), *replaced):
         if path.suffix != f".tmp{but}":
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _whole(payloads: Mapping[str, bytes], kind: str, names: list[str]) -> dict[str, Tensor]:
-    """Read the tensors of all parts, in the order they were given, not that of their files."""
-    files = [name for name in payloads if name.startswith(f"{kind}.") and name != "state.json"]
-    files.sort(key=lambda name: int(name.split(".")[1]) if len(files) > 1 else 0)
-    parts = [load_tensors(payloads[name]) for name in files]
-    return {name: _joined([part[name] for part in parts if name in part]) for name in names}
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _directories(root: Path) -> list[Path]:

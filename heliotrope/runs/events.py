@@ -124,7 +124,11 @@ class Tracker:
         Failures of workers are kept, for these will not happen again; a client's will. Returns
         the seconds that the run is known to have taken, from the events that are dropped and from
         what was kept of earlier ones; they stay known if the run ends before its next event.
+
+        Raises `ValueError` if no event can end at `offset`.
         """
+        if offset < 0:
+            raise ValueError(f"events do not begin at {offset}")
         offset = min(offset, self._file.tell())  # the file may have been lost: no hole of zeros
         lines = _lines_after(self._path, offset)
         kept = [line for line in lines if _is_worker_failure(line)]

@@ -93,7 +93,8 @@ def newest_checkpoint(
         display.say(f"there is nothing to resume in {run_dir.path} yet: beginning")
         return None
     unit, total = _length(run, mode)
-    done, step = int(saved.state[unit]), int(saved.state.get("step", 0))
+    with checkpoint.understood(checkpoint.path_of(run_dir.checkpoints, saved.progress)):
+        done, step = int(saved.state[unit]), int(saved.state.get("step", 0))
     begun = done + (step > 0)
     if begun > total:
         raise RunDirectoryError(
