@@ -17,6 +17,7 @@ from heliotrope.privacy.accountant import Mechanism, RunningBound, Spent, rounds
 from heliotrope.privacy.ledger import Ledger, release_stamp
 from heliotrope.privacy.project import added
 from heliotrope.privacy.told import promise, result
+from heliotrope.runs.private_sums import settings_of_sums
 
 from .dpsgd import DpSgd
 
@@ -139,6 +140,6 @@ def stamp_of(run: Run) -> str:
     """Return what a step's noise and charge depend on beside the run's seed.
 
     A step that is done again after a crash gives the same sum, to rounding, and may have the same
-    noise, if all that a resumed run may change of it is as before.
+    noise, if all that sums depend on is as before.
     """
-    return release_stamp(run.plugins, run.device, getattr(run.data, "dir", None))
+    return release_stamp(settings_of_sums(run, "distributed"))

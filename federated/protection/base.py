@@ -14,6 +14,7 @@ from heliotrope.config import Run
 from heliotrope.data import Exchange
 from heliotrope.privacy.charges import ProjectCharges
 from heliotrope.privacy.ledger import Ledger, release_stamp
+from heliotrope.runs.private_sums import settings_of_sums
 
 from ..aggregation import Mean
 from ..engine.context import TrainingContext
@@ -129,8 +130,8 @@ def stamp_of(run: Run) -> str:
     """Return what a round's noise and charge depend on beside the run's seed.
 
     A round that is done again after a crash gives the same sum, and may have the same noise, if
-    all that a resumed run may change is as before. What clients are given up for their time is not
-    the same twice.
+    all that sums depend on is as before. What clients are given up for their time is not the same
+    twice.
     """
     lost = () if run.federated.client_timeout is None else (secrets.token_hex(8),)
-    return release_stamp(run.plugins, run.device, getattr(run.data, "dir", None), *lost)
+    return release_stamp(settings_of_sums(run, "federated"), *lost)

@@ -133,7 +133,8 @@ class NoisySum(Protection):
         return self._seeded("privacy", server_round)
 
     def _seeded(self, stream: str, server_round: int) -> np.random.Generator:
-        return numpy_generator(self._run.seed, stream, server_round, self._stamp)
+        strength = repr(self._mechanism.noise_multiplier)  # of a target, it depends on the rounds
+        return numpy_generator(self._run.seed, stream, server_round, self._stamp, strength)
 
     def numbers(self, server_round: int) -> dict[str, float]:
         bound = self._bound.after(server_round - self._rounds_before)

@@ -48,10 +48,11 @@ class CorrelatedNoise(NoisySum):
         _, first = _parts(mechanism.stream)
         place = server_round - first + 1  # in the stream, from 1
         weights = noise_weights(mechanism.band, min(mechanism.band, place)).tolist()
-        seed, stream = self._run.seed, mechanism.stream
+        # Of a target, the multiplier depends on the rounds: with other noise, sums are others too.
+        path = (mechanism.stream, repr(mechanism.noise_multiplier))
         return CorrelatedNormals(
             [
-                (weight, numpy_generator(seed, "correlated privacy", server_round - lag, stream))
+                (weight, numpy_generator(self._run.seed, "correlated", server_round - lag, *path))
                 for lag, weight in enumerate(weights)
             ]
         )

@@ -24,10 +24,9 @@ from heliotrope.runs.changed_plugins import refuse_changed_plugins
 from heliotrope.runs.events import strict
 from heliotrope.system.locks import LEASE, Holder, NoLocksError, lock
 
-__all__ = ["RunDirectory", "git_commit", "versions"]
+__all__ = ["MAY_CHANGE", "RunDirectory", "flat", "git_commit", "versions"]
 
-# What may change between a run and its resumption without making it another run.
-_MAY_CHANGE = {
+MAY_CHANGE = {
     "resume",
     "plugins",  # other code of theirs is accepted by plugins_changed
     "plugins_changed",
@@ -75,6 +74,7 @@ _MAY_CHANGE = {
     "tracking.tensorboard",
     "tracking.mlflow",
 }
+"""What may change between a run and its resumption without making it another run."""
 _WHOLE_STRATEGIES = {"ddp", "fsdp"}  # of distributed.strategy: their checkpoints are alike
 
 
@@ -202,7 +202,7 @@ class RunDirectory:
         groups = {f"{group.replace('/', '.')}.name": group for group in GROUPS}
         # Groups first: with another choice of a group, its keys differ as well.
         for key in [*groups, "distributed.strategy", *sorted(before.keys() | now.keys())]:
-            if key in _MAY_CHANGE or key.startswith(f"{other}."):
+            if key in MAY_CHANGE or key.startswith(f"{other}."):
                 continue
             both = before.get(key), now.get(key)
             alike = key == "distributed.strategy" and _WHOLE_STRATEGIES.issuperset(both)

@@ -34,9 +34,10 @@ def step_noise(step_seed: int, stamp: str, count: int, deviation: float) -> Tens
     """Return the noise on a step's sum of gradients, float32 [count].
 
     `step_seed` follows from the run and the step, `stamp` says what else the sum depends on (see
-    `heliotrope.privacy.ledger.release_stamp`). `deviation` is in units of the gradients.
+    `heliotrope.privacy.ledger.release_stamp`). `deviation` is in units of the gradients;
+    noise of another deviation is independent.
     """
-    generator = numpy_generator(step_seed, "privacy", stamp)
+    generator = numpy_generator(step_seed, "privacy", stamp, repr(deviation))
     drawn = torch.from_numpy(generator.standard_normal(count, dtype=np.float32))
     return drawn.mul_(deviation)
 

@@ -71,7 +71,8 @@ def test_one_worker_is_a_plain_loop_in_float64(tmp_path: Path) -> None:
             norm = float(torch.cat([g.flatten() for g in found]).norm())
             scale = min(1.0, _CLIP / norm)
             totals = [t + g * scale for t, g in zip(totals, found, strict=True)]
-        generator = numpy_generator(seed(run.seed, "dropout", step), "privacy", stamp_of(run))
+        path = ("privacy", stamp_of(run), repr(_NOISE * _CLIP))
+        generator = numpy_generator(seed(run.seed, "dropout", step), *path)
         count = sum(w.numel() for w in weights)
         noise = torch.from_numpy(generator.standard_normal(count, dtype=np.float32))
         parts_of_noise = torch.split(noise, [w.numel() for w in weights])

@@ -12,6 +12,8 @@ import torch
 
 from federated.job import run_job
 from federated.population import Population
+from federated.simulation import build_components
+from heliotrope.config import Run
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import Mechanism, epsilon
 from heliotrope.runs import checkpoint
@@ -32,8 +34,12 @@ _SMALL = (
 )
 
 
+def _run(rounds: int, *more: str) -> Run:
+    return compose("federated", *_SMALL, f"federated.rounds={rounds}", *more)
+
+
 def _train(directory: Path, rounds: int, *more: str) -> dict[str, Any]:
-    run_job(compose("federated", *_SMALL, f"federated.rounds={rounds}", *more), directory)
+    run_job(_run(rounds, *more), directory)
     result: dict[str, Any] = json.loads((directory / "result.json").read_text())
     return result
 
@@ -97,6 +103,30 @@ def test_a_round_that_is_done_again_with_fresh_noise_is_charged_again(tmp_path: 
         if path == newest:
             path.rename(tmp_path / "gone")
     assert _train(tmp_path, 3, timed, "resume=true")["privacy"]["releases"] > 3
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("noise_multiplier=1", "noise_multiplier=2"),
+        # A target takes as much noise as the rounds need; here both end after the first.
+        ("target_epsilon=6", "target_epsilon=6 federated.rounds=2"),
+    ],
+)
+def test_two_runs_of_one_seed_do_not_share_their_noise(
+    first: str, second: str, tmp_path: Path
+) -> None:
+    ends = ("target.metric=test/loss", "target.value=99", "federated.privacy.noise_multiplier=null")
+    went = []
+    for name, more in (("first", first), ("second", second)):
+        result = _train(tmp_path / name, 1, *ends, *f"federated.privacy.{more}".split())
+        assert result["rounds"] == 1
+        weights, begun = _weights(tmp_path / name), build_components(_run(1)).context.global_weights
+        went.append(torch.cat([(weights[n] - begun[n]).flatten() for n in sorted(begun)]))
+    # Clipped updates are far below the noise. If that were the same but for its strength, somebody
+    # with both models could take it away: 2 * first - second would be the sum of updates itself.
+    alike = torch.corrcoef(torch.stack(went))[0, 1]
+    assert abs(float(alike)) < 0.3
 
 
 def test_a_round_nobody_was_drawn_for_is_a_round_of_noise(

@@ -63,7 +63,7 @@ def by_hand(
             norm = float(torch.cat([g.flatten() for g in found]).norm())
             for name, gradient in zip(trained, found, strict=True):
                 totals[name] += gradient * min(1.0, _CLIP / norm)
-        generator = numpy_generator(step_seed, "privacy", order.noise.stamp)
+        generator = numpy_generator(step_seed, "privacy", order.noise.stamp, repr(deviation))
         count = sum(p.numel() for p in trained.values())
         drawn = torch.from_numpy(generator.standard_normal(count, dtype=np.float32))
         noise = torch.split(drawn.double() * deviation, [p.numel() for p in trained.values()])
