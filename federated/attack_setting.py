@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from .attacks.kinds import Attack, Backdoor, Collusion
 from .attacks.names import attack_of
 from .engine.context import TrainingContext
 from .strategies import ModelFacts
+from .strategies.conditions import attackers_bounded
 
 __all__ = ["AttackSetting", "attack_setting"]
 
@@ -27,6 +29,8 @@ class AttackSetting:
     clients: int
     facts: ModelFacts
     run_seed: int
+    cohort: int
+    bounded: int | None  # attackers of a round that the rule bounds; None: any number
 
     @property
     def colluders(self) -> Colluders | None:
@@ -40,10 +44,17 @@ class AttackSetting:
 
     def line(self) -> str:
         """Return what a user is told before training."""
-        return (
+        said = (
             f"attack: {len(self.attackers):,} of {self.clients:,} clients are simulated attackers "
             f"({self.attack.name})"
         )
+        if self.bounded is None:
+            return said
+        chance = chance_of_more(self.bounded, len(self.attackers), self.clients, self.cohort)
+        if chance == 0:
+            return said
+        more = f"more than the {self.bounded} that are bounded are in {chance:.2%} of rounds"
+        return f"{said}; {more}"
 
     def told(self) -> dict[str, Any]:
         """Return what the first event and result.json say."""
@@ -73,4 +84,22 @@ def attack_setting(run: Run, context: TrainingContext, facts: ModelFacts) -> Att
     attackers = population.attackers(attack.attackers)
     if isinstance(attack, Backdoor) and isinstance(context.task, Classification):
         attack = replace(attack, target=attack.target or context.task.class_names[0])
-    return AttackSetting(attack, attackers, len(population.training()), facts, run.seed)
+    bounded, able = attackers_bounded(cfg), len(population.training())
+    return AttackSetting(attack, attackers, able, facts, run.seed, cfg.clients_per_round, bounded)
+
+
+def chance_of_more(bounded: int, attackers: int, clients: int, cohort: int) -> float:
+    """Return with which probability a round's cohort has more than `bounded` attackers.
+
+    It is drawn uniformly (hypergeometric distribution).
+    """
+
+    def ways(of: int, some: int) -> float:
+        return math.lgamma(of + 1) - math.lgamma(some + 1) - math.lgamma(of - some + 1)
+
+    whole, honest = ways(clients, cohort), clients - attackers
+    first = max(bounded + 1, cohort - honest)
+    return math.fsum(
+        math.exp(ways(attackers, bad) + ways(honest, cohort - bad) - whole)
+        for bad in range(first, min(attackers, cohort) + 1)
+    )

@@ -181,6 +181,8 @@ class Server:
                 arrays: ArrayRecord | None = self._strategy.aggregate_mean(server_round, mean)
             elif not cohort:  # and nothing is released of nobody: the model stays
                 arrays = self.state.arrays
+            elif isinstance(self._strategy, RobustStrategy) and self._strategy.takes_updates:
+                arrays = self._strategy.aggregate_updates(server_round, self._grid.updates)
             else:
                 arrays, _ = self._strategy.aggregate_train(server_round, replies)
         self._accept(server_round, arrays)

@@ -71,6 +71,7 @@ from .server import TRIGGERED, Server
 from .strategies import ModelFacts, build_strategy, reduces
 from .strategies.fltrust import FLTrust
 from .strategies.mean import MeanStrategy
+from .strategies.robust import RobustStrategy
 from .strategies.state import check_savable
 from .strategies.trial import after_a_round
 
@@ -242,6 +243,7 @@ def _grid(pool: Pool, components: Components, context: TrainingContext) -> Cohor
         pool,
         components.reduce,
         takes_mean=isinstance(strategy, MeanStrategy),
+        takes_updates=isinstance(strategy, RobustStrategy) and strategy.takes_updates,
         states=_states(context, strategy, components.facts),
         colluders=None if attack is None else attack.colluders,
         secure=None if components.secure is None else components.secure.rounds,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heliotrope.config.groups import AttackConfig
+from heliotrope.config.groups import AttackConfig, PrivacyConfig
 from heliotrope.data import Partition
 from heliotrope.seeding import seed
 
@@ -25,7 +25,8 @@ __all__ = ["RootClient"]
 class RootClient:
     """The server as a client of its own: the same recipe, on the examples at `rows`.
 
-    Its draws are seeded apart from those of the clients, and it attacks nobody.
+    Its draws are seeded apart from those of the clients. It attacks nobody, and no noise protects
+    its examples: they are no client's.
     """
 
     def __init__(self, context: TrainingContext, rows: NDArray[np.int64]) -> None:
@@ -34,7 +35,9 @@ class RootClient:
         self._context = replace(
             context,
             population=Population(alone, 0.0, run_seed),
-            federated=replace(context.federated, attack=AttackConfig("none")),
+            federated=replace(
+                context.federated, attack=AttackConfig("none"), privacy=PrivacyConfig("none")
+            ),
             run_seed=run_seed,
         )
         self._finish = ClientUpdates.of(self._context)

@@ -41,7 +41,8 @@ class CohortGrid(Grid):
     strategy finds exactly these connected. A node id is a client's number. Replies come in
     client order. With `reduce` there is one mean of all clients, `mean`: without
     `takes_mean` a reply that stands for all of them holds it too, as weights. Evaluations are
-    sums, and one reply holds those of all clients.
+    sums, and one reply holds those of all clients. With `takes_updates` those of clients are in
+    `updates` alone, and no reply holds them.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class CohortGrid(Grid):
         reduce: bool,
         *,
         takes_mean: bool = False,
+        takes_updates: bool = False,
         states: StateStore | None = None,
         colluders: Colluders | None = None,
         secure: SecureRounds | None = None,
@@ -57,7 +59,7 @@ class CohortGrid(Grid):
         become_server()
         self.pool = pool
         self._reduce = reduce
-        self._takes_mean = takes_mean
+        self._takes_mean, self._takes_updates = takes_mean, takes_updates
         self.states = states  # of all clients, if they keep any
         self._colluders = colluders  # who know each update, and so without `reduce`
         self.noise: StepNoise | None = None  # that clients add where they protect each example
@@ -172,7 +174,7 @@ class CohortGrid(Grid):
         if not partials:
             if self._colluders is not None:
                 self.updates = self._colluders(self.updates, starts)
-            for update in self.updates:
+            for update in () if self._takes_updates else self.updates:
                 client = update.clients[0]
                 reply_to, loss = asked[client], losses.get(client)
                 tells = self.noise is None

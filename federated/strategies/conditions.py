@@ -11,7 +11,7 @@ from ..attacks.names import attack_of
 from ..fractions import decimal, fraction_rounded_down, fraction_rounded_up
 from .robust import least_trimmed
 
-__all__ = ["check_strategy"]
+__all__ = ["attackers_bounded", "check_strategy"]
 
 _KEY = "federated.strategy"
 _SELECTING = ("krum", "multikrum", "bulyan")
@@ -52,6 +52,21 @@ def check_strategy(cfg: FederatedConfig, clients: int) -> None:
         _check_attackers(cfg, kind, int(-(-share // 1)))
 
 
+def attackers_bounded(cfg: FederatedConfig) -> int | None:
+    """Return of how many attackers in a round the rule bounds what they can do; None of any number.
+
+    Of rules that bound nothing too. It is asked for the fewest clients a round goes on with.
+    """
+    strategy: Any = cfg.strategy
+    kind, inputs = strategy.name.removeprefix("flower_"), _inputs(cfg, _least(cfg))
+    if kind == "fedtrimmedavg":
+        return fraction_rounded_down(strategy.beta, inputs)
+    if kind in _SELECTING:
+        bounded: int = strategy.num_malicious_nodes
+        return bounded
+    return (inputs - 1) // 2 if kind in _OF_MAJORITIES else None
+
+
 def _check_attackers(cfg: FederatedConfig, kind: str, attackers: int) -> None:
     """Refuse a rule that bounds fewer attackers than a round is expected to have.
 
@@ -64,23 +79,23 @@ def _check_attackers(cfg: FederatedConfig, kind: str, attackers: int) -> None:
     if least < cfg.clients_per_round:
         of += f" that federated.quorum={cfg.quorum:g} lets go on with {least} clients"
     problem = f"federated/attack={cfg.attack.name}: attackers are in {of}, "
+    bounded = attackers_bounded(cfg)
+    if bounded is None or attackers <= bounded:
+        return
     if kind == "fedtrimmedavg":
-        cut = fraction_rounded_down(strategy.beta, inputs)
-        if cut < attackers:
-            raise ConfigError(
-                f"{problem}but {_KEY}.beta={strategy.beta} leaves out {cut} at each end. "
-                f"{_enough_beta(attackers, inputs)}"
-            )
-    if kind in _SELECTING and strategy.num_malicious_nodes < attackers:
         raise ConfigError(
-            f"{problem}but {_KEY}.num_malicious_nodes={strategy.num_malicious_nodes} are bounded. "
+            f"{problem}but {_KEY}.beta={strategy.beta} leaves out {bounded} at each end. "
+            f"{_enough_beta(attackers, inputs)}"
+        )
+    if kind in _SELECTING:
+        raise ConfigError(
+            f"{problem}but {_KEY}.num_malicious_nodes={bounded} are bounded. "
             f"Set {_KEY}.num_malicious_nodes={attackers}, or lower federated.attack.attackers."
         )
-    if kind in _OF_MAJORITIES and 2 * attackers >= inputs:
-        raise ConfigError(
-            f"{problem}but federated/strategy={strategy.name} bounds less than half of them. Lower "
-            f"federated.attack.attackers{'' if cfg.bucket_size == 1 else ' or bucket_size'}."
-        )
+    raise ConfigError(
+        f"{problem}but federated/strategy={strategy.name} bounds less than half of them. Lower "
+        f"federated.attack.attackers{'' if cfg.bucket_size == 1 else ' or bucket_size'}."
+    )
 
 
 def _enough_beta(attackers: int, inputs: int) -> str:

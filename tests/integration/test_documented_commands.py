@@ -91,7 +91,7 @@ KEPT = (
     ),
     Kept(
         r"/robustness\.py",
-        "--partition iid --rules mean --attacks none --seeds 1 --rounds 2",
+        "--data digits --partition iid --rules mean --attacks none --seeds 1 --rounds 2",
         slow=True,
     ),
     Kept(r"/gpt_step\.py$", "--pairs 1 --epochs 2 --patience 0", slow=True),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import hypergeom
 from torch import nn
 
 from federated.aggregation import ClipNorm, UpdateContext
 from federated.algorithms import ClientMomentum
 from federated.algorithms.momentum import MOMENTUM
+from federated.attack_setting import chance_of_more
 from federated.attacks.collusion import Colluders
 from federated.attacks.kinds import Collusion, LittleIsEnough, NegativeMean, Scaling
 from federated.client_state import ClientStates
@@ -113,6 +116,36 @@ def test_who_knows_all_updates_needs_them_unreduced() -> None:
     parts = build_components(compose("federated", *_SMALL, "federated/attack=alie"))
     assert not parts.reduce
     assert build_components(compose("federated", *_SMALL, "federated/attack=sign_flip")).reduce
+
+
+@pytest.mark.parametrize(
+    ("bounded", "attackers", "clients", "cohort"),
+    [(2, 5, 25, 10), (0, 1, 4, 3), (5, 5, 25, 10), (0, 3, 4, 3), (1, 6, 9, 9)],
+)
+def test_how_often_a_round_has_more_attackers_than_are_bounded(
+    bounded: int, attackers: int, clients: int, cohort: int
+) -> None:
+    cohorts = list(combinations(range(clients), cohort)) if clients < 10 else []
+    if cohorts:
+        beyond = [sum(c < attackers for c in each) > bounded for each in cohorts]
+        expected = sum(beyond) / len(beyond)
+    else:
+        expected = float(hypergeom.sf(bounded, clients, attackers, cohort))
+    assert chance_of_more(bounded, attackers, clients, cohort) == pytest.approx(expected)
+
+
+def test_that_is_said_before_training() -> None:
+    few = (
+        *("federated.partition.clients=20", "federated.clients_per_round=10", "model.hidden=[4]"),
+        *("federated/attack=scaling", "federated.attack.attackers=4"),
+    )
+    krum = ("federated/strategy=krum", "federated.strategy.num_malicious_nodes=2")
+    attack = build_components(compose("federated", *few, *krum)).attack
+    assert attack is not None
+    assert "more than the 2 that are bounded are in 29" in attack.line()
+    attack = build_components(compose("federated", *few)).attack
+    assert attack is not None
+    assert attack.line().endswith("(scaling)")
 
 
 @pytest.mark.parametrize(
