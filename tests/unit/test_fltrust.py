@@ -77,7 +77,7 @@ class _Model(nn.Module):
         self.b = self.a
         self.c = nn.Parameter(torch.zeros(2))
         self.fixed = nn.Parameter(torch.zeros(1), requires_grad=False)
-        self.register_buffer("seen", torch.zeros(1))
+        self.register_buffer("seen", torch.full((1,), 3.0))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
 
