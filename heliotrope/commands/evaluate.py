@@ -23,7 +23,7 @@ from heliotrope.config.checks.shared import check_shared
 from heliotrope.data import load as load_data
 from heliotrope.errors import ConfigError, closest
 from heliotrope.evaluation import evaluate, named
-from heliotrope.report import comparison_table, read_run, write_report
+from heliotrope.report import comparison_table, frontier_tables, read_run, write_report
 from heliotrope.tasks import task_of
 
 __all__ = ["compare_command", "evaluate_command", "evaluate_run"]
@@ -116,7 +116,10 @@ def _overridden(run: Run, overrides: Sequence[str]) -> Run:
 
 
 def compare_command(arguments: Sequence[str]) -> None:
-    """`DIR DIR ... [output=FILE]`: print a table and write one report over all runs."""
+    """`DIR DIR ... [output=FILE]`: print a table and write one report over all runs.
+
+    Of runs with privacy, accuracy against epsilon too, and which are on the frontier.
+    """
     directories, output = [], None
     for argument in arguments:
         if argument.startswith("output="):
@@ -129,6 +132,9 @@ def compare_command(arguments: Sequence[str]) -> None:
         raise ConfigError("compare needs at least one run directory.")
     runs = [read_run(directory) for directory in directories]
     Console().print(comparison_table(runs))
+    for title, table in frontier_tables(runs):
+        Console(soft_wrap=True).print("\n", title, sep="")
+        Console().print(table)
     written = write_report(runs, output or _common_parent(directories) / "report.html")
     Console(soft_wrap=True).print(f"\nreport: {written}", highlight=False)
 

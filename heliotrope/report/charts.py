@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["AXES", "COLOURS", "MARKERS", "Chart", "Drawing", "Spread", "Studio", "studio"]
+__all__ = [
+    "AXES",
+    "COLOURS",
+    "MARKERS",
+    "Chart",
+    "Drawing",
+    "Scatter",
+    "Spread",
+    "Studio",
+    "studio",
+]
 
 COLOURS = 7  # CSS variables --s0 ... --s6
 MARKERS = "os^DvP"  # one fewer than colours, so that pairs repeat only after 42 runs
@@ -45,6 +55,7 @@ AXES: dict[str, tuple[str, tuple[tuple[float, float, str], ...]]] = {
         ((1e12, 1e12, "TB"), (1e9, 1e9, "GB"), (1e6, 1e6, "MB"), (1e3, 1e3, "kB"), (0, 1, "bytes")),
     ),
     "round": ("rounds", ((0, 1, "rounds"),)),
+    "epoch": ("epochs", ((0, 1, "epochs"),)),
 }
 
 
@@ -74,6 +85,28 @@ class Spread:
     values: Sequence[Sequence[float]]
     mean: Sequence[Point]
     limits: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Runs by what they spent and reached.
+
+    Parameters
+    ----------
+    points
+        Epsilon, value and index of each run.
+    frontier
+        Those that none is better than, by epsilon.
+    without
+        Index and value of runs that have no epsilon.
+    label
+        Of the values.
+    """
+
+    points: Sequence[tuple[float, float, int]]
+    frontier: Sequence[Point]
+    without: Sequence[tuple[int, float]]
+    label: str
 
 
 @contextmanager
@@ -133,6 +166,23 @@ class Studio:
             x, y = zip(*spread.mean, strict=True)
             axes.plot(x, y, color=_INK, linewidth=1.2, linestyle=(0, (1.5, 2)))
         axes.set_ylim(*spread.limits)
+        return self._svg(figure)
+
+    def frontier(self, scatter: Scatter) -> str:
+        """Draw values against epsilon on a logarithmic axis, and runs without one as lines."""
+        from matplotlib.ticker import LogLocator
+
+        figure, axes = _canvas(width=520, height=300, left=58)
+        for index, value in scatter.without:
+            axes.axhline(value, color=_series(index), linewidth=1.4, linestyle=(0, (4, 3)))
+        if len(scatter.frontier) > 1:
+            axes.step(*zip(*scatter.frontier, strict=True), where="post", color=_MUTED, linewidth=1)
+        for epsilon, value, index in scatter.points:
+            _plot(axes, [(epsilon, value)], index)
+        _log_x(axes)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.set_xlabel("epsilon (log scale)", color=_MUTED, fontsize=11)
+        axes.set_ylabel(scatter.label, color=_MUTED, fontsize=11)
         return self._svg(figure)
 
     def ranked(self, values: Sequence[Sequence[float]]) -> str:
@@ -270,18 +320,22 @@ def _tick(value: float, _: object = None) -> str:
 
 def _label_x(axes: Axes, axis: str, extent: float, log: bool) -> float:
     """Label the x axis in a unit that suits `extent`; return what to divide the values by."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
     units = AXES[axis][1]
     _, divide, unit = next((u for u in units if extent >= u[0]), units[-1])
     if log:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(_tick))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.tick_params(which="minor", length=0)
+        _log_x(axes)
     text = f"{unit} exchanged" if axis == "bytes" else unit
     axes.set_xlabel(f"{text} (log scale)" if log else text, color=_MUTED, fontsize=11)
     return divide
+
+
+def _log_x(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="minor", length=0)
 
 
 def _far_apart(extents: Sequence[float]) -> bool:

@@ -19,10 +19,12 @@ from rich.text import Text
 
 from heliotrope.errors import ConfigError
 from heliotrope.report.compare import labels, shared_name
+from heliotrope.report.frontier import frontiers
 from heliotrope.report.record import RunRecord, read_run
 from heliotrope.report.summary import rows
+from heliotrope.report.units import metric_label
 
-__all__ = ["RunRecord", "comparison_table", "read_run", "write_report"]
+__all__ = ["RunRecord", "comparison_table", "frontier_tables", "read_run", "write_report"]
 
 
 def comparison_table(runs: Sequence[RunRecord]) -> Table:
@@ -46,6 +48,22 @@ def comparison_table(runs: Sequence[RunRecord]) -> Table:
         ]
         table.add_row(_plain(row.label), *cells)
     return table
+
+
+def frontier_tables(runs: Sequence[RunRecord]) -> list[tuple[Text, Table]]:
+    """Return a title and table a unit of privacy: runs by epsilon, and who is on the frontier."""
+    found, named = frontiers(runs), labels(runs)
+    tables = []
+    for each in found:
+        heads = ("epsilon", "delta", metric_label(each.metric), "run", "")
+        table = Table(show_edge=False, pad_edge=False, header_style="bold")
+        for head in heads:
+            table.add_column(head, overflow="fold")
+        for line in each.lines(named):
+            style = "bold" if line[-1] else ""  # on the frontier
+            table.add_row(*(_plain(cell, style) for cell in line))
+        tables.append((_plain(each.title, "italic"), table))
+    return tables
 
 
 def write_report(runs: Sequence[RunRecord], output: Path) -> Path:

@@ -13,10 +13,12 @@ from heliotrope.report.accounts import client_accounts
 from heliotrope.report.charts import COLOURS, MARKERS, studio
 from heliotrope.report.clients import clients
 from heliotrope.report.compare import NOT_SET, differences, labels, shared_name
+from heliotrope.report.frontier import draw_frontiers, frontiers
 from heliotrope.report.panels import curves, matrices
 from heliotrope.report.predictions import predictions
+from heliotrope.report.privacy import epsilon_curves, promises
 from heliotrope.report.record import RunRecord, number
-from heliotrope.report.summary import order_metrics, privacy_text, rows, target
+from heliotrope.report.summary import order_metrics, rows, target
 from heliotrope.report.units import (
     UNKNOWN,
     bytes_text,
@@ -53,6 +55,8 @@ def render(runs: Sequence[RunRecord]) -> str:
             "matrices": matrices(runs, named, drawing),
             "clients": clients(runs, named, drawing),
             "predictions": predictions(runs, named, drawing),
+            "epsilons": epsilon_curves(runs, named, drawing),
+            "frontiers": draw_frontiers(frontiers(runs), named, drawing),
         }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.lstrip_blocks = True
@@ -68,7 +72,7 @@ def render(runs: Sequence[RunRecord]) -> str:
         notes=[(label, n) for run, label in zip(runs, named, strict=True) for n in _notes(run)],
         rows=rows(runs),
         targets=_targets(runs, named),
-        privacy=_privacy(runs, named),
+        privacy=promises(runs, named),
         accounts=[
             (label, found)
             for run, label in zip(runs, named, strict=True)
@@ -130,30 +134,6 @@ def _targets(runs: Sequence[RunRecord], named: Sequence[str]) -> list[list[str]]
         examples = UNKNOWN if goal.examples is None else count_text(goal.examples)
         seconds = UNKNOWN if goal.seconds is None else seconds_text(goal.seconds)
         lines.append([label, goal.goal, "yes" if goal.reached else "no", period, examples, seconds])
-    return lines
-
-
-def _privacy(runs: Sequence[RunRecord], named: Sequence[str]) -> list[tuple[str, str, list[str]]]:
-    """Return (run, guarantee, conditions) of the runs that claim a guarantee."""
-    guarantees = []
-    for run, label in zip(runs, named, strict=True):
-        said = run.detail("privacy")
-        if said is None:
-            continue
-        assumed = said.get("assumptions") or []
-        conditions = assumed if isinstance(assumed, list) else [assumed]
-        accountant = [f"accountant: {said['accountant']}"] if said.get("accountant") else []
-        guarantees.append((label, privacy_text(run), accountant + _sentences(conditions)))
-    return guarantees
-
-
-def _sentences(conditions: Sequence[object]) -> list[str]:
-    lines: list[str] = []
-    for condition in conditions:
-        if isinstance(condition, Mapping):
-            lines += [f"{key}: {value}" for key, value in condition.items()]
-        else:
-            lines.append(str(condition))
     return lines
 
 

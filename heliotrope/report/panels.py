@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heliotrope.panels import CONFUSION, NAMES
-from heliotrope.report.accounts import OF_CLIENTS
 from heliotrope.report.charts import AXES, Chart, Drawing, Studio
 from heliotrope.report.record import Point, RunRecord, drawable, number
 from heliotrope.report.summary import order_metrics, target
@@ -47,7 +46,7 @@ class Matrix:
 def curves(runs: Sequence[RunRecord], labels: Sequence[str], studio: Studio) -> list[CurveRow]:
     """Draw the main metrics against examples, seconds and bytes, the others against examples."""
     names = order_metrics(name for run in runs for name in run.metric_names())
-    names = [name for name in names if not name.startswith(("clients/", OF_CLIENTS))]
+    names = [name for name in names if not name.startswith(("clients/", "privacy/epsilon_rdp"))]
     tests = [name for name in names if name.startswith("test/")]
     main = (tests[:2] + [n for n in names if n.startswith("train/")][:1]) if tests else names[:3]
     found = [_curve_row(runs, labels, main, axis, studio) for axis in _UNITS]

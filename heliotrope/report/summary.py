@@ -6,7 +6,7 @@ The terminal and the page show the same rows, so they cannot disagree.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from heliotrope.report.record import RunRecord, number
@@ -81,6 +81,7 @@ def rows(runs: Sequence[RunRecord]) -> list[Row]:
     table += [_figures(*spec) for spec in _quantities(runs)]
     table.append(_words("target", [_target_text(run) for run in runs]))
     table.append(_words("privacy", [privacy_text(run) for run in runs]))
+    table.append(_words("simulated attack", [_attack_text(run) for run in runs]))
     failures = [float(len(run.of_kind("failure"))) for run in runs]
     if any(failures):
         table.append(_figures("failures", failures, count_text))
@@ -128,6 +129,20 @@ def privacy_text(run: RunRecord) -> str:
     text = f"ε = {epsilon:.4g}"
     text += f", δ = {delta:.3g}" if delta is not None else ""
     return f"{text}, per {said['unit']}" if said.get("unit") else text
+
+
+def _attack_text(run: RunRecord) -> str:
+    """Return `label_flip by 3 clients`, with its numbers; a dash where nobody attacks."""
+    said = run.detail("attack") or next(
+        (e["attack"] for e in run.of_kind("start") if isinstance(e.get("attack"), Mapping)), None
+    )
+    if said is None:
+        return UNKNOWN
+    clients = said.get("clients")
+    count = len(clients) if isinstance(clients, list) else clients
+    others = {k: v for k, v in said.items() if k not in ("name", "clients", "simulated")}
+    keys = ", ".join(f"{key} {value}" for key, value in others.items())
+    return f"{said.get('name', 'unknown')} by {count} client(s)" + (f" ({keys})" if keys else "")
 
 
 def _reached(run: RunRecord, metric: str, value: float) -> Target:
