@@ -202,7 +202,9 @@ class Stack:
             states={name: value[kept] for name, value in self.states.items()},
             numbers={n: tuple(values[row] for row in kept) for n, values in self.numbers.items()},
             scaling=self.scaling
-            and replace(self.scaling, factors=self.scaling.factors[torch.tensor(kept)]),
+            and replace(
+                self.scaling, factors=self.scaling.factors[torch.tensor(kept, dtype=torch.int64)]
+            ),
         )
 
     def rejections(self, weights: Weights) -> dict[int, Failure]:

@@ -100,7 +100,7 @@ def noise_for(
             if len(_accountants(mechanism)) > 1:
                 # PLD takes seconds for each try with little noise, RDP milliseconds.
                 noise = least(1, dp.LowerEndpointAndGuess(0.6 * noise, noise))
-    except dp.NoBracketIntervalFoundError as error:
+    except dp.mechanism_calibration.NoBracketIntervalFoundError as error:
         raise ConfigError(
             f"No noise keeps {rounds} rounds within target_epsilon={target_epsilon:g} at delta="
             f"{delta:g}. Raise target_epsilon or lower the rounds."

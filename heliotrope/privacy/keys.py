@@ -45,6 +45,11 @@ class NoiseKeys:
     def delta_for(self, count: int) -> float:
         """Return the delta for so many; `ConfigError` if it promises too little."""
         if self.delta is None:
+            if count == 1:
+                raise ConfigError(
+                    f"{self.key}.delta=null is 1 for one of the {self.everyone} alone, which "
+                    f"promises nothing. Set {self.key}.delta, such as 1e-5."
+                )
             return float(count**-1.1)
         if not 0 < self.delta <= 1 / count:
             raise ConfigError(

@@ -63,7 +63,9 @@ class Mechanism:
     def event(self, dp: Any, uses: int) -> Any:
         """Return what `uses` of it are for dp-accounting, the module `dp`."""
         noise = dp.GaussianDpEvent(self.noise_multiplier)
-        if self.sampling == "fixed":
+        if self.noise_multiplier == 0:
+            once = dp.NonPrivateDpEvent()
+        elif self.sampling == "fixed":
             once = dp.SampledWithoutReplacementDpEvent(self.population, self.cohort, noise)
         else:
             once = dp.PoissonSampledDpEvent(self.cohort / self.population, noise)

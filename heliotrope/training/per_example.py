@@ -39,6 +39,10 @@ _MOST = 1 << 24  # numbers of per-example gradients that are held at once: 64 MB
 _ALIKE = 1e-3  # relative: how far two ways to the same gradients may differ by rounding
 
 
+class _CalledOtherwise(Exception):  # noqa: N818 - no error: then without factors
+    """A layer was not called once in a pass, as it was in the trial."""
+
+
 class _Factors(NamedTuple):
     """Of the gradients of a dense layer on one vector an example."""
 
@@ -73,16 +77,12 @@ class ClippedGradients:
             for name, layer in model.named_modules()
             if isinstance(layer, SeededLayer)
         ]
-        self._shapes: dict[Any, dict[str, torch.Size]] = {}
+        self._outputs: dict[Any, Batch] = {}  # of layers, without values, by shapes of the fields
         self._layers: dict[str, nn.Linear | nn.Conv2d] = {}
         self._vmapped = self._can_be_vmapped()
         if self._vmapped:
             self._layers = self._factored_layers()
-        self._shapes.clear()
-        alone = sum(p.numel() for n, p in self._trained.items() if n not in self._inside())
-        convolutions = (m for m in self._layers.values() if isinstance(m, nn.Conv2d))
-        alone += sum(module.weight.numel() for module in convolutions)
-        self._at_once = max(1, _MOST // max(1, alone))
+        self._outputs.clear()
 
     def __call__(self, batch: TrainingBatch) -> Tensor:
         """Add the clipped sum of a batch, also an empty one; return the sum of its losses, []."""
@@ -93,9 +93,16 @@ class ClippedGradients:
         total = torch.zeros((), device=device)
         if not len(batch):
             return total
-        for part in batch.parts(-(-len(batch) // self._at_once)):
+        for part in batch.parts(-(-len(batch) // self._at_once())):
             total += self._add_together(part) if self._vmapped else self._add_each(part)
         return total
+
+    def _at_once(self) -> int:
+        """Return of how many examples the gradients may be held."""
+        alone = sum(p.numel() for n, p in self._trained.items() if n not in self._inside())
+        convolutions = (m for m in self._layers.values() if isinstance(m, nn.Conv2d))
+        alone += sum(module.weight.numel() for module in convolutions)
+        return max(1, _MOST // max(1, alone))
 
     def _add_each(self, batch: TrainingBatch) -> Tensor:
         total = torch.zeros((), device=next(iter(self._trained.values())).device)
@@ -105,7 +112,7 @@ class ClippedGradients:
             one = {name: value[number : number + 1] for name, value in batch.fields.items()}
             loss = self._task.losses(self._task.call(self._model, one), one).sum()
             found = torch.autograd.grad(loss / self._places, wanted, materialize_grads=True)
-            norm = torch.stack([g.norm() for g in found]).norm()
+            norm = torch.stack([g.norm().double() for g in found]).norm()
             if bool(norm.isfinite()):
                 for parameter, gradient in zip(wanted, found, strict=True):
                     assert parameter.grad is not None
@@ -119,7 +126,11 @@ class ClippedGradients:
 
     @torch.no_grad()
     def _add_together(self, batch: TrainingBatch) -> Tensor:
-        losses, whole, factors = self._gradients(batch)
+        try:
+            losses, whole, factors = self._gradients(batch)
+        except _CalledOtherwise:  # which may come again at any time
+            self._layers = {}
+            return self(batch)
         norms = _norms(len(batch), whole, factors).to(losses.device)
         finite = norms.isfinite()
         if not bool(finite.all()):
@@ -128,9 +139,9 @@ class ClippedGradients:
         scales = self._scale(norms[finite])
         for name, value in whole.items():
             gradient = self._grad(name)
-            gradient.add_((scales @ value.flatten(1)).view(gradient.shape))
+            gradient.add_((scales.to(value.dtype) @ _flat(value)).view(gradient.shape))
         for name, (inputs, by_outputs, biased) in factors.items():
-            scaled = by_outputs * scales[:, None]
+            scaled = by_outputs * scales[:, None].to(by_outputs.dtype)
             self._grad(f"{name}weight").addmm_(scaled.T, inputs)
             if biased:
                 self._grad(f"{name}bias").add_(scaled.sum(dim=0))
@@ -151,8 +162,8 @@ class ClippedGradients:
         count = torch.arange(len(batch), device=next(iter(fields.values())).device)
         firsts = dict.fromkeys(self._firsts, batch.first + count)
         taps = {
-            name: torch.zeros((len(batch), *shape), device=count.device)
-            for name, shape in self._output_shapes(fields, batch.seed).items()
+            name: torch.zeros((len(batch), *one.shape), dtype=one.dtype, device=count.device)
+            for name, one in self._outputs_of(fields, batch.seed).items()
         }
         reseed(self._model, batch.seed)
         found, (losses, inputs) = vmap(
@@ -160,6 +171,8 @@ class ClippedGradients:
             in_dims=(None, 0, 0, 0),
             randomness="different",
         )(plain, taps, fields, firsts)
+        if inputs.keys() != self._layers.keys():
+            raise _CalledOtherwise
         whole, by_outputs = found
         factors: dict[str, _Factors] = {}
         for name, layer in self._layers.items():
@@ -191,6 +204,8 @@ class ClippedGradients:
         inputs: Batch = {}
 
         def tapped(name: str, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if name in inputs:
+                raise _CalledOtherwise
             inputs[name] = args[0]
             return output + taps[name]
 
@@ -212,16 +227,19 @@ class ClippedGradients:
         with _seen(self._layers, seen), sdpa_kernel(SDPBackend.MATH):
             return self._task.call(cast(nn.Module, call), one)
 
-    def _output_shapes(self, fields: Batch, seed: int) -> dict[str, torch.Size]:
-        """Return the shapes of what comes out of the layers for one example, as a batch of one."""
+    def _outputs_of(self, fields: Batch, seed: int) -> Batch:
+        """Return what comes out of the layers for one example, as a batch of one, without values.
+
+        Of a layer that is not called, there is nothing.
+        """
         if not self._layers:
             return {}
         key = tuple((name, value.shape[1:]) for name, value in fields.items())
-        if key not in self._shapes:
-            shapes: dict[str, torch.Size] = {}
+        if key not in self._outputs:
+            outputs: Batch = {}
 
             def note(name: str, _: tuple[Tensor, ...], output: Tensor) -> None:
-                shapes[name] = output.shape
+                outputs[name] = torch.empty(output.shape, dtype=output.dtype, device="meta")
 
             def run(fields: Batch, firsts: Batch) -> Tensor:
                 return self._call(firsts, {n: v.unsqueeze(0) for n, v in fields.items()}, note)
@@ -231,8 +249,10 @@ class ClippedGradients:
             zero = torch.zeros(1, dtype=torch.int64, device=next(iter(first.values())).device)
             with isolated_rng(0):
                 vmap(run, randomness="different")(first, dict.fromkeys(self._firsts, zero))
-            self._shapes[key] = shapes
-        return self._shapes[key]
+            if outputs.keys() != self._layers.keys():
+                raise _CalledOtherwise
+            self._outputs[key] = outputs
+        return self._outputs[key]
 
     def _inside(self) -> set[str]:
         """Return the names of the parameters of the layers of which factors are taken."""
@@ -269,41 +289,50 @@ class ClippedGradients:
 
         They must be called once in a pass, and their parameters be used nowhere else.
         """
-        holders = Counter(id(p) for m in self._model.modules() for p in m._parameters.values())  # noqa: SLF001
         trained = {id(p) for p in self._trained.values()}
         self._layers = {
             name: module
             for name, module in self._model.named_modules()
-            if _is_product(module)
-            and all(id(p) in trained and holders[id(p)] == 1 for p in module.parameters())
+            if _is_product(module) and all(id(p) in trained for p in module.parameters())
         }
         trial = self._trial()
+        try:
+            with isolated_rng(0):
+                self._layers = chosen = self._used_once(trial)
+            factored = self._materialised(trial)
+        except Exception:  # noqa: BLE001 - as above
+            return {}
+        self._layers = {}
+        plain = self._materialised(trial)
+        alike = all(
+            torch.allclose(factored[name], value, rtol=_ALIKE, atol=_ALIKE * _largest(value))
+            for name, value in plain.items()
+        )
+        return chosen if alike else {}
+
+    @torch.enable_grad()
+    def _used_once(self, trial: TrainingBatch) -> dict[str, nn.Linear | nn.Conv2d]:
+        """Return the layers that a pass calls once, and whose parameters nothing else uses.
+
+        By the graph of a pass, and not by its numbers: where the trial's gradients are zero, as
+        those below a head of zeros, any gradient is like any other.
+        """
+        reseed(self._model, 0)
+        copied = copy.deepcopy(self._model)
         calls: Counter[str] = Counter()
 
         def count(name: str, *_: Any) -> None:
             calls[name] += 1
 
-        with isolated_rng(0):
-            reseed(self._model, 0)
-            copied = copy.deepcopy(self._model)
-            inner = {name: copied.get_submodule(name) for name in self._layers}
-            with _seen(inner, count):
-                self._task.call(copied, trial.fields)
-            chosen = {name: m for name, m in self._layers.items() if calls[name] == 1}
-            try:
-                self._layers = chosen
-                factored = self._materialised(trial)
-            except Exception:  # noqa: BLE001 - as above
-                return {}
-            self._layers = {}
-            plain = self._materialised(trial)
-        alike = all(
-            torch.allclose(
-                factored[name], value, rtol=_ALIKE, atol=_ALIKE * float(value.abs().max())
-            )
-            for name, value in plain.items()
-        )
-        return chosen if alike else {}
+        inner = {name: copied.get_submodule(name) for name in self._layers}
+        with _seen(inner, count):
+            outputs = self._task.call(copied, trial.fields)
+        uses = _uses(outputs)
+        return {
+            name: module
+            for name, module in self._layers.items()
+            if calls[name] == 1 and all(uses[id(p)] == 1 for p in inner[name].parameters())
+        }
 
     def _materialised(self, batch: TrainingBatch) -> Batch:
         with isolated_rng(0):
@@ -316,11 +345,36 @@ class ClippedGradients:
 
 def _norms(count: int, whole: Batch, factors: Mapping[str, _Factors]) -> Tensor:
     """Return the norm of each example's gradient, [B]."""
-    squares = [value.flatten(1).square().sum(dim=1) for value in whole.values()]
+    squares = [_flat(value).square().sum(dim=1).double() for value in whole.values()]
     for inputs, by_outputs, biased in factors.values():
         lengths = inputs.square().sum(dim=1) + biased  # a bias has an input of 1
-        squares.append(lengths * by_outputs.square().sum(dim=1))
+        squares.append((lengths * by_outputs.square().sum(dim=1)).double())
     return torch.stack(squares).sum(dim=0).sqrt() if squares else torch.zeros(count)
+
+
+def _uses(outputs: Tensor) -> Counter[int]:
+    """Return how often the graph of `outputs` uses each of its leaves, by their id."""
+    found: Counter[int] = Counter()
+    waiting, seen = [outputs.grad_fn], {outputs.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        for following, _ in () if node is None else node.next_functions:
+            leaf = getattr(following, "variable", None)
+            if leaf is not None:
+                found[id(leaf)] += 1
+            elif following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return found
+
+
+def _flat(values: Tensor) -> Tensor:
+    """Return one row for each example, [B, D], also of single numbers and of none."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().amax()) if values.numel() else 0.0
 
 
 def _is_product(module: nn.Module) -> bool:

@@ -39,6 +39,11 @@ def check_separable(chosen: str, model: nn.Module, task: Task) -> None:
                 f"{chosen} adds real noise, but {name} is {parameter.dtype}. Keep real and "
                 "imaginary parts in weights of their own."
             )
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ConfigError(
+                f"{chosen}: {name} is {parameter.dtype}, in which norms and sums of gradients are "
+                "rounded by more than is accounted for. Keep the weights in float32."
+            )
     why = why_not_one(model, task)
     if why is not None:
         raise ConfigError(

@@ -103,6 +103,20 @@ def test_an_update_that_is_not_finite_is_left_out() -> None:
     assert partial.clients == (4,)
 
 
+def test_where_no_update_is_finite_all_are_left_out() -> None:
+    arrays = {n: v[:1] for n, v in _arrays([0.1]).items()}
+    arrays["w"][0, 0, 0] = math.nan
+    reduction = Reduction(_START, 1000)
+    assert [f.kind for f in reduction.add(_stack([4], arrays, 1.0, 1))] == ["diverged"]
+    assert reduction.partial() is None
+
+
+def test_one_client_alone_needs_a_delta() -> None:
+    with pytest.raises(ConfigError, match="delta=null is 1"):
+        Central(1.0, 1.0, None, None, "poisson").delta_for(1)
+    assert Central(1.0, 1.0, 1e-5, None, "poisson").delta_for(1) == 1e-5
+
+
 def test_the_noise_has_the_deviation_that_is_accounted_for() -> None:
     total = {"w": torch.full((200, 300), 5.0, dtype=torch.float64), "mean": torch.ones(3).double()}
     found = noisy_mean(total, {"w"}, 2.5, 10, numpy_generator(1, "test"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from heliotrope.errors import ConfigError
 from heliotrope.models.layers.dropout import SeededDropout
 from heliotrope.models.layers.seeded import reseed
 from heliotrope.training.loop import TrainingBatch
 from heliotrope.training.per_example import ClippedGradients
+from heliotrope.training.separable import check_separable
 from tests.support import classification, fresh_seed, training_batch
 
 _TASK = classification("small", (1, 12, 12), ("a", "b", "c"))
@@ -48,6 +51,47 @@ class _Tied(nn.Module):
         return read + functional.linear(flat, self.head.weight)
 
 
+class _Embedding(nn.Module):
+    """A layer whose weights another function uses, below a head that begins with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(144, 144), nn.Linear(144, 3)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        read = self.inner(images.flatten(1)).tanh()
+        outputs: Tensor = self.head(functional.linear(read, self.inner.weight.T))
+        return outputs
+
+
+class _Odd(nn.Module):
+    """Weights of float64, single numbers, and none at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(144, 5).double(), nn.Linear(5, 3)
+        self.scale, self.none = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.zeros(0, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        read = self.inner(images.flatten(1).double()).to(self.head.weight.dtype)
+        outputs: Tensor = self.head(read * self.scale) + self.none.sum(dim=0)
+        return outputs
+
+
+class _CalledMore(nn.Module):
+    """A layer that is called once as long as nobody asks for more, as a plug-in's state may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.other, self.more = nn.Linear(144, 3), nn.Linear(144, 3), False
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        outputs: Tensor = self.layer(flat)
+        return outputs + self.layer(flat.cos()) if self.more else outputs + self.other(flat)
+
+
 _MODELS: dict[str, Callable[[], nn.Module]] = {
     "dense": lambda: nn.Sequential(
         nn.Flatten(),
@@ -70,6 +114,7 @@ _MODELS: dict[str, Callable[[], nn.Module]] = {
         nn.TransformerEncoderLayer(12, 2, 16, dropout=0.0, batch_first=True), 12
     ),
     "tied": _Tied,
+    "odd": _Odd,
 }
 
 
@@ -112,6 +157,49 @@ def test_sums_are_those_of_a_plain_loop_also_in_parts(kind: str) -> None:
         assert got.keys() == want.keys()
         for name, value in want.items():
             torch.testing.assert_close(got[name].double(), value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_weights_that_something_else_uses_are_found_where_the_trial_has_no_gradient() -> None:
+    torch.manual_seed(fresh_seed())
+    model, batch = _Embedding().train(), _batch(6)
+    add = ClippedGradients(model, _TASK, _CLIP)
+    nn.init.normal_(model.head.weight)  # as after some steps
+    add(batch)
+    for name, value in _reference(model, batch).items():
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        torch.testing.assert_close(gradient.double(), value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_layer_that_comes_to_be_called_otherwise_than_in_the_trial_is_no_error() -> None:
+    torch.manual_seed(fresh_seed())
+    model, batch = _CalledMore().train(), _batch(6)
+    add = ClippedGradients(model, _TASK, _CLIP)
+    model.more = True
+    add(batch)
+    for name, value in _reference(model, batch).items():
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        torch.testing.assert_close(gradient.double(), value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_model_that_cannot_be_copied_has_clipped_gradients() -> None:
+    torch.manual_seed(fresh_seed())
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 3)).train()
+    model[0].lock = threading.Lock()
+    with pytest.raises(TypeError, match="lock"):
+        copy.deepcopy(model)
+    add = ClippedGradients(model, _TASK, _CLIP)
+    add(_batch(1))
+    norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
+    assert 0 < float(norm) <= _CLIP * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_which_sums_are_rounded_are_refused(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 3).to(dtype))
+    with pytest.raises(ConfigError, match=r"1\.weight is torch.*16.*float32"):
+        check_separable("distributed/privacy=dpsgd", model, _TASK)
 
 
 @pytest.mark.parametrize("kind", ["dense", "recurrent"])

@@ -73,6 +73,18 @@ def test_the_least_noise_for_a_target_is_found() -> None:
     assert epsilon([(less, 1000)], 1e-5).value > 3.0
 
 
+@pytest.mark.parametrize(
+    ("cohort", "population", "rounds", "target"), [(10, 100, 20, 8.0), (100, 1000, 100, 10.8)]
+)
+def test_the_least_noise_of_fixed_cohorts_is_found(
+    cohort: int, population: int, rounds: int, target: float
+) -> None:
+    noise = noise_for(Mechanism("fixed", 1.0, cohort, population), rounds, 1e-3, target)
+    for less, fits in ((0.0, True), (2e-4, False)):
+        mechanism = Mechanism("fixed", noise - less, cohort, population)
+        assert (epsilon([(mechanism, rounds)], 1e-3).value <= target) == fits
+
+
 def test_a_budget_says_how_many_rounds_there_are() -> None:
     mechanism = Mechanism("fixed", 1.0, 10, 100)
     left = rounds_within(mechanism, 50, 1e-3, 5.0, [(mechanism, 3)])
