@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from heliotrope.data.windows import length_of
 from heliotrope.errors import ConfigError
 from heliotrope.models.layers.seeded import SeededLayer
 from heliotrope.models.usable import why_not_one
@@ -56,6 +57,40 @@ def check_separable(chosen: str, model: nn.Module, task: Task) -> None:
             f"{chosen}: a pass in training changes the model's buffer {changed}, which tells of "
             "examples without noise. Leave it out, such as by track_running_stats=False."
         )
+    if _tells_of_padding(model, task):
+        raise ConfigError(
+            f"{chosen}: what the model makes of an example changes with the zeros that fill it up, "
+            "and so with the longest of its batch. Leave out what lies beyond the lengths that the "
+            "model is given, such as by a mask."
+        )
+
+
+def _tells_of_padding(model: nn.Module, task: Task) -> bool:
+    """Return whether the loss of an example depends on the width of its batch.
+
+    A pass that fails says nothing: that the model can be trained is found elsewhere.
+    """
+    example = task.facts.example
+    padded = [name for name in example if length_of(name) in example]
+    width = min((example[name].shape[1] for name in padded), default=0)
+    if width < 2:
+        return False
+    most = max(2, len(task.facts.info.vocabulary))
+    wide, narrow = dict(example), dict(example)
+    for name in padded:
+        value, half = torch.zeros_like(example[name]), width // 2
+        drawn = torch.arange(value[:, :half].numel()).view(value[:, :half].shape) + 1
+        value[:, :half] = drawn % most
+        wide[name], narrow[name] = value, value[:, :half]
+        lengths = torch.full_like(example[length_of(name)], half)
+        wide[length_of(name)] = narrow[length_of(name)] = lengths
+    try:
+        tried = copy.deepcopy(model).eval()
+        with isolated_rng(0), torch.no_grad():
+            few, many = (task.losses(task.call(tried, batch), batch) for batch in (narrow, wide))
+    except Exception:  # noqa: BLE001 - whatever a user's code may raise
+        return False
+    return not torch.allclose(few, many, rtol=1e-3, atol=1e-5)
 
 
 def _changed_buffer(model: nn.Module, task: Task) -> str | None:

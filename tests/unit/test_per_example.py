@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from heliotrope.data import Info
 from heliotrope.errors import ConfigError
 from heliotrope.models.layers.dropout import SeededDropout
 from heliotrope.models.layers.seeded import reseed
+from heliotrope.tasks import Classification, DataFacts
 from heliotrope.training.loop import TrainingBatch
 from heliotrope.training.per_example import ClippedGradients
 from heliotrope.training.separable import check_separable
@@ -200,6 +202,36 @@ def test_weights_in_which_sums_are_rounded_are_refused(dtype: torch.dtype) -> No
     model = nn.Sequential(nn.Flatten(), nn.Linear(144, 3).to(dtype))
     with pytest.raises(ConfigError, match=r"1\.weight is torch.*16.*float32"):
         check_separable("distributed/privacy=dpsgd", model, _TASK)
+
+
+class _Words(nn.Module):
+    """A classifier of texts by the mean of their words, all of a row's or those within lengths."""
+
+    def __init__(self, masked: bool) -> None:
+        super().__init__()
+        self.vectors, self.head = nn.Embedding(9, 6), nn.Linear(6, 3)
+        self.masked = masked
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        vectors = self.vectors(tokens)
+        if self.masked:
+            inside = torch.arange(tokens.shape[1]) < lengths[:, None]
+            vectors = vectors * inside[..., None] * tokens.shape[1] / lengths[:, None, None]
+        outputs: Tensor = self.head(vectors.mean(dim=1))
+        return outputs
+
+
+def test_a_model_by_which_padding_tells_of_other_examples_is_refused() -> None:
+    example = {
+        "tokens": torch.zeros(1, 12, dtype=torch.int64),
+        "tokens_length": torch.tensor([12]),
+        "label": torch.zeros(1, dtype=torch.int64),
+    }
+    info = Info(class_names=("a", "b", "c"), vocabulary=tuple("-?abcdefg"))
+    task = Classification(DataFacts("texts", info, example))
+    check_separable("distributed/privacy=dpsgd", _Words(masked=True), task)
+    with pytest.raises(ConfigError, match="longest of its batch"):
+        check_separable("distributed/privacy=dpsgd", _Words(masked=False), task)
 
 
 @pytest.mark.parametrize("kind", ["dense", "recurrent"])
