@@ -39,8 +39,10 @@ from ..engine.client_updates import ClientUpdates
 from ..engine.context import TrainingContext, assemble, divide, prepared_for
 from ..flower.messages import CLIP, EQUAL_WEIGHTS
 from ..privacy.adaptive import Adaptive
+from ..privacy.base import ClippedSum
 from ..privacy.canaries import with_canary_clients
 from ..privacy.central import Central
+from ..privacy.ftrl import Ftrl
 from ..privacy.names import privacy_of
 from ..protection import Protection, protected
 from ..updates import Instruction, Stack
@@ -48,6 +50,7 @@ from ..updates import Instruction, Stack
 __all__ = ["mechanism_checks", "why_not_checked"]
 
 _NUMBERS = 4000  # of noise that are looked at, at least
+_ROUNDS = 4  # at least
 _LANES = 3
 _SIZES = (0, 1, 7, 50)  # of cohorts
 _CLAIMED = 10**6  # what a client says that it weighs
@@ -58,11 +61,11 @@ _Array = NDArray[np.float64]
 
 def why_not_checked(run: Run) -> str | None:
     """Return why the rounds of a protected run cannot be taken again; None if they can."""
-    if type(privacy_of(run.federated)) in (Central, Adaptive):
+    if type(privacy_of(run.federated)) in (Central, Adaptive, Ftrl):
         return None
     return (
-        f"the rounds of federated/privacy={run.federated.privacy.name} are no sums with noise that "
-        "is drawn anew for each, which is what can be taken again."
+        f"the rounds of federated/privacy={run.federated.privacy.name} are no sums to which the "
+        "server adds noise, which is what can be taken again."
     )
 
 
@@ -96,7 +99,7 @@ class _Replay:
         self, run: Run, context: TrainingContext, protection: Protection, noise: float | None
     ) -> None:
         privacy = privacy_of(run.federated)
-        assert isinstance(privacy, Central)
+        assert isinstance(privacy, ClippedSum)
         cfg, clients = run.federated, len(context.population.training())
         self._context, self._protection = replace(context, canaries=None), protection
         self._updates = ClientUpdates.of(self._context)
@@ -104,9 +107,10 @@ class _Replay:
         self._cohort, self._clip = cfg.clients_per_round, privacy.clip
         mechanism = privacy.mechanism(self._cohort, clients, cfg.rounds, noise)
         # What was promised, from the ledger and the keys alone: not from what adds the noise.
-        reach = 1 if privacy.sampling == "poisson" else 2
+        reach = 2 if isinstance(privacy, Central) and privacy.sampling == "fixed" else 1
         self._deviation = _multiplier(privacy, mechanism.noise_multiplier, reach, self._cohort)
         self._deviation *= reach * privacy.clip
+        self._band = privacy.band if isinstance(privacy, Ftrl) else 1
         self._trained = [
             name
             for name, parameter in context.model.named_parameters()
@@ -116,7 +120,7 @@ class _Replay:
     def checks(self) -> list[Check]:
         """Return what was found."""
         size = sum(self._start[name].numel() for name in self._trained)
-        rounds = range(1, 1 + max(2, -(-_NUMBERS // size)))
+        rounds = range(1, 1 + max(_ROUNDS, -(-_NUMBERS // size)))
         nothing = [0.0] * 2 * _LANES
         alone = np.stack([self._sum(nothing, number) for number in rounds])
         divided = np.stack([self._sum(nothing, number, _LANES) for number in rounds])
@@ -124,7 +128,10 @@ class _Replay:
             check_sensitivity(self._moves(), self._clip),
             self._only_trained(),
             *check_noise(
-                [Noise("1 worker", alone), Noise(f"{_LANES} workers", divided)],
+                [
+                    Noise("1 worker", _independent(alone, self._band)),
+                    Noise(f"{_LANES} workers", _independent(divided, self._band)),
+                ],
                 self._deviation,
                 FALSE_ALARM,
             ),
@@ -221,7 +228,7 @@ class _Replay:
         return Stack(tuple(clients), arrays, claimed, (0.0,) * count, ones, ones, ones)
 
 
-def _multiplier(privacy: Central, noise: float, reach: int, cohort: int) -> float:
+def _multiplier(privacy: ClippedSum, noise: float, reach: int, cohort: int) -> float:
     """Return the noise of the updates, where a part of a round's is spent on a count of clients.
 
     Theorem 1 of Andrew et al. 2021, arXiv:1905.03871.
@@ -230,3 +237,19 @@ def _multiplier(privacy: Central, noise: float, reach: int, cohort: int) -> floa
         return noise
     count_noise = cohort / 20 if privacy.count_noise is None else privacy.count_noise
     return float((noise**-2 - (reach / 2 / count_noise) ** 2) ** -0.5)
+
+
+def _independent(noise: _Array, band: int) -> _Array:
+    """Return the numbers z that the noise of rounds, [R, D], is made of: independent, [R, D].
+
+    The noise of round t is the sum over k < `band` of c_k z_{t-k}, where c are the coefficients of
+    the power series of (1 - x)^(1/2).
+    """
+    from scipy.special import binom  # here: it takes a second to import
+
+    found = np.empty_like(noise)
+    for number in range(len(noise)):
+        lags = range(1, min(band, number + 1))
+        earlier = [(-1) ** lag * binom(0.5, lag) * found[number - lag] for lag in lags]
+        found[number] = noise[number] - sum(earlier)
+    return found

@@ -31,6 +31,7 @@ from heliotrope.config import Run
 from heliotrope.data import Dataset, load
 from heliotrope.errors import ConfigError, closest, writing
 from heliotrope.models import build
+from heliotrope.models.personal import personal_names
 from heliotrope.modes import mode_module
 from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.runs.directory import RunDirectory
@@ -182,7 +183,12 @@ class _Subject:
             found["mechanism"] = "nothing was promised: the run was trained without protection."
         elif (why := self.of_mode("audit.mechanism").why_not_checked(self.run)) is not None:
             found["mechanism"] = why
-        if self.task.joint:
+        names = personal_names(build(self.run.model, self.task, self.run.seed))
+        if kept := [name for name in names if name not in self.saved.model]:
+            found["membership"] = (
+                f"clients keep a part of the model, {kept[0]}: there is no whole to attack."
+            )
+        elif self.task.joint:
             found["membership"] = "the losses of examples depend on one another."
         if (why := why_not_inverted(self.task)) is not None:
             found["inversion"] = why

@@ -90,12 +90,13 @@ def plan_of(run: Run, mode: Mode) -> Plan | None:
     keys: NoiseKeys | None = registry.entry(group, cfg.privacy.name).build(vars(cfg.privacy))
     if keys is None or isinstance(keys, PlansSilos):
         return None
-    train = load(run.data, run.seed, task=run.task_name).train
+    train, canaries = load(run.data, run.seed, task=run.task_name).train, run.audit.canaries
     if mode == "distributed":
-        count, batch = len(train), min(run.distributed.batch_size, len(train))
+        count = len(train) + canaries
+        batch = min(run.distributed.batch_size, count)
         drawn = keys.released(batch, count)
         return Plan(mode, keys, drawn, run.distributed.epochs, -(-count // batch))
-    clients = len(partition(run.federated.partition, Traits.of(train), run.seed))
+    clients = len(partition(run.federated.partition, Traits.of(train), run.seed)) + canaries
     drawn = keys.released(run.federated.clients_per_round, clients)
     return Plan(mode, keys, drawn, run.federated.rounds, 1)
 

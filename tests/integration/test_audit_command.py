@@ -14,13 +14,21 @@ from distributed.job import run_job
 from federated.job import run_job as federated_job
 from federated.privacy.canaries import check_canaries
 from federated.protection import central
+from heliotrope import config
 from heliotrope.commands import audit
 from heliotrope.errors import ConfigError
-from tests.support import Command, compose
+from tests.support import ROOT, Command, compose
 
 SMALL = ("data=digits", "data.fit=none", "distributed.launcher=inline", "distributed.workers=1")
 SHORT = ("distributed.epochs=1", "distributed.batch_size=256")
 PRIVATE = ("distributed/privacy=dpsgd", "distributed.privacy.noise_multiplier=2")
+
+
+FEW = ROOT / "tests/few_examples.py"
+RATINGS = ("experiment=movielens", f"plugins=[{FEW}]", "data=few_ratings")
+RATINGS += ("model.width=3", "federated.clients_per_round=5", "federated.lr_horizon=3")
+EMOJI = ("experiment=emoji", f"plugins=[{FEW}]", "data=few_emoji", "model.width=4")
+EMOJI += ("model.channels=[2]", "federated.batch_size=9")
 
 
 @pytest.fixture(autouse=True)
@@ -151,8 +159,37 @@ def test_a_run_without_protection_is_told_so(plain: Path, heliotrope: Command) -
     code, said, _ = heliotrope("audit", f"run={plain}", "shadows=2")
     assert code == 0
     assert "promised: nothing" in said
+    assert "contradicts" not in said
     told = json.loads((plain / "audit.json").read_text())
     assert set(told["left_out"]) >= {"bound", "mechanism"}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "parts", "tried"),
+    [
+        (RATINGS, {"membership": "keep a part", "inversion": "no picture"}, set()),
+        (EMOJI, {"membership": "depend on one another", "inversion": "depend"}, set()),
+        (("experiment=heart",), {}, {"membership", "inversion"}),
+    ],
+)
+def test_what_a_model_does_not_allow_is_left_out(
+    experiment: tuple[str, ...],
+    parts: dict[str, str],
+    tried: set[str],
+    tmp_path: Path,
+    heliotrope: Command,
+) -> None:
+    small = ("federated.rounds=1", "federated.pool=inprocess")
+    config.load_plugins(experiment)
+    federated_job(compose("federated", *experiment, *small), tmp_path)
+    code, _, errors = heliotrope("audit", f"run={tmp_path}", "shadows=0")
+    assert code == 0, errors
+    told = json.loads((tmp_path / "audit.json").read_text())
+    for part, why in parts.items():
+        assert why in told["left_out"][part]
+        assert told[part] is None
+    assert {part for part in ("membership", "inversion") if told[part]} == tried
+    assert "<table" in (tmp_path / "audit.html").read_text() or not tried
 
 
 @pytest.mark.parametrize(

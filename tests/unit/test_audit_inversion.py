@@ -47,7 +47,7 @@ def test_other_models_are_inverted_by_matching() -> None:
     torch.manual_seed(0)
     task = ten()
     model = nn.Sequential(
-        nn.Conv2d(1, 12, 5, padding=2), nn.Sigmoid(), nn.Flatten(), nn.Linear(768, 10)
+        nn.Conv2d(1, 6, 3, padding=1), nn.Sigmoid(), nn.Flatten(), nn.Linear(384, 10)
     )
     found = inverted(model, task, example(0), 0, clip=1.0, deviation=0.1)
     assert found.method == "matching"

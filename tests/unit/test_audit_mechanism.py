@@ -19,7 +19,7 @@ from distributed.strategies.private import PrivateEngine
 from federated.aggregation import ClipNorm, Mean, Partial, Reduction
 from federated.audit import mechanism as of_rounds
 from federated.flower import messages
-from federated.protection import central
+from federated.protection import central, ftrl
 from federated.protection.central import NoisySum
 from federated.updates import Weights
 from heliotrope.audit.checks import Check, Noise, check_denominator, check_noise, check_sensitivity
@@ -29,7 +29,7 @@ from heliotrope.training.loop import TrainingBatch
 from heliotrope.training.per_example import ClippedGradients
 from tests.support import compose
 
-SEEDS, FEW = range(20), range(4)
+SEEDS, FEW = range(20), range(2)
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 STEPS = (
@@ -110,16 +110,16 @@ def noise_that_differs_by_worker(patch: pytest.MonkeyPatch) -> None:
 
 
 FAULTS = {
-    plant.__name__: (plant, name, seeds)
-    for plant, name, seeds in (
-        (half_the_noise, "standard deviation", SEEDS),
-        (no_noise, "standard deviation", FEW),
-        (the_same_noise_each_step, "noise of its own", FEW),
-        (no_clipping, "no more than the clip", SEEDS),
-        (twice_the_clip, "no more than the clip", FEW),
-        (realised_denominator, "divided by", SEEDS),
-        (noise_of_each_worker, "once a worker", SEEDS),
-        (noise_that_differs_by_worker, "once a worker", FEW),
+    plant.__name__: (plant, name)
+    for plant, name in (
+        (half_the_noise, "standard deviation"),
+        (no_noise, "standard deviation"),
+        (the_same_noise_each_step, "noise of its own"),
+        (no_clipping, "no more than the clip"),
+        (twice_the_clip, "no more than the clip"),
+        (realised_denominator, "divided by"),
+        (noise_of_each_worker, "once a worker"),
+        (noise_that_differs_by_worker, "once a worker"),
     )
 }
 
@@ -134,21 +134,36 @@ def checks_of_steps(seed: int, *more: str) -> list[Check]:
     return of_steps.mechanism_checks(run, dataset, None)
 
 
+def clean(seeds: range, checks: Callable[[int], list[Check]], count: int) -> None:
+    for seed in seeds:
+        found = checks(seed)
+        assert [check for check in found if not check.passed] == []
+        assert len(found) == count
+
+
+def caught(name: str, seeds: range, checks: Callable[[int], list[Check]]) -> None:
+    found = [failed(checks(seed)) for seed in seeds]
+    assert sum(any(name in check for check in each) for each in found) == len(seeds)
+
+
 def test_nothing_is_found_where_nothing_is_wrong() -> None:
-    for seed in SEEDS:
-        checks = checks_of_steps(seed)
-        assert [check for check in checks if not check.passed] == []
-        assert len(checks) == 6
+    clean(FEW, checks_of_steps, 6)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found_with_each_seed(
-    fault: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plant, name, seeds = FAULTS[fault]
+def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, name = FAULTS[fault]
     plant(monkeypatch)
-    found = [failed(checks_of_steps(seed)) for seed in seeds]
-    assert sum(any(name in check for check in each) for each in found) == len(seeds)
+    caught(name, FEW, checks_of_steps)
+
+
+@pytest.mark.slow
+def test_with_20_seeds_faults_are_found_and_nothing_else() -> None:
+    clean(SEEDS, checks_of_steps, 6)
+    for plant, name in FAULTS.values():
+        with pytest.MonkeyPatch.context() as patch:
+            plant(patch)
+            caught(name, SEEDS, checks_of_steps)
 
 
 @pytest.mark.parametrize(
@@ -243,15 +258,15 @@ def noise_of_each_lane(patch: pytest.MonkeyPatch) -> None:
 
 
 ROUND_FAULTS = {
-    plant.__name__: (plant, name, seeds)
-    for plant, name, seeds in (
-        (half_the_noise_of_rounds, "standard deviation", SEEDS),
-        (no_noise_of_rounds, "standard deviation", FEW),
-        (the_same_noise_each_round, "noise of its own", FEW),
-        (no_clipping_of_updates, "no more than the clip", SEEDS),
-        (weights_as_claimed, "no more than the clip", FEW),
-        (realised_cohort, "divided by", SEEDS),
-        (noise_of_each_lane, "standard deviation of the noise, 3 workers", SEEDS),
+    plant.__name__: (plant, name)
+    for plant, name in (
+        (half_the_noise_of_rounds, "standard deviation"),
+        (no_noise_of_rounds, "standard deviation"),
+        (the_same_noise_each_round, "noise of its own"),
+        (no_clipping_of_updates, "no more than the clip"),
+        (weights_as_claimed, "no more than the clip"),
+        (realised_cohort, "divided by"),
+        (noise_of_each_lane, "standard deviation of the noise, 3 workers"),
     )
 }
 
@@ -267,22 +282,26 @@ def digits() -> Dataset:
     return load(compose("federated", "data=digits", "data.fit=none").data, 0)
 
 
-@pytest.mark.parametrize(("kind", "seeds"), [("central", SEEDS), ("adaptive", FEW)])
-def test_nothing_is_found_where_nothing_is_wrong_with_rounds(kind: str, seeds: range) -> None:
-    for seed in seeds:
-        checks = checks_of_rounds(seed, kind)
-        assert [check for check in checks if not check.passed] == []
-        assert len(checks) == 7
+@pytest.mark.parametrize("kind", ["central", "adaptive", "ftrl"])
+def test_nothing_is_found_where_nothing_is_wrong_with_rounds(kind: str) -> None:
+    clean(FEW, lambda seed: checks_of_rounds(seed, kind), 7)
 
 
 @pytest.mark.parametrize("fault", ROUND_FAULTS)
-def test_a_planted_fault_of_rounds_is_found_with_each_seed(
-    fault: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plant, name, seeds = ROUND_FAULTS[fault]
+def test_a_planted_fault_of_rounds_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, name = ROUND_FAULTS[fault]
     plant(monkeypatch)
-    found = [failed(checks_of_rounds(seed)) for seed in seeds]
-    assert sum(any(name in check for check in each) for each in found) == len(seeds)
+    caught(name, FEW, checks_of_rounds)
+
+
+@pytest.mark.slow
+def test_with_20_seeds_faults_of_rounds_are_found_and_nothing_else() -> None:
+    clean(SEEDS, checks_of_rounds, 7)
+    clean(SEEDS, lambda seed: checks_of_rounds(seed, "adaptive"), 7)
+    for plant, name in ROUND_FAULTS.values():
+        with pytest.MonkeyPatch.context() as patch:
+            plant(patch)
+            caught(name, SEEDS, checks_of_rounds)
 
 
 def test_rounds_of_adaptive_clips_and_of_fixed_cohorts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +310,14 @@ def test_rounds_of_adaptive_clips_and_of_fixed_cohorts(monkeypatch: pytest.Monke
     half_the_noise_of_rounds(monkeypatch)
     assert failed(checks_of_rounds(0, "central", fixed))
     assert failed(checks_of_rounds(0, "adaptive"))
+    assert failed(checks_of_rounds(0, "ftrl"))
+
+
+def test_noise_that_does_not_cancel_as_it_should_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise of its own in each round would be paid for as noise that partly cancels."""
+    monkeypatch.setattr(ftrl, "noise_weights", lambda _, count: np.eye(count)[0])
+    assert failed(checks_of_rounds(0, "ftrl"))
+    assert failed(checks_of_rounds(0, "ftrl", "federated.privacy.band=1")) == []
 
 
 def test_buffers_that_are_told_are_found() -> None:

@@ -32,6 +32,9 @@ def test_a_federated_plan_counts_clients_and_rounds() -> None:
     assert larger is not None
     assert (larger.mechanism.cohort, larger.length) == (30, 24)
     assert plan.scaled(4, 1) is None, "more clients than there are"
+    planted = plan_of(compose("federated", *_CENTRAL, "audit.canaries=7"), "federated")
+    assert planted is not None
+    assert planted.mechanism.population == 47
     fixed = plan_of(
         compose("federated", *_CENTRAL, "federated.privacy.sampling=fixed"), "federated"
     )
@@ -46,6 +49,9 @@ def test_a_distributed_plan_counts_examples_and_steps(monkeypatch: pytest.Monkey
     count = plan.mechanism.population
     assert plan.mechanism == Mechanism("poisson", 1.0, 100, count)
     assert (plan.length, plan.releases) == (3, -(-count // 100))
+    planted = plan_of(compose("distributed", *_DPSGD, "audit.canaries=7"), "distributed")
+    assert planted is not None
+    assert planted.mechanism.population == count + 7
     larger = plan.scaled(2, 1)
     assert larger is not None
     assert larger.releases == -(-count // 200)
