@@ -33,8 +33,10 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from heliotrope import config, registry
 from heliotrope.commands import sweeps
 from heliotrope.commands.directories import refuse_unnamed
+from heliotrope.commands.ledger import spent_by
 from heliotrope.commands.output import say
 from heliotrope.commands.overrides import prepared
+from heliotrope.commands.trials import Drawing, drawn_trials
 from heliotrope.config import Mode, Run
 from heliotrope.config.explain import composing, explain
 from heliotrope.config.names import plain_name
@@ -147,7 +149,12 @@ def run_mode(
         version_base="1.3", config_path=str(config.conf_dir()), config_name="config"
     )(jobs.task)
 
-    outside = _guarded(lambda: _composed(decorated))
+    def composed() -> None:
+        with drawn_trials(sys.argv[1:]) as jobs.drawing:
+            _composed(decorated)
+
+    outside = _guarded(composed)
+    jobs.tell_spent()
     if len(jobs.done) > 1:
         shown = [shlex.quote(str(directory)) for directory in jobs.done]
         listed = shown if any(jobs.codes) else [f"{shlex.quote(str(jobs.done[0].parent))}/*/"]
@@ -166,6 +173,8 @@ class _Jobs:
         self._job = job
         self.codes: list[int] = []
         self.done: list[Path] = []
+        self.drawing: Drawing | None = None
+        self._ledger: str | None = None
         self._begun: set[Path] = set()
 
     def task(self, cfg: DictConfig) -> None:
@@ -183,6 +192,8 @@ class _Jobs:
         if sweeping:
             say(masked(f"[{hydra_cfg.job.num}] {' '.join(overrides)}"))
             _mask(whole / "multirun.yaml")
+            if self.drawing is not None:
+                self.drawing.write(whole)
             this = sweeps.Job.of(overrides, sys.argv[1:])
             if cfg.resume is True:
                 directory = sweeps.directory_of(this, directory, self._begun)
@@ -203,6 +214,12 @@ class _Jobs:
         elif self.codes[-1] == ConfigError.exit_code:
             _remove_if_unused(directory)
 
+    def tell_spent(self) -> None:
+        """Print what the trials of a sweep have spent together, if they share a ledger."""
+        if self._ledger is not None and len(self.codes) > 1:
+            for line in spent_by(Path(self._ledger), next(iter(self._begun)).parent):
+                say(line)
+
     def _run(self, cfg: DictConfig, directory: Path, named: str) -> None:
         """Train; if a signal ends that, say how to go on, with all of the command."""
 
@@ -214,6 +231,7 @@ class _Jobs:
         try:
             with saying(how_to_continue):
                 run = config.load(cfg, self._mode)
+                self._ledger = run.privacy.ledger
                 refuse_absent(run)
                 self._job(run, directory)
         except (KeyboardInterrupt, SystemExit):

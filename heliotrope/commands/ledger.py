@@ -15,9 +15,9 @@ from heliotrope.errors import ConfigError, LedgerError, closest
 from heliotrope.privacy.accountant import Epsilon
 from heliotrope.privacy.mechanisms import GaussianMechanism
 from heliotrope.privacy.project import Budget, Entry, ProjectLedger
-from heliotrope.privacy.totals import Group, groups
+from heliotrope.privacy.totals import Group, groups, sweeps_of
 
-__all__ = ["show_ledger"]
+__all__ = ["show_ledger", "spent_by"]
 
 
 def show_ledger(arguments: Sequence[str]) -> None:
@@ -38,6 +38,8 @@ def show_ledger(arguments: Sequence[str]) -> None:
         delta = group.delta if cfg.delta is None else cfg.delta
         for part in (_runs(group, delta), _purposes(group, delta)):
             console.print(part)
+        for each in sweeps_of(group, delta):
+            console.print(each.line, markup=False, highlight=False)
         limit = group.budget if cfg.budget is None else Budget(cfg.budget, delta)
         console.print(f"{_total(group, delta, limit)}\n", markup=False, highlight=False)
     if len(found) > len({tuple(group.sources) for group in found}):
@@ -45,6 +47,20 @@ def show_ledger(arguments: Sequence[str]) -> None:
             "Runs on the same data are in several tables: of another unit or adjacency, which no "
             "accountant composes. Each total holds by itself; nothing tells what they are together."
         )
+
+
+def spent_by(ledger: Path, sweep: Path) -> list[str]:
+    """Return what a user is told of the trials of a sweep, of the last ledger that it named."""
+    try:
+        found = groups(ProjectLedger(ledger).entries())
+    except LedgerError:  # such as of a sweep whose trials were all refused
+        return []
+    return [
+        f"privacy: {each.line}, at delta {group.delta:.3g}"
+        for group in found
+        for each in sweeps_of(group, group.delta)
+        if each.sweep.directory == str(sweep)
+    ]
 
 
 def _parsed(arguments: Sequence[str]) -> ProjectConfig:

@@ -19,8 +19,13 @@ class ProjectConfig:
         The epsilon that all runs in it on the same data may spend; null: as much as they like.
     delta
         The probability with which that may fail.
+    selection, trials
+        Of a sweep whose best trial alone is released: what the number of trials is drawn from,
+        geometric or poisson, and its expectation; null: all combinations are trained.
     """
 
     ledger: str | None = None
     budget: float | None = None
     delta: float | None = None
+    selection: str | None = None
+    trials: float | None = None

@@ -27,6 +27,7 @@ __all__ = [
     "Sampling",
     "Spent",
     "epsilon",
+    "epsilon_of_best",
     "noise_for",
     "rounds_within",
 ]
@@ -67,6 +68,28 @@ def epsilon(spent: Spent, delta: float) -> Epsilon:
     Without noise it is infinite. Raises `ValueError` if mechanisms differ in their adjacency.
     """
     return _epsilon(_used(spent), delta)
+
+
+def epsilon_of_best(spent: Spent, selection: str, mean: float, delta: float) -> float:
+    """Return a bound on the epsilon of releasing the best of some trials alone, by RDP.
+
+    (Papernot and Steinke 2022, arXiv:2110.03620.)
+
+    Parameters
+    ----------
+    spent
+        By each trial, at most.
+    selection, mean
+        What their number was drawn from, `geometric` (theorem 2) or `poisson` (theorem 6), and its
+        expectation, at least 1.
+    delta
+        At which epsilon holds.
+    """
+    dp, *_ = _accounting()
+    shape = 1.0 if selection == "geometric" else math.inf
+    best = dp.dp_event.RepeatAndSelectDpEvent(_composed(dp, spent), mean, shape)
+    with _quiet():
+        return float(_accountants(spent[0][0])[0].compose(best).get_epsilon(delta))
 
 
 @lru_cache(maxsize=256)

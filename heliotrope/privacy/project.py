@@ -75,14 +75,17 @@ class Sweep:
     ----------
     directory
         Of the sweep.
-    selection, trials
+    selection, mean
         How the number of trials was drawn, `geometric` or `poisson`, and its expectation; None:
-        as many as there are combinations.
+        there are as many as combinations.
+    drawn
+        The number that was drawn.
     """
 
     directory: str
     selection: str | None = None
-    trials: float | None = None
+    mean: float = 0.0
+    drawn: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from heliotrope.privacy.accountant import Epsilon, Spent, epsilon
+from heliotrope.privacy.accountant import Epsilon, Spent, epsilon, epsilon_of_best
 from heliotrope.privacy.charges import about_the_same
 from heliotrope.privacy.mechanisms import Adjacency
-from heliotrope.privacy.project import Budget, Entry, added
+from heliotrope.privacy.project import Budget, Entry, Sweep, added
 
-__all__ = ["Group", "groups"]
+__all__ = ["Group", "SweepTotal", "groups", "sweeps_of"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +68,63 @@ def groups(entries: Sequence[Entry]) -> list[Group]:
             kinds.setdefault((entry.people.unit, adjacencies), []).append(entry)
         found += [Group(tuple(each), kind[1]) for kind, each in kinds.items()]
     return found
+
+
+@dataclass(frozen=True)
+class SweepTotal:
+    """What the trials of a sweep have spent.
+
+    Parameters
+    ----------
+    sweep
+        It.
+    trials
+        How many were charged.
+    whole
+        What all of them spent together.
+    best
+        What it takes to release the best alone; None if nothing proves less than `whole`.
+    """
+
+    sweep: Sweep
+    trials: int
+    whole: Epsilon | None
+    best: float | None
+
+    @property
+    def line(self) -> str:
+        """What a user is told."""
+        whole = "?" if self.whole is None else f"{self.whole.value:.4g}"
+        text = f"{self.trials} trials of {self.sweep.directory}: epsilon {whole} for all of them"
+        if self.best is not None:
+            return (
+                f"{text}; {self.best:.4g} by RDP for the best alone, of a {self.sweep.selection} "
+                f"number of trials (expected {self.sweep.mean:g}), if nothing of the others is told"
+            )
+        if self.sweep.selection is None:
+            return f"{text}, the best as well: their number was not drawn"
+        return (
+            f"{text}, the best as well: not all {self.sweep.drawn} that were drawn have ended and "
+            "spent alike"
+        )
+
+
+def sweeps_of(group: Group, delta: float) -> list[SweepTotal]:
+    """Return the sweeps of which trials are in `group`."""
+    trials: dict[Sweep, list[Entry]] = {}
+    for entry in group.entries:
+        if entry.sweep is not None:
+            trials.setdefault(entry.sweep, []).append(entry)
+    return [
+        SweepTotal(sweep, len(each), group.epsilon(delta, each), _best(sweep, each, delta))
+        for sweep, each in trials.items()
+    ]
+
+
+def _best(sweep: Sweep, trials: Sequence[Entry], delta: float) -> float | None:
+    """Return the epsilon of the best trial; only of as many as were drawn, which spent alike."""
+    alike = {trial.spent for trial in trials if trial.ended}
+    whole = len(trials) == sweep.drawn and all(trial.ended for trial in trials)
+    if sweep.selection is None or not whole or len(alike) != 1:
+        return None
+    return epsilon_of_best(trials[0].spent, sweep.selection, sweep.mean, delta)

@@ -68,6 +68,7 @@ MAY_CHANGE = {
     "federated.checkpoint_every",
     "privacy.budget",
     "privacy.delta",
+    "privacy.trials",
     "target.metric",
     "target.value",
     "target.stop",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from pathlib import Path
@@ -14,7 +15,10 @@ from heliotrope.privacy.keys import NoiseKeys
 from heliotrope.privacy.ledger import release_stamp
 from heliotrope.privacy.project import Budget, Entry, People, ProjectLedger, Sweep
 
-__all__ = ["project_charges"]
+__all__ = ["TRIALS", "project_charges"]
+
+TRIALS = "trials.json"
+"""What a sweep leaves in its directory if the number of its trials was drawn."""
 
 _IDENTITY = "privacy.id"
 _SWEPT = "overrides.json"  # what a sweep leaves in the directory of a job
@@ -50,19 +54,40 @@ def project_charges(
     if cfg.budget is not None and cfg.delta is not None:
         budget = Budget(cfg.budget, cfg.delta)
     source = str(run.data.path) if run.data.name in OWN_FILES else run.data.name  # type: ignore[attr-defined]
-    swept = (directory / _SWEPT).exists()
+    sweep = _sweep(run, directory)
     entry = Entry(
         run=_identity(directory),
         directory=str(directory),
         name=run.name,
         mode=mode,
-        purpose="trial of a sweep" if swept else "training",
+        purpose="training" if sweep is None else "trial of a sweep",
         people=People(source, content or "", keys.unit),
         delta=keys.delta_for(count),
         budget=budget,
-        sweep=Sweep(str(directory.parent)) if swept else None,
+        sweep=sweep,
     )
     return ProjectCharges(ProjectLedger(Path(cfg.ledger)), entry)
+
+
+def _sweep(run: Run, directory: Path) -> Sweep | None:
+    """Return the sweep that a run is a trial of; `ConfigError` for a selection that is none."""
+    sweep, selection = directory.parent, run.privacy.selection
+    swept, drawn = (directory / _SWEPT).exists(), (sweep / TRIALS).exists()
+    if selection is None:
+        return Sweep(str(sweep)) if swept else None
+    if not (swept and drawn):
+        raise ConfigError(
+            f"privacy.selection={selection} is of a sweep, whose number of trials is drawn: type "
+            "it, -m and privacy.trials on the command line. Set privacy.selection=null."
+        )
+    early = run.distributed.early_stopping.metric
+    if (run.target.metric is not None and run.target.stop) or early is not None:
+        raise ConfigError(
+            f"privacy.selection={selection} needs trials that spend alike, whatever they reach. "
+            "Set target.stop=false, and distributed.early_stopping.metric=null."
+        )
+    saved = json.loads((sweep / TRIALS).read_text())
+    return Sweep(str(sweep), saved["selection"], saved["mean"], len(saved["jobs"]))
 
 
 def _identity(directory: Path) -> str:

@@ -166,7 +166,7 @@ def test_damage_in_the_middle_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_entry_is_read_as_it_was_written() -> None:
-    sweep, budget = Sweep("/runs/sweep", "geometric", 5.0), Budget(8.0, 1e-5)
+    sweep, budget = Sweep("/runs/sweep", "geometric", 5.0, 3), Budget(8.0, 1e-5)
     entry = _entry("a", spent=((_ONE, 3), (_FIXED, 1)), sweep=sweep, budget=budget, ended=True)
     assert Entry.from_line(entry.to_line()) == entry
 

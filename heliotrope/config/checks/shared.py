@@ -63,10 +63,10 @@ def check_project(cfg: ProjectConfig, mode: Mode, protection: str) -> None:
     """
     above("privacy.budget", cfg.budget, 0)
     if cfg.ledger is None:
-        for key in ("budget", "delta"):
+        for key in ("budget", "delta", "selection"):
             if (value := getattr(cfg, key)) is not None:
                 raise ConfigError(
-                    f"privacy.{key}={value:g} is of all runs together, which nothing counts. Set "
+                    f"privacy.{key}={value} is of all runs together, which nothing counts. Set "
                     "privacy.ledger=FILE."
                 )
         return
