@@ -72,7 +72,7 @@ class Components:
 @refusing_exits()
 def build_components(run: Run) -> Components:
     """Load the data and build the model once, so that what is wrong with them shows here."""
-    hashed = run.privacy.ledger is not None
+    hashed = run.privacy.ledger is not None or run.distributed.privacy.name != "none"
     dataset = load(run.data, run.seed, task=run.task_name, hashed=hashed)
     dataset = with_canaries(dataset, run.audit.canaries, run.seed)
     check_schedule(run.distributed, len(dataset.train))
@@ -199,7 +199,7 @@ def begin(
     if privacy is not None:
         kept = None if saved is None else saved.state.get("privacy")
         epoch = 0 if saved is None else int(saved.state["epoch"])
-        account = Account(privacy, run, len(components.dataset.train), run_dir.ledger, kept)
+        account = _account(privacy, run, run_dir, components, kept)
         with closing(account):
             display.say(account.promise(epoch))
             if (project := _project(run, run_dir, components, privacy)) is not None:
@@ -283,12 +283,19 @@ def write_results(
         write_outcome(run, "distributed", run_dir, tracker, final, outcome, display)
 
 
+def _account(
+    privacy: DpSgd, run: Run, run_dir: RunDirectory, components: Components, saved: Any = None
+) -> Account:
+    dataset = components.dataset
+    return Account(privacy, run, len(dataset.train), run_dir.ledger, saved, dataset.content)
+
+
 def _spent(run: Run, run_dir: RunDirectory, components: Components) -> dict[str, Any] | None:
     """Return what was promised and spent, of a run with privacy, and charge the project no more."""
     privacy = privacy_of(run.distributed)
     if privacy is None:
         return None
-    with closing(Account(privacy, run, len(components.dataset.train), run_dir.ledger)) as account:
+    with closing(_account(privacy, run, run_dir, components)) as account:
         if (project := _project(run, run_dir, components, privacy)) is not None:
             project.end(account.spent)
         return account.result()

@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class Components:
 @refusing_exits()
 def build_components(run: Run) -> Components:
     """Load and divide the data and build model and strategy, so that what is wrong shows here."""
-    hashed = run.privacy.ledger is not None
+    hashed = run.privacy.ledger is not None or run.federated.privacy.name != "none"
     dataset = load(run.data, run.seed, task=run.task_name, hashed=hashed)
     cfg = run.federated
     check_factors(schedule_of(cfg), cfg.lr_horizon or cfg.rounds, cfg.rounds)
@@ -135,6 +135,8 @@ def build_components(run: Run) -> Components:
     train = prepared_for(partition, dataset)
     clients = with_canary_clients(partition, run.audit.canaries, run.seed)
     context = poisoned(assemble(run, task, train, clients, central, owners), dataset)
+    if dataset.content is not None:
+        context = replace(context, content=dataset.content)
     check_canaries(run, personal=bool(context.personal))
     notes = check_step(run, context.model, task)
     check_batches(context, run.model.name)

@@ -92,8 +92,8 @@ class Worker:
         if self._cfg.sync_batchnorm:
             self._model = synchronised(self._model)
         torch.set_num_threads(self._threads(attempt.resources.threads))
-        examples, ledger = len(dataset.train), self._run_dir.ledger
-        self._protection = protected(run, examples, topology, self._device, ledger)
+        ledger = self._run_dir.ledger
+        self._protection = protected(run, dataset, topology, self._device, ledger)
         where = self._run_dir.path
         self._engine = build_engine(run, self._model, self._task, topology, where, self._protection)
         self._order = EpochBatches(

@@ -40,16 +40,24 @@ class Account:
         Of the ledger.
     saved
         What a checkpoint kept of it, if the file is not trusted to be there.
+    content
+        A hash of the data.
     """
 
     def __init__(
-        self, privacy: DpSgd, run: Run, examples: int, path: Path, saved: Any = None
+        self,
+        privacy: DpSgd,
+        run: Run,
+        examples: int,
+        path: Path,
+        saved: Any = None,
+        content: str | None = None,
     ) -> None:
         cfg = run.distributed
         self._privacy, self._epochs, self._target = privacy, cfg.epochs, privacy.target_epsilon
         self._delta = privacy.delta_for(examples)
         self._steps = -(-examples // cfg.batch_size)
-        self._stamp = stamp_of(run)
+        self._stamp = stamp_of(run, content)
         self._ledger = Ledger(path)
         self._ledger.restore(saved or {})
         latest, steps = self._ledger.latest, self._steps * cfg.epochs
@@ -136,10 +144,12 @@ class Account:
         return f"epoch {epoch} {self._stamp}"
 
 
-def stamp_of(run: Run) -> str:
+def stamp_of(run: Run, content: str | None) -> str:
     """Return what a step's noise and charge depend on beside the run's seed.
+
+    `content` is a hash of its data.
 
     A step that is done again after a crash gives the same sum, to rounding, and may have the same
     noise, if all that sums depend on is as before.
     """
-    return release_stamp(settings_of_sums(run, "distributed"))
+    return release_stamp(settings_of_sums(run, "distributed"), content)

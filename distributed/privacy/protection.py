@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from heliotrope.config import Run
+from heliotrope.data import Dataset
 from heliotrope.training.noisy_steps import step_noise
 
 from ..communication.process_group import sum_over_ranks
@@ -20,12 +21,12 @@ __all__ = ["Protection", "protected"]
 
 
 def protected(
-    run: Run, examples: int, topology: Topology, device: torch.device, path: Path
+    run: Run, dataset: Dataset, topology: Topology, device: torch.device, path: Path
 ) -> Protection | None:
     """Return the protection that the configuration asks for, whose ledger is at `path`."""
     if privacy_of(run.distributed) is None:
         return None
-    return Protection(run, examples, topology, device, path)
+    return Protection(run, len(dataset.train), topology, device, path, dataset.content)
 
 
 class Protection:
@@ -35,7 +36,13 @@ class Protection:
     """
 
     def __init__(
-        self, run: Run, examples: int, topology: Topology, device: torch.device, path: Path
+        self,
+        run: Run,
+        examples: int,
+        topology: Topology,
+        device: torch.device,
+        path: Path,
+        content: str | None = None,
     ) -> None:
         privacy = privacy_of(run.distributed)
         assert privacy is not None
@@ -44,11 +51,11 @@ class Protection:
         self.last_epoch = run.distributed.epochs
         """The last epoch within the budget."""
         self._topology, self._device = topology, device
-        self._stamp = stamp_of(run)
+        self._stamp = stamp_of(run, content)
         self._noise = 0.0
         self._account: Account | None = None
         if topology.rank == 0:
-            self._account = Account(privacy, run, examples, path)
+            self._account = Account(privacy, run, examples, path, content=content)
 
     def begin(self, epoch: int) -> None:
         """Learn from rank 0 the noise, and the last epoch of a run that has done `epoch`."""

@@ -56,6 +56,8 @@ class TrainingContext:
         by which client.
     canaries
         Those that are the last clients, if there are any.
+    content
+        A hash of the data, if there is one.
     """
 
     model: nn.Module
@@ -70,6 +72,7 @@ class TrainingContext:
     central: Mapping[str, Examples]
     owners: Mapping[str, Partition] = field(default_factory=dict)
     canaries: CanaryClients | None = None
+    content: str | None = None
     record: Record | None = field(init=False, repr=False)  # how each example is protected
     personal: PersonalWeights = field(init=False, repr=False)
     example_weights: Tensor = field(init=False, repr=False)  # of `train`, int64 [N] on the CPU

@@ -126,12 +126,14 @@ class Protection(ABC):
         """Close what is open, such as a ledger."""
 
 
-def stamp_of(run: Run) -> str:
+def stamp_of(run: Run, content: str | None) -> str:
     """Return what a round's noise and charge depend on beside the run's seed.
+
+    `content` is a hash of its data.
 
     A round that is done again after a crash gives the same sum, and may have the same noise, if
     all that sums depend on is as before. What clients are given up for their time is not the same
     twice.
     """
     lost = () if run.federated.client_timeout is None else (secrets.token_hex(8),)
-    return release_stamp(settings_of_sums(run, "federated"), *lost)
+    return release_stamp(settings_of_sums(run, "federated"), content, *lost)

@@ -45,7 +45,7 @@ class NoisySum(Protection):
             for name, p in named
             if p.requires_grad and name in context.global_weights
         }
-        self._stamp = stamp_of(run)
+        self._stamp = stamp_of(run, context.content)
         self._mechanism: GaussianMechanism
         self._bound: RunningBound
         self._before: Spent = ()

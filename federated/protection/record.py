@@ -39,7 +39,7 @@ class PrivateClients(Protection):
         self._population = context.population
         self._names = names_of(context.population.partition, context.train)
         self._least = least_cohort(run, len(context.population.training()))
-        self._stamp = stamp_of(run)
+        self._stamp = stamp_of(run, context.content)
         self._accounts: Accounts
         self._cohorts: dict[int, list[int]] = {}  # of the rounds to come
         self.last_round = run.federated.rounds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,35 @@ def test_other_classes_or_scales_are_refused(
     with pytest.raises(ConfigError, match=r"The data have changed .* were \[.* and are now \["):
         train(3, "resume=true")
     assert checkpoint.latest(directory / "checkpoints", print) is not None
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(
+    ("mode", "privacy"),
+    [
+        ("distributed", "distributed/privacy=dpsgd distributed.privacy.noise_multiplier=1"),
+        ("federated", "federated/privacy=central federated.privacy.noise_multiplier=1"),
+    ],
+)
+def test_private_runs_on_data_that_differ_have_noise_of_their_own(
+    mode: str, privacy: str, tmp_path: Path
+) -> None:
+    table = tmp_path / "mine.csv"
+
+    def charged(name: str, changed: str) -> list[str]:
+        """Return the names of a run's releases, from which their noise follows."""
+        rows = [f"{n % 7},{('no', 'yes')[n % 7 > 3]}" for n in range(60)]
+        table.write_text("\n".join(["income,answer", changed, *rows[1:], ""]))
+        chosen = [
+            *("data=table", f"data.path={table}", "data.target=answer", "model=logistic"),
+            *("federated/partition=iid", "federated.partition.clients=3", "data.fit=none"),
+            *("federated.clients_per_round=3", f"{_LENGTH[mode]}=1", *privacy.split()),
+            *("distributed.launcher=inline", "distributed.workers=1"),
+        ]
+        _JOBS[mode](compose(mode, *chosen), tmp_path / name)  # type: ignore[arg-type]
+        lines = (tmp_path / name / "privacy.jsonl").read_text().splitlines()
+        return [json.loads(line)["release"] for line in lines if "planned" not in line]
+
+    first, again, other = (charged(*of) for of in (("a", "0,no"), ("b", "0,no"), ("c", "0,yes")))
+    assert first == again
+    assert first != other

@@ -56,7 +56,7 @@ def test_one_worker_is_a_plain_loop_in_float64(tmp_path: Path) -> None:
     train(tmp_path / "parts", *INLINE, *_PRIVATE, *_PLAIN, parts, epochs=_EPOCHS)
 
     run = compose("distributed", *SMALL, MOMENTUM, *INLINE, *_PRIVATE, *_PLAIN)
-    dataset = load(run.data, run.seed)
+    dataset = load(run.data, run.seed, hashed=True)
     model = build(run.model, task_of(dataset), run.seed).double()
     weights = list(model.parameters())
     optimizer = torch.optim.SGD(weights, lr=0.05, momentum=0.9, weight_decay=0.001)
@@ -71,7 +71,7 @@ def test_one_worker_is_a_plain_loop_in_float64(tmp_path: Path) -> None:
             norm = float(torch.cat([g.flatten() for g in found]).norm())
             scale = min(1.0, _CLIP / norm)
             totals = [t + g * scale for t, g in zip(totals, found, strict=True)]
-        path = ("privacy", stamp_of(run), repr(_NOISE * _CLIP))
+        path = ("privacy", stamp_of(run, dataset.content), repr(_NOISE * _CLIP))
         generator = numpy_generator(seed(run.seed, "dropout", step), *path)
         count = sum(w.numel() for w in weights)
         noise = torch.from_numpy(generator.standard_normal(count, dtype=np.float32))
