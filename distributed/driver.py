@@ -12,8 +12,7 @@ from typing import Any
 from torch import nn
 
 from heliotrope.config import Run
-from heliotrope.data import Dataset, load
-from heliotrope.data.canaries import with_canaries
+from heliotrope.data import Dataset
 from heliotrope.errors import ResourceError, RunFailedError, WorkerError
 from heliotrope.metrics.chosen import check_chosen_metrics
 from heliotrope.models import build, parameter_count
@@ -43,6 +42,7 @@ from .launch.base import Launcher
 from .loop.mixup import check_mixup
 from .loop.passes import check_passes
 from .loop.schedule import check_schedule
+from .loop.training_data import training_data
 from .privacy.account import Account
 from .privacy.checks import check_private
 from .privacy.dpsgd import DpSgd
@@ -72,9 +72,7 @@ class Components:
 @refusing_exits()
 def build_components(run: Run) -> Components:
     """Load the data and build the model once, so that what is wrong with them shows here."""
-    hashed = run.privacy.ledger is not None or run.distributed.privacy.name != "none"
-    dataset = load(run.data, run.seed, task=run.task_name, hashed=hashed)
-    dataset = with_canaries(dataset, run.audit.canaries, run.seed)
+    dataset = training_data(run)
     check_schedule(run.distributed, len(dataset.train))
     task = task_of(dataset, run)
     check_mixup(run.distributed.mixup, task)

@@ -20,13 +20,13 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from heliotrope.config import from_resolved
-from heliotrope.data import load
 from heliotrope.errors import HeliotropeError
 from heliotrope.plugin_loading import raised
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.system.process_exit import leave
 
 from ..attempt import AttemptStart, RunAttempt, WorkerResources
+from ..loop.training_data import training_data
 from ..topology import topology_from_environment
 from .failures import RankError
 from .process import train_process
@@ -60,7 +60,7 @@ def _main(order: dict[str, Any]) -> None:
             stepped = True
         return (scratch / STOP).exists()
 
-    trained = train_process(attempt, topology, load(run.data, run.seed, task=run.task_name), asked)
+    trained = train_process(attempt, topology, training_data(run), asked)
     if topology.rank == 0:
         (scratch / ANSWER).write_text(trained.to_json())
 

@@ -97,6 +97,15 @@ def test_two_ranks_are_one_on_torchrun(alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_canaries_are_among_the_examples_of_torchruns_workers(tmp_path: Path) -> None:
+    planted = (*_PRIVATE, "audit.canaries=200")
+    one = train(tmp_path / "one", *INLINE, *planted, epochs=1)
+    two = train(tmp_path / "two", *TORCHRUN, *planted, epochs=1)
+    assert_close(one, two)
+    assert result_of(two)["examples_seen"] == result_of(one)["examples_seen"]
+
+
+@pytest.mark.slow
 def test_two_ranks_are_one_on_ray(alone: Path, ray_session: object, tmp_path: Path) -> None:
     assert_close(alone, train(tmp_path, *RAY, *_PRIVATE, epochs=_EPOCHS))
 
