@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent, pld
 
 from federated.job import run_job
 from heliotrope.errors import ConfigError
+from heliotrope.privacy.accounts import Account, Accounts
+from heliotrope.privacy.ledger import Ledger
+from heliotrope.privacy.mechanisms import Mechanism
 from tests.support import assert_same_tensors, compose, events_of, weights_of
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -127,10 +133,66 @@ def test_a_client_without_budget_is_no_longer_drawn_also_over_resumes(tmp_path: 
     assert cohorts[-1] == 2
     assert result["rounds"] == len(cohorts) == max(rounds.values())
 
-    _train(tmp_path / "parts", rounds["Zurich and Basel"] - 1, *limited)
+    _train(tmp_path / "parts", rounds["Zurich and Basel"] + 1, *limited)
+    shutil.rmtree(max((tmp_path / "parts" / "checkpoints").iterdir(), key=lambda p: int(p.name)))
     parts = _train(tmp_path / "parts", 9, *limited, "resume=true")
     assert parts["privacy"] == result["privacy"]
     assert_same_tensors(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
+
+
+def test_a_round_is_on_the_disk_before_its_clients_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    synced = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda number: (order.append("disk"), synced(number)))
+    with closing(Ledger(tmp_path / "privacy.jsonl")) as ledger:
+        once = Mechanism("poisson", 4.0, 8, 80)
+        account = Account("Basel", once, 10, 1e-3, 80)
+        accounts = Accounts(ledger, {3: account}, (), 5, None)
+        accounts.charge("round 1", [3])
+        order.append("told")
+        assert accounts.highest == accounts.bound(3) == pytest.approx(accounts.after(3, 1).rdp)
+    assert order == ["disk", "told"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "fedprox federated.strategy.proximal_mu=0.1",
+        "scaffold",
+        "krum federated.strategy.num_malicious_nodes=0",
+        "geometric_median",
+        "fedtrimmedavg federated.strategy.beta=0.3",
+        "fedadam",
+        "flower_fedavg",
+        "fedavg federated.client_momentum=0.5",
+    ],
+)
+def test_any_strategy_takes_private_updates(strategy: str, whole: Path, tmp_path: Path) -> None:
+    result = _train(tmp_path, 4, *f"federated/strategy={strategy}".split())
+    assert result["rounds"] == 4
+    assert result["privacy"] == _told(whole)
+    assert all(bool(value.isfinite().all()) for value in weights_of(tmp_path).values())
+
+
+@pytest.mark.slow
+def test_clients_on_ray_release_what_those_in_this_process_do(
+    whole: Path, ray_session: object, tmp_path: Path
+) -> None:
+    _train(tmp_path, 4, "federated.pool=ray", "federated.workers=2")
+    for name, value in weights_of(whole).items():
+        torch.testing.assert_close(weights_of(tmp_path)[name], value, rtol=1e-5, atol=1e-6)
+    assert _told(tmp_path) == _told(whole)
+
+
+def test_a_robust_rule_ends_the_run_while_enough_clients_have_room(tmp_path: Path) -> None:
+    limited = ("federated.privacy.target_epsilon=1", "federated.privacy.delta=1e-3")
+    krum = ("federated/strategy=krum", "federated.strategy.num_malicious_nodes=0")
+    run_job(compose("federated", *_HEART, "federated.rounds=9", *limited, *krum), tmp_path)
+    cohorts = [event["clients"] for event in events_of(tmp_path, "train")]
+    assert cohorts == [4, 4, 3]  # two clients are too few for it
 
 
 @pytest.mark.parametrize(

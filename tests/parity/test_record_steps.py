@@ -87,7 +87,7 @@ def _one(clients: TrainingContext, order: Instruction, client: int) -> dict[str,
     return {name: value[0] for name, value in stack.arrays.items()}
 
 
-def _assert_near(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def assert_near(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     for name, value in wanted.items():
         torch.testing.assert_close(found[name].double(), value, rtol=1e-5, atol=2e-6, msg=name)
 
@@ -107,7 +107,7 @@ def test_a_client_is_trained_as_a_plain_loop_in_float64(settings: str) -> None:
     clients, _ = context_of(federated_run(*PRIVATE, settings, f"seed={fresh_seed()}"))
     order = Instruction(2, noise=_noise(clients, 0.7))
     found = _one(clients, order, 3)
-    _assert_near(found, by_hand(clients, order, 3, weights_of(clients)))
+    assert_near(found, by_hand(clients, order, 3, weights_of(clients)))
 
 
 def _states(clients: TrainingContext) -> ClientStates:
@@ -131,6 +131,6 @@ def test_terms_of_algorithms_join_after_the_noise() -> None:
     ):
         order = Instruction(1, (algorithm,), noise=_noise(clients, 1.3), states=_states(clients))
         found = _one(clients, order, 2)
-        _assert_near(found, by_hand(clients, order, 2, weights_of(clients)))
+        assert_near(found, by_hand(clients, order, 2, weights_of(clients)))
         without = _one(clients, Instruction(1, noise=_noise(clients, 1.3)), 2)
         assert any(not torch.equal(found[name], value) for name, value in without.items())
