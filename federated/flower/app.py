@@ -22,7 +22,9 @@ from ..engine.context import TrainingContext, assemble, divide, poisoned, prepar
 from ..engine.sequential import evaluate_client, train_client
 from ..engine.start_loss import start_loss
 from ..privacy.canaries import with_canary_clients
+from ..secure_aggregation.names import secure_aggregation_of
 from .messages import content_of, evaluate_reply, read_arrays, to_record, train_reply
+from .secure_client import secure_aggregation_mod
 
 __all__ = ["client_app"]
 
@@ -33,7 +35,8 @@ def client_app(run: Run) -> ClientApp:
     """Return the app of every client of `run`.
 
     Which client a node is, is its `node_config["partition-id"]`. Replies are those of the
-    simulation, so any Flower strategy aggregates them.
+    simulation, so any Flower strategy aggregates them. Under secure aggregation they are masked,
+    for a `SecureGrid` of the server.
 
     Raises `ConfigError` for attackers who know the updates of others: a deployed client does not.
     """
@@ -45,7 +48,8 @@ def client_app(run: Run) -> ClientApp:
             "set federated/attack=sign_flip, scaling, label_flip, backdoor or none."
         )
     text = OmegaConf.to_yaml(OmegaConf.structured(run))
-    app = ClientApp()
+    secure = secure_aggregation_of(run.federated) is not None
+    app = ClientApp(mods=[secure_aggregation_mod] if secure else [])
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

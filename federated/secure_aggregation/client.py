@@ -7,7 +7,9 @@ threshold, and which of its neighbours have shared their keys.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -61,7 +63,7 @@ class Client:
         self._sealing, self._masking = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         self._seed = random_bytes(KEY_BYTES)
         self._needed = 0  # shares that open a secret
-        self._neighbours: dict[int, Advertisement] = {}
+        self._masking_keys: dict[int, bytes] = {}  # of each neighbour, public
         self._sealing_keys: dict[int, bytes] = {}
         self._shares: dict[int, bytes] = {}  # of each neighbour's key and seed, and of the own
         self._stage = 0
@@ -76,6 +78,7 @@ class Client:
         """Stage 2: share the seed of the own mask and the key of the pairwise masks."""
         self._enter(2)
         holders = self._holders(roster)
+        public = {each.client: each.sealing_key for each in roster.neighbours}
         secret = self._masking.private_bytes_raw() + self._seed
         points = [point for _, point in holders]
         shares = dict(zip(holders, split(secret, self._needed, points), strict=True))
@@ -84,8 +87,7 @@ class Client:
             if holder == self.number:
                 self._shares[holder] = share
                 continue
-            peer = self._neighbours[holder].sealing_key
-            key = self._agreed(self._sealing, holder, peer, SEALING)
+            key = self._agreed(self._sealing, holder, public[holder], SEALING)
             self._sealing_keys[holder] = key
             sent[holder] = sealed(key, share, share_header(self.number, holder))
         told = commitment(self._seed, self._setup.session, self.number)
@@ -115,7 +117,7 @@ class Client:
         self._enter(4)
         keys = [(self._seed, True)]
         for peer in sorted(self._shares.keys() - {self.number}):
-            public = self._neighbours[peer].masking_key
+            public = self._masking_keys[peer]
             keys.append((self._agreed(self._masking, peer, public, MASKING), self.number < peer))
         return Masks(self.number, tuple(keys))
 
@@ -152,6 +154,35 @@ class Client:
             keys={owner: self._shares[owner][:KEY_BYTES] for owner in sorted(dropped)},
         )
 
+    def saved(self) -> dict[str, int | bytes | tuple[int, ...] | Mapping[int, bytes]]:
+        """Return the secrets, for the client's own keeping until the next stage's message."""
+        return {
+            "number": self.number,
+            "stage": self._stage,
+            "needed": self._needed,
+            "sealing": self._sealing.private_bytes_raw(),
+            "masking": self._masking.private_bytes_raw(),
+            "seed": self._seed,
+            "masking_keys": self._masking_keys,
+            "sealing_keys": self._sealing_keys,
+            "shares": self._shares,
+        }
+
+    @classmethod
+    def restored(cls, setup: Setup, saved: Mapping[str, Any]) -> Client:
+        """Return the client that `saved` was of; mappings as the lists that records have."""
+        client = cls(saved["number"], setup)
+        client._stage, client._needed, client._seed = (
+            saved[name] for name in ("stage", "needed", "seed")
+        )
+        client._sealing = X25519PrivateKey.from_private_bytes(saved["sealing"])
+        client._masking = X25519PrivateKey.from_private_bytes(saved["masking"])
+        client._masking_keys, client._sealing_keys, client._shares = (
+            dict(zip(saved[f"{name}.clients"], saved[f"{name}.bytes"], strict=True))
+            for name in ("masking_keys", "sealing_keys", "shares")
+        )
+        return client
+
     def _holders(self, roster: Roster) -> list[tuple[int, int]]:
         """Check the roster, and return who holds shares of the own secrets, at which points."""
         clients, setup = sorted(roster.clients), self._setup
@@ -166,7 +197,7 @@ class Client:
         named = [each.client for each in roster.neighbours]
         if tuple(sorted(named)) != wanted:
             raise self._refused("its neighbours are not those of the round's graph")
-        self._neighbours = {each.client: each for each in roster.neighbours}
+        self._masking_keys = {each.client: each.masking_key for each in roster.neighbours}
         self._needed = share_threshold(setup.threshold, degree, len(clients))
         held = {*wanted, self.number}
         return [(c, point) for point, c in enumerate(clients, start=1) if c in held]

@@ -273,3 +273,11 @@ def test_two_and_three_clients_a_round(clients: int, tmp_path: Path) -> None:
     _train(tmp_path / "plain", 1, few, _PLAIN)
     for name, value in _weights(tmp_path / "plain").items():
         torch.testing.assert_close(_weights(tmp_path / "secret")[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_run_on_ray_workers_is_one_in_this_process(tmp_path: Path) -> None:
+    _train(tmp_path / "here", 2, *_PRIVATE)
+    _train(tmp_path / "there", 2, *_PRIVATE, "federated.pool=ray", "federated.workers=2")
+    _assert_same(tmp_path / "here", tmp_path / "there")
