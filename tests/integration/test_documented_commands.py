@@ -94,6 +94,11 @@ KEPT = (
         "--data digits --partition iid --rules mean --attacks none --seeds 1 --rounds 2",
         slow=True,
     ),
+    Kept(
+        r"/secure_aggregation\.py",
+        "--clients 5 --parameters 100 --neighbours 4 --lost 1 --patience 0",
+        slow=True,
+    ),
     Kept(r"/gpt_step\.py$", "--pairs 1 --epochs 2 --patience 0", slow=True),
     Kept(r"/checkpoint_stall\.py$", "--checkpoints 2 --patience 0", slow=True),
     Kept(

@@ -312,6 +312,7 @@ def test_a_ciphertext_that_was_altered_or_is_for_another_is_refused_by_the_name_
         bytes([good[second][0] ^ 1]) + good[second][1:],
         good[third],  # of another sender
         forwarded[third].shares[second],  # for another receiver
+        forwarded[second].shares[first],  # its own, sent back: of the same key
         b"",
     ):
         client = replace_stage(play.clients[first])
