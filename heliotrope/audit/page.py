@@ -41,6 +41,7 @@ def render(findings: Findings, columns: Sequence[str] = ()) -> str:
         believed=None if promised is None else _believed(promised.get("epsilon")),
         attacks=[_attack(a) for a in findings.membership.attacks] if findings.membership else [],
         inversions=[_inversion(each, columns) for each in findings.inversions or ()],
+        verdict=_verdict(findings),
         seen=_SEEN,
         false_alarm=f"1 in {1 / FALSE_ALARM:,.0f}",
         cards=_cards(findings),
@@ -78,6 +79,23 @@ def _cards(findings: Findings) -> list[tuple[str, str, str]]:
         best = max(findings.membership.attacks, key=lambda attack: attack.auc)
         cards.append(("members told apart", f"{best.auc:.3f}", f"AUC of {best.name}; 0.5 is luck"))
     return cards
+
+
+def _verdict(findings: Findings) -> str:
+    """Return in a sentence what the membership attacks mean."""
+    attacks = findings.membership.attacks if findings.membership else ()
+    better = [attack.name for attack in attacks if attack.low > 0.5]
+    if not better:
+        return (
+            "As far as these attacks show, members cannot be told from others better than by "
+            "guessing."
+        )
+    rate = max(attack.rates[-1].found for attack in attacks)
+    return (
+        f"Members can be told from others better than by guessing (by {' and '.join(better)}): "
+        f"{rate:.1%} of them are found while {attacks[0].rates[-1].false_positives:.0%} of the "
+        "others are accused wrongly."
+    )
 
 
 def _attack(attack: Attack) -> dict[str, Any]:

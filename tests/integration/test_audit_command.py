@@ -110,6 +110,8 @@ def test_the_page_tells_all_and_needs_no_other_file(planted: Path, heliotrope: C
     assert page.count("data:image/png;base64,") == 4 * 3
     assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(""", page)
     assert "Nothing that was found contradicts" in page
+    assert "and from one with" in page
+    assert "guessing" in page
     assert "canary records of random numbers" in (planted / "report.html").read_text()
     told = json.loads((planted / "audit.json").read_text())
     assert [attack["name"] for attack in told["membership"]["attacks"]] == ["loss", "LiRA"]
@@ -160,6 +162,9 @@ def test_a_run_without_protection_is_told_so(plain: Path, heliotrope: Command) -
     assert code == 0
     assert "promised: nothing" in said
     assert "contradicts" not in said
+    page = (plain / "audit.html").read_text()
+    assert "this run has no protection of a single step" in page
+    assert page.count("data:image/png;base64,") == 4 * 2
     told = json.loads((plain / "audit.json").read_text())
     assert set(told["left_out"]) >= {"bound", "mechanism"}
 
