@@ -13,8 +13,9 @@ from distributed.job import run_job as distributed_job
 from distributed.loop.epoch_batches import EpochBatches
 from distributed.topology import Topology
 from federated.engine.client_updates import ClientUpdates
+from federated.engine.context import assemble, divide
 from federated.job import run_job as federated_job
-from federated.privacy.canaries import canary_clients
+from federated.privacy.canaries import canary_clients, with_canary_clients
 from federated.updates import Instruction, Stack
 from heliotrope.data import load
 from heliotrope.data.canaries import with_canaries
@@ -140,3 +141,12 @@ def test_what_canaries_send_is_theirs_alone_and_nothing_without_their_coin() -> 
         assert float(went[row].norm()) == pytest.approx(10.0 if coin else 0.0, abs=1e-6)
         assert float(along) == pytest.approx(10.0 if coin else 0.0, abs=1e-6)
     assert 0 < sum(canaries.canaries.included) < 12
+
+
+def test_exact_sums_have_room_for_all_clients() -> None:
+    run = compose("federated", *_CLIENTS)
+    dataset = load(run.data, run.seed)
+    clients = with_canary_clients(divide(run, dataset), 12, run.seed)
+    context = assemble(run, task_of(dataset), dataset.train, clients)
+    assert len(context.population) == 22
+    assert context.total_weight == sum(context.weights_of(range(22))) == len(dataset.train) + 12
