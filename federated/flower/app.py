@@ -22,6 +22,7 @@ from ..engine.context import TrainingContext, assemble, divide, poisoned, prepar
 from ..engine.sequential import evaluate_client, train_client
 from ..engine.start_loss import start_loss
 from ..privacy.canaries import with_canary_clients
+from ..privacy.names import record_of
 from ..secure_aggregation.names import secure_aggregation_of
 from .messages import content_of, evaluate_reply, read_arrays, to_record, train_reply
 from .secure_client import secure_aggregation_mod
@@ -38,8 +39,15 @@ def client_app(run: Run) -> ClientApp:
     simulation, so any Flower strategy aggregates them. Under secure aggregation they are masked,
     for a `SecureGrid` of the server.
 
-    Raises `ConfigError` for attackers who know the updates of others: a deployed client does not.
+    Raises `ConfigError` for attackers who know the updates of others: a deployed client does not;
+    and for clients that protect each example, whose accounts and noise are a simulation's.
     """
+    if record_of(run.federated) is not None:
+        raise ConfigError(
+            "federated/privacy=record keeps the clients' accounts, and draws their noise from a "
+            "seed, in a simulation: a deployed client cannot do so yet. Simulate it with python -m "
+            "federated, or set federated/privacy=none."
+        )
     attack = attack_of(run.federated)
     if isinstance(attack, Collusion):
         raise ConfigError(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent, pld
 
+from federated.flower.app import client_app
 from federated.job import run_job
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accounts import Account, Accounts
@@ -185,6 +186,11 @@ def test_clients_on_ray_release_what_those_in_this_process_do(
     for name, value in weights_of(whole).items():
         torch.testing.assert_close(weights_of(tmp_path)[name], value, rtol=1e-5, atol=1e-6)
     assert _told(tmp_path) == _told(whole)
+
+
+def test_a_deployed_client_refuses_what_only_a_simulation_can() -> None:
+    with pytest.raises(ConfigError, match=r"federated/privacy=record .* deployed"):
+        client_app(compose("federated", *_HEART))
 
 
 def test_a_robust_rule_ends_the_run_while_enough_clients_have_room(tmp_path: Path) -> None:

@@ -145,6 +145,17 @@ def test_a_column_in_which_training_has_one_number_or_none_tells_nothing_of_new_
     assert batch(preparation, new)["numeric"][0, :2].tolist() == [0, 0]
 
 
+def test_numbers_that_are_fitted_to_nothing_are_scaled_by_what_is_usual() -> None:
+    columns = {"age": Values(np.array([30.0, np.nan, 70.0])), "beats": Values(np.arange(3.0))}
+    raw, step = Raw(columns, None, "a table"), Numbers(("age", "beats"), ((50.0, 10.0), (1.0, 2.0)))
+    numeric = step.fitted(None).fields(raw)["numeric"]
+    assert isinstance(numeric, Dense)
+    assert numeric.values.tolist() == [[-2, -0.5, 0, 0], [0, 0, 1, 0], [2, 0.5, 0, 0]]
+    fitted = step.fitted(step.measure(raw))  # what is known of the rows comes first
+    assert fitted.means == (50.0, 1.0)
+    assert fitted.deviations[0] == pytest.approx(20.0)
+
+
 def test_a_client_without_two_numbers_is_scaled_by_all(rng: np.random.Generator) -> None:
     """Its own deviation is 0, and its test rows would come in raw numbers."""
     pay = np.array([40_000.0, 60_000.0, 80_000.0, 50_000.0, np.nan])
