@@ -44,7 +44,13 @@ _KEYS = ("run", "parts", "shadows", "plugins")
 _PARTS = ("bound", "mechanism", "membership", "inversion")
 _SHADOWS = 16
 _INVERTED = 4  # examples
-_NOISY = ("central", "adaptive", "record", "dpsgd")  # whose releases are a clipped sum with noise
+_NOISY = (
+    "central",
+    "adaptive",
+    "ftrl",
+    "record",
+    "dpsgd",
+)  # whose releases are a clipped sum with noise
 
 
 def audit_command(arguments: Sequence[str]) -> None:
@@ -228,7 +234,9 @@ class _Subject:
         """Return what the first step of the run, on single test examples, gives away."""
         promised = self.result.get("privacy") or {}
         mode = self.run.distributed if self.result["mode"] == "distributed" else self.run.federated
-        clip, noise = promised.get("clip"), promised.get("noise_multiplier")
+        # Where each client has an account, all have the configured noise, or each its own.
+        configured = vars(mode.privacy).get("noise_multiplier")
+        clip, noise = promised.get("clip"), promised.get("noise_multiplier", configured)
         if mode.privacy.name not in _NOISY or noise is None:
             clip, noise = None, 0.0
         reach = 2 if promised.get("adjacency") == "replace-one" else 1

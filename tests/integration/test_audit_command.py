@@ -132,6 +132,23 @@ def test_a_federated_run_is_audited_as_well(clients: Path, heliotrope: Command) 
     assert "examples reconstructed from one step: exactly without protection" in said
 
 
+@pytest.mark.parametrize("kind", ["record", "ftrl"])
+def test_other_protections_are_shown_on_one_step(
+    kind: str, tmp_path: Path, heliotrope: Command
+) -> None:
+    settings = (f"federated/privacy={kind}", "federated.privacy.noise_multiplier=2")
+    settings += ("data=digits", "data.fit=none", "federated.rounds=1", "federated.pool=inprocess")
+    federated_job(compose("federated", *settings), tmp_path)
+    code, _, errors = heliotrope("audit", f"run={tmp_path}", "parts=inversion")
+    assert code == 0, errors
+    told = json.loads((tmp_path / "audit.json").read_text())
+    assert all(
+        each["plain"]["psnr"] is None or each["plain"]["psnr"] > 80 for each in told["inversion"]
+    )
+    assert all(each["protected"]["psnr"] < 20 for each in told["inversion"])
+    assert told["bound"] is told["membership"] is None
+
+
 def test_an_alarm_is_on_the_page(
     clients: Path, heliotrope: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
