@@ -38,12 +38,13 @@ UNCLIPPED = "privacy.unclipped"
 
 @dataclass(frozen=True)
 class StepNoise:
-    """The noise that clients add to the sums of their local steps.
+    """The noise that clients add: to the sums of their local steps, or to their updates.
 
     Parameters
     ----------
     multipliers
-        Standard deviation by client, in how far one example can move a sum.
+        Standard deviation by client, in how far what is protected can move that: one example a
+        sum, all of a client's examples its update.
     stamp
         What the noise depends on beside the run's seed, the round, the client and the step; see
         `heliotrope.privacy.ledger.release_stamp`.
@@ -64,7 +65,7 @@ class Instruction:
     `clip` is the Euclidean norm that an update may have in this round, if it is not the config's:
     whether theirs was shorter, clients tell as `UNCLIPPED`. With `masking` they hide what they
     send, each under its own masks.
-    `noise` is what clients add to the sums of their steps, where examples are protected.
+    `noise` is what clients add, where they protect their examples themselves.
     """
 
     server_round: int

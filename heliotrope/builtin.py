@@ -49,7 +49,7 @@ _ONLY_OURS = (
     *("geometric_median", "centered_clipping", "norm_bounding", "fltrust"),
 )
 
-_PRIVACY = ("none", "central", "adaptive", "ftrl", "record")
+_PRIVACY = ("none", "central", "adaptive", "ftrl", "local", "record")
 
 BUILT_IN: dict[Group, dict[str, str]] = {
     "model": {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from heliotrope.config import FederatedConfig
 
-from ..updates import Weights
+from ..updates import StepNoise, Weights
 
 __all__ = ["ClipNorm", "UpdateContext", "UpdateTransform", "transforms_of"]
 
@@ -37,11 +37,14 @@ class UpdateContext:
         From 1.
     clients
         The number of each row's client, [K].
+    noise
+        That the clients are to add, if any.
     """
 
     run_seed: int
     server_round: int
     clients: tuple[int, ...]
+    noise: StepNoise | None = None
 
 
 class UpdateTransform(Protocol):

@@ -57,12 +57,17 @@ class ClientUpdates:
         self._names = list(by_id.values())  # of each parameter
 
     @classmethod
-    def of(cls, context: TrainingContext) -> ClientUpdates:
-        """Return those of a run's clients: what a server does to all comes after an attack."""
+    def of(cls, context: TrainingContext, *, deployed: bool = False) -> ClientUpdates:
+        """Return those of a run's clients, which may be `deployed`: not simulated.
+
+        What a server does to all comes after an attack, what clients do by themselves before.
+        """
         privacy, attack = privacy_of(context.federated), attack_of(context.federated)
         transforms = transforms_of(context.federated)
         if context.canaries is not None:
             transforms = (context.canaries, *transforms)
+        if privacy is not None:
+            transforms += privacy.own_transforms(deployed=deployed)
         if attack is not None:
             transforms += attack.transforms(context.population.attackers(attack.attackers))
         if privacy is not None:
@@ -103,7 +108,9 @@ class ClientUpdates:
         done = self._finished(stack, went, instruction)
         updates: Mapping[str, Tensor] = {name: done.differences[name] for name in went}
         changed = {n for n, update in updates.items() if transforms or update is not went[n]}
-        context = UpdateContext(self._seed, instruction.server_round, stack.clients)
+        context = UpdateContext(
+            self._seed, instruction.server_round, stack.clients, instruction.noise
+        )
         for transform in self._transforms:
             updates = transform.apply(updates, context)
         arrays = dict(stack.arrays)

@@ -148,12 +148,27 @@ class Population:
         In client order; the last cohort of a pass is the rest. So everybody takes part once before
         anybody does again, and with as many rounds from one turn to the next.
         """
-        able = self._training
-        counters = self._counters if len(able) == len(self) else self._counters[able]
-        order = able[np.argsort(hash_ranks(seed(self._seed, "turns"), counters))]
-        turn = (server_round - 1) % -(-len(able) // size)
+        order = self._order()
+        turn = (server_round - 1) % -(-len(order) // size)
         drawn: list[int] = np.sort(order[turn * size : (turn + 1) * size]).tolist()
         return drawn
+
+    def draw_around(self, server_round: int, size: int) -> list[int]:
+        """Return the next `size` clients of the same order, which begins again where it ends.
+
+        In client order, always as many. So nobody takes part twice more often than anybody else.
+        """
+        order = self._order()
+        places = np.arange((server_round - 1) * size, server_round * size) % len(order)
+        drawn: list[int] = np.sort(order[places]).tolist()
+        return drawn
+
+    def _order(self) -> _Ints:
+        """Return the clients that are drawn, in an order of the seed."""
+        able = self._training
+        counters = self._counters if len(able) == len(self) else self._counters[able]
+        order: _Ints = able[np.argsort(hash_ranks(seed(self._seed, "turns"), counters))]
+        return order
 
     def attackers(self, size: int) -> frozenset[int]:
         """Return `size` different clients of `training`, uniformly, the same in every round."""

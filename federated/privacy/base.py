@@ -25,7 +25,11 @@ class ClientPrivacy(NoiseKeys):
     everyone: ClassVar[str] = "clients"
 
     def transforms(self) -> tuple[UpdateTransform, ...]:
-        """Return what each client does to its update."""
+        """Return what is done to each client's update for the server, attackers' too."""
+        return ()
+
+    def own_transforms(self, *, deployed: bool) -> tuple[UpdateTransform, ...]:  # noqa: ARG002
+        """Return what each client does to its update by itself, `deployed` or simulated."""
         return ()
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from .adaptive import Adaptive
 from .central import Central
 from .ftrl import Ftrl
+from .local import Local
 from .record import Record
 
-__all__ = ["adaptive", "central", "ftrl", "none", "record"]
+__all__ = ["adaptive", "central", "ftrl", "local", "none", "record"]
 
 
 def none() -> None:
@@ -123,6 +124,31 @@ def ftrl(
         Over how many rounds noise is correlated; with 1, rounds have independent noise.
     """
     return Ftrl(clip, noise_multiplier, delta, target_epsilon, band)
+
+
+def local(
+    *,
+    clip: float = 1.0,
+    noise_multiplier: float | None = None,
+    delta: float | None = None,
+    target_epsilon: float | None = None,
+) -> Local:
+    """Local differential privacy: each client adds noise to its own update, for any server.
+
+    Parameters
+    ----------
+    clip
+        The Euclidean norm that an update may have; longer ones are scaled down to it.
+    noise_multiplier
+        Standard deviation of the noise on each update, in how far apart two updates can be: twice
+        the clip; null: the least that keeps each client's rounds within target_epsilon.
+    delta
+        The probability with which epsilon may fail, at most 1 in the number of clients; null: that
+        number to the power of -1.1.
+    target_epsilon
+        What each client may spend: the run stops before one spends more.
+    """
+    return Local(clip, noise_multiplier, delta, target_epsilon)
 
 
 def record(

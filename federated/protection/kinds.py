@@ -17,12 +17,14 @@ from ..privacy.adaptive import Adaptive
 from ..privacy.base import ClientPrivacy
 from ..privacy.central import Central
 from ..privacy.ftrl import Ftrl
+from ..privacy.local import Local
 from ..privacy.names import privacy_of
 from ..privacy.record import Record
 from .adaptive import AdaptiveSum
 from .base import Protection
 from .central import NoisySum
 from .ftrl import CorrelatedNoise
+from .local import NoisyClients
 from .record import PrivateClients
 
 __all__ = ["check_protectable", "protected"]
@@ -31,6 +33,7 @@ _KINDS: dict[type[ClientPrivacy], type[Protection]] = {
     Central: NoisySum,
     Adaptive: AdaptiveSum,
     Ftrl: CorrelatedNoise,
+    Local: NoisyClients,
     Record: PrivateClients,
 }
 

@@ -64,6 +64,12 @@ class Plan:
         """What a release draws."""
         return "clients a round" if self.mode == "federated" else "examples a batch"
 
+    @property
+    def uses(self) -> int:
+        """How many releases concern one participant, in the worst case."""
+        drawn = self.mechanism
+        return self.keys.uses(self.length * self.releases, drawn.cohort, drawn.population)
+
     def scaled(self, cohort: int, length: int) -> Plan | None:
         """Return the plan with as many times the cohort and the length; None if it is too large."""
         size = self.mechanism.cohort * cohort
@@ -77,7 +83,7 @@ class Plan:
 
     def noise(self, target: float, delta: float) -> float:
         """Return the noise multiplier with which the whole run stays within `target`."""
-        return noise_for(self.mechanism, self.length * self.releases, delta, target)
+        return noise_for(self.mechanism, self.uses, delta, target)
 
 
 def plan_of(run: Run, mode: Mode) -> Plan | None:
@@ -123,10 +129,9 @@ def privacy_command(arguments: Sequence[str]) -> None:
         console.print(silo_table(silos))
     for plan in protected:
         delta = plan.keys.delta_for(plan.mechanism.population)
-        releases = plan.length * plan.releases
-        mechanism = plan.keys.with_noise(plan.mechanism, releases, None)
+        mechanism = plan.keys.with_noise(plan.mechanism, plan.uses, None)
         end = f"{plan.unit} {plan.length}"
-        line = promise(plan.keys, mechanism, [(mechanism, releases)], delta, end)
+        line = promise(plan.keys, mechanism, [(mechanism, plan.uses)], delta, end)
         console.print(f"{plan.mode}: {line}", highlight=False, markup=False)
         console.print(_table(plan, delta))
 

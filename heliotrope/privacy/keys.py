@@ -64,6 +64,10 @@ class NoiseKeys:
         """Return the mechanism of a release, with a noise multiplier of 1."""
         return Mechanism("poisson", 1.0, cohort, population)
 
+    def uses(self, releases: int, cohort: int, population: int) -> int:  # noqa: ARG002
+        """Return how many of so many releases concern one participant, in the worst case."""
+        return releases
+
     def with_noise(self, mechanism: _M, releases: int, noise: float | None) -> _M:
         """Return `mechanism` with its noise for so many releases.
 

@@ -26,7 +26,7 @@ __all__ = [
     "noise_weights",
 ]
 
-Sampling = Literal["poisson", "fixed"]
+Sampling = Literal["poisson", "fixed", "none"]
 Adjacency = Literal["add-or-remove-one", "replace-one", "replace-special"]
 
 
@@ -39,7 +39,8 @@ class Mechanism:
     sampling
         `poisson`: each of `population` takes part with probability `cohort / population`;
         neighbours have one participant more or less. `fixed`: exactly `cohort` of them, drawn
-        without replacement; in neighbours one participant is another.
+        without replacement; in neighbours one participant is another. `none`: each release is of
+        one participant alone, who is known, and whose data are others in neighbours.
     noise_multiplier
         Standard deviation of the noise, in how far neighbours' sums can be apart.
     cohort
@@ -58,13 +59,15 @@ class Mechanism:
     @property
     def adjacency(self) -> Adjacency:
         """What neighbours are: data that the mechanism's result must hardly tell apart."""
-        return "replace-one" if self.sampling == "fixed" else "add-or-remove-one"
+        return "add-or-remove-one" if self.sampling == "poisson" else "replace-one"
 
     def event(self, dp: Any, uses: int) -> Any:
         """Return what `uses` of it are for dp-accounting, the module `dp`."""
         noise = dp.GaussianDpEvent(self.noise_multiplier)
         if self.noise_multiplier == 0:
             once = dp.NonPrivateDpEvent()
+        elif self.sampling == "none":
+            once = noise
         elif self.sampling == "fixed":
             once = dp.SampledWithoutReplacementDpEvent(self.population, self.cohort, noise)
         else:

@@ -9,10 +9,9 @@ from heliotrope.privacy.accountant import Spent, epsilon
 from heliotrope.privacy.accounts import Accounts
 from heliotrope.privacy.keys import NoiseKeys
 from heliotrope.privacy.mechanisms import GaussianMechanism
+from heliotrope.privacy.secure_noise import SEEDED_SOURCE
 
 __all__ = ["promise", "promise_to_each", "result", "result_of_each"]
-
-_NOISE_SOURCE = "seeded generator (PCG64): a simulation, which repeats itself"
 
 
 def promise(
@@ -42,7 +41,7 @@ def result(
         **_conditions(keys, mechanism),
         "accountant": whole.accountant,
         "epsilon_rdp": whole.rdp,
-        "noise_source": _NOISE_SOURCE,
+        "noise_source": SEEDED_SOURCE,
         "assumptions": list(assumptions),
         "clip": keys.clip,
         "noise_multiplier": mechanism.noise_multiplier,
@@ -83,7 +82,7 @@ def result_of_each(
         **_conditions(keys, mechanism),
         "accountant": said.pop("accountant"),
         "epsilon_rdp": said.pop("epsilon_rdp"),
-        "noise_source": _NOISE_SOURCE,
+        "noise_source": SEEDED_SOURCE,
         "assumptions": list(assumptions),
         "clip": keys.clip,
         **said,

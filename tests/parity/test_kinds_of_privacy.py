@@ -13,7 +13,7 @@ import torch
 from federated.job import run_job
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import epsilon
-from heliotrope.privacy.mechanisms import CorrelatedSums
+from heliotrope.privacy.mechanisms import CorrelatedSums, Mechanism
 from tests.federated_runs import assert_same_end
 from tests.support import compose, weights_of
 
@@ -41,6 +41,11 @@ _KINDS = {
         "federated.privacy.clip=0.3",
         "federated.privacy.noise_multiplier=2",
         "federated.privacy.band=3",
+    ),
+    "local": (
+        "federated/privacy=local",
+        "federated.privacy.clip=0.3",
+        "federated.privacy.noise_multiplier=0.5",
     ),
 }
 _EACH = pytest.mark.parametrize("kind", _KINDS)
@@ -138,6 +143,42 @@ def test_correlated_noise_is_charged_as_it_grows_and_a_budget_ends_it(tmp_path: 
     assert more["privacy"] == ends["privacy"]
 
 
+def test_a_client_pays_for_its_own_rounds_and_a_budget_ends_them(tmp_path: Path) -> None:
+    said = _train(tmp_path / "all", 5, "local")["privacy"]
+    each, delta = Mechanism("none", 0.5, 4, 12), 12**-1.1
+    assert said["epsilon"] == pytest.approx(epsilon([(each, 2)], delta).value)
+    assert (said["unit"], said["adjacency"]) == ("client (local)", "replace-one")
+    assert (said["participations"], said["releases"]) == (2, 20)
+    told = [each["privacy/epsilon_rdp"] for each in _told(tmp_path / "all")]
+    by_turns = [epsilon([(each, turns)], delta).rdp for turns in (1, 1, 1, 2, 2)]
+    assert told == pytest.approx(by_turns)
+    budget = epsilon([(each, 1)], delta).value + 1e-3
+    ends = _train(tmp_path / "ends", 5, "local", f"federated.privacy.target_epsilon={budget}")
+    assert ends["rounds"] == 3
+    more = _train(
+        tmp_path / "ends", 9, "local", f"federated.privacy.target_epsilon={budget}", "resume=true"
+    )
+    assert more["rounds"] == 3
+    assert more["privacy"] == ends["privacy"]
+
+
+@pytest.mark.parametrize("strategy", ["fedmedian", "geometric_median", "flower_fedavg", "fedadam"])
+def test_whatever_is_made_of_noisy_updates_is_as_private(strategy: str, tmp_path: Path) -> None:
+    ends = []
+    for way in ("sequential", "batched"):
+        said = _train(
+            tmp_path / way,
+            2,
+            "local",
+            f"federated/strategy={strategy}",
+            f"federated.client_training={way}",
+        )
+        ends.append(weights_of(tmp_path / way))
+        assert said["privacy"]["participations"] == 1
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "more", "named"),
     [
@@ -146,6 +187,11 @@ def test_correlated_noise_is_charged_as_it_grows_and_a_budget_ends_it(tmp_path: 
         ("adaptive", ("data.fit=training",), "data.fit=training"),
         ("ftrl", ("federated/strategy=fedmedian",), "federated/strategy=fedmedian"),
         ("ftrl", ("federated.privacy.band=0",), "privacy.band=0"),
+        ("local", ("federated/strategy=scaffold",), "federated/strategy=scaffold"),
+        ("local", ("federated/strategy=qfedavg",), "federated/strategy=qfedavg"),
+        ("local", ("federated.clip_update_norm=1",), "federated.clip_update_norm=1"),
+        ("local", ("data.fit=training",), "data.fit=training"),
+        ("local", ("federated.privacy.delta=0.2",), "federated.privacy.delta=0.2"),
         ("adaptive", ("federated.privacy.count_noise=null",), "privacy.count_noise=0.2"),
     ],
 )
