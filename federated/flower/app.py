@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from omegaconf import OmegaConf
 
 from heliotrope.config import Run, from_yaml
 from heliotrope.data import load
-from heliotrope.errors import ConfigError
+from heliotrope.errors import ConfigError, MessageError
 from heliotrope.tasks import task_of
 
 from ..attacks.kinds import Collusion
@@ -24,12 +24,14 @@ from ..engine.start_loss import start_loss
 from ..privacy.canaries import with_canary_clients
 from ..privacy.names import record_of
 from ..secure_aggregation.names import secure_aggregation_of
+from .local_guard import SERVERS_NOISE, LocalGuard, local_of
 from .messages import content_of, evaluate_reply, read_arrays, to_record, train_reply
 from .secure_client import secure_aggregation_mod
 
 __all__ = ["client_app"]
 
 _STATE = "heliotrope.client-state"  # in a node's own context, which Flower keeps there
+_PRIVACY = "privacy"  # in a reply: what the client says of its noise
 
 
 def client_app(run: Run) -> ClientApp:
@@ -39,7 +41,12 @@ def client_app(run: Run) -> ClientApp:
     simulation, so any Flower strategy aggregates them. Under secure aggregation they are masked,
     for a `SecureGrid` of the server.
 
-    Raises `ConfigError` for attackers who know the updates of others: a deployed client does not;
+    With `federated/privacy=local` a client adds noise by itself, from the operating system's
+    cryptographic generator, and tells nothing else; with the other kinds that protect clients, the
+    server adds it. What a reply's record `privacy` says.
+
+    Raises `ConfigError` for attackers who know the updates of others, and for a local noise that
+    follows from a target: a deployed client knows neither those nor how many rounds there will be;
     and for clients that protect each example, whose accounts and noise are a simulation's.
     """
     if record_of(run.federated) is not None:
@@ -55,6 +62,7 @@ def client_app(run: Run) -> ClientApp:
             "round send, and a deployed client does not. Simulate it with python -m federated, or "
             "set federated/attack=sign_flip, scaling, label_flip, backdoor or none."
         )
+    local = local_of(run.federated)
     text = OmegaConf.to_yaml(OmegaConf.structured(run))
     secure = secure_aggregation_of(run.federated) is not None
     app = ClientApp(mods=[secure_aggregation_mod] if secure else [])
@@ -63,18 +71,35 @@ def client_app(run: Run) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         weights, instruction = content_of(message)
         training, client = _training_context(text), _client(context)
+        guard = None
+        if local is not None:
+            guard = LocalGuard(local, len(training.population.training()), context.state)
+            instruction = guard.admit(instruction)
         instruction = replace(instruction, states=_states(context))
         stack = train_client(training, weights, instruction, client)
-        stack = ClientUpdates.of(training)(stack, weights, instruction, rounded=True)
+        updates = ClientUpdates.of(training, deployed=True)
+        stack = updates(stack, weights, instruction, rounded=True)
         loss = (
             start_loss(training, weights, instruction, client) if instruction.start_loss else None
         )
         if stack.states:
             context.state[_STATE] = to_record({n: v[0] for n, v in stack.states.items()})
-        return train_reply(stack.rows()[0], message, loss)
+        (update,) = stack.rows()
+        if guard is not None:
+            update = replace(update, numbers={})
+        reply = train_reply(update, message, loss, tells_loss=guard is None)
+        if run.federated.privacy.name != "none":
+            theirs = ConfigRecord({"noise-source": SERVERS_NOISE})
+            reply.content[_PRIVACY] = theirs if guard is None else guard.told()
+        return reply
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
+        if local is not None:
+            raise MessageError(
+                "the server asks for an evaluation, which federated/privacy=local would have to "
+                "tell without noise"
+            )
         weights, _ = content_of(message)
         training, client = _training_context(text), _client(context)
         model = training.fresh_model(weights, _states(context), client)

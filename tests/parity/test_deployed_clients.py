@@ -20,9 +20,11 @@ from federated.pools.inprocess import InProcessPool
 from federated.simulation import build_components
 from federated.strategies import ModelFacts, build_strategy
 from federated.strategies.mean import MeanStrategy
+from federated.updates import UNCLIPPED
 from heliotrope.config import Run
 from heliotrope.data import load
-from heliotrope.errors import ConfigError
+from heliotrope.errors import ConfigError, MessageError
+from heliotrope.privacy.accountant import Mechanism, epsilon
 from heliotrope.tasks import task_of
 from tests.support import assert_same_tensors, compose
 
@@ -130,3 +132,93 @@ def test_a_deployed_client_sends_no_longer_update_than_it_may() -> None:
         sent, start = read_arrays(arrays), clients.global_weights
         steps = [(sent[name].double() - start[name].double()).flatten() for name in start]
         assert float(torch.cat(steps).norm()) == pytest.approx(0.05, rel=1e-4)
+
+
+_PRIVATE = ("data.fit=none", "federated.privacy.noise_multiplier=0.5")
+_LOCAL = ("federated/privacy=local", "federated.privacy.clip=0.05")
+
+
+def _asked(clients: TrainingContext, **told: bool | float) -> Message:
+    """Return what a server asks client 1 in round 1."""
+    config = ConfigRecord({"server-round": 1, **told})
+    content = RecordDict({"arrays": to_record(clients.global_weights), "config": config})
+    return stamp(Message(content, dst_node_id=1, message_type="train"))
+
+
+def _went(reply: Message, start: dict[str, Tensor]) -> Tensor:
+    (arrays,) = reply.content.array_records.values()
+    sent = read_arrays(arrays)
+    return torch.cat(
+        [(sent[name].double() - value.double()).flatten() for name, value in start.items()]
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("federated/privacy=central", "federated.privacy.clip=0.05"), {}),
+        (("federated/privacy=adaptive",), {"clip": 0.05}),
+        (("federated/privacy=ftrl", "federated.privacy.clip=0.05"), {}),
+    ],
+)
+def test_a_deployed_client_clips_and_leaves_noise_to_a_trusted_server(
+    settings: tuple[str, ...], told: dict[str, float]
+) -> None:
+    more = ("federated.privacy.count_noise=2",) if told else ()
+    run = compose("federated", *_SMALL, *settings, *more, *_PRIVATE)
+    clients = _clients(run)
+    node = Context(1, 1, {"partition-id": 1}, RecordDict(), {})
+    message = _asked(clients, **{"equal-weights": True, **told})
+    replies = [client_app(run)(message, node) for _ in range(2)]
+    lengths = [float(_went(reply, dict(clients.global_weights)).norm()) for reply in replies]
+    assert lengths[0] == lengths[1] == pytest.approx(0.05, rel=1e-4)
+    (metrics,) = replies[0].content.metric_records.values()
+    assert metrics["num-examples"] == 1
+    assert "the server" in str(replies[0].content.config_records["privacy"]["noise-source"])
+    if told:
+        (arrays,) = replies[0].content.array_records.values()
+        assert int(read_arrays(arrays)[UNCLIPPED]) == 0
+
+
+def test_a_deployed_client_with_local_privacy_trusts_nobody() -> None:
+    """Whatever the server says of clip, noise and weights; and it counts what it has spent."""
+    run = compose("federated", *_SMALL, "model.hidden=[64]", *_LOCAL, *_PRIVATE)
+    clients = _clients(run)
+    node = Context(1, 1, {"partition-id": 1}, RecordDict(), {})
+    app, start = client_app(run), dict(clients.global_weights)
+    messages = [_asked(clients, **{"equal-weights": False}) for _ in range(2)]
+    replies = [app(message, node) for message in messages]
+    one, other = (_went(reply, start) for reply in replies)
+    deviation = 0.5 * 2 * 0.05
+    assert not torch.equal(one, other)
+    # The updates are the same but for the noise of each, clipped to 0.05 in thousands of numbers.
+    assert float((one - other).var()) == pytest.approx(
+        2 * deviation**2, rel=5 * (2 / len(one)) ** 0.5
+    )
+    assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 5 / len(one) ** 0.5
+    (metrics,) = replies[1].content.metric_records.values()
+    assert dict(metrics) == {"num-examples": 1}
+    said = replies[1].content.config_records["privacy"]
+    assert "os.urandom" in str(said["noise-source"])
+    assert said["participations"] == 2
+    spent = epsilon([(Mechanism("none", 0.5, 1, 1), 2)], 4**-1.1)
+    assert said["epsilon"] == pytest.approx(spent.value)
+
+
+def test_a_deployed_client_with_local_privacy_refuses_what_it_cannot_account_for() -> None:
+    budget = epsilon([(Mechanism("none", 0.5, 1, 1), 1)], 4**-1.1).value + 1e-3
+    local = (*_SMALL, *_LOCAL, *_PRIVATE, f"federated.privacy.target_epsilon={budget}")
+    run = compose("federated", *local)
+    clients = _clients(run)
+    node = Context(1, 1, {"partition-id": 1}, RecordDict(), {})
+    app = client_app(run)
+    with pytest.raises(MessageError, match="more than an update"):
+        app(_asked(clients, **{"start-loss": True}), node)
+    evaluation = Message(_asked(clients).content, dst_node_id=1, message_type="evaluate")
+    with pytest.raises(MessageError, match="evaluation"):
+        app(stamp(evaluation), node)
+    app(_asked(clients), node)  # what was refused has cost nothing
+    with pytest.raises(MessageError, match="taken part in 1 rounds"):
+        app(_asked(clients), node)
+    with pytest.raises(ConfigError, match="noise_multiplier is not set"):
+        client_app(compose("federated", *local, "federated.privacy.noise_multiplier=null"))
