@@ -36,7 +36,7 @@ class NoisyClients(Protection):
     def __init__(self, privacy: Local, run: Run, context: TrainingContext, path: Path) -> None:
         self._privacy, self._run, self._ledger = privacy, run, Ledger(path)
         self._population = context.population
-        self._stamp = stamp_of(run)
+        self._stamp = stamp_of(run, context.content)
         self._accounts: Accounts
         self._rounds_before = 0
         self.last_round = run.federated.rounds
