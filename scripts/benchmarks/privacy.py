@@ -82,7 +82,8 @@ def _dpsgd() -> list[Cell]:
 
 def _clients(clients: int, cohort: int, rounds: int, *keys: str) -> tuple[str, ...]:
     return (
-        *("federated", *_ALL, "model=mlp", "model.hidden=[32]", "federated.batch_size=10"),
+        *("federated", *_ALL, "model=mlp", "federated.batch_size=10"),
+        *("federated.local_epochs=5", "optimizer.lr=0.1"),
         *(f"federated.partition.clients={clients}", f"federated.clients_per_round={cohort}"),
         *(f"federated.{key}={rounds}" for key in ("rounds", "evaluate_every")),
         *keys,
@@ -92,14 +93,14 @@ def _clients(clients: int, cohort: int, rounds: int, *keys: str) -> tuple[str, .
 def _fashion() -> list[Cell]:
     """MLP 784-32-10, iid clients, a tenth of them each round."""
     cells = []
-    for clients, clip in ((1000, 0.5), (10_000, 0.3)):
-        keys = ("data=fashion_mnist", "federated/partition=iid", "optimizer.lr=0.1")
+    for clients in (1000, 10_000):
+        keys = ("data=fashion_mnist", "model.hidden=[32]", "federated/partition=iid")
         setting = _clients(clients, clients // 10, 100, *keys)
         series = f"{clients:,} clients"
         cells.append(Cell("fashion", f"{series}, without", f"{series}, no privacy", setting))
-        for epsilon in (1, 2, 4, 8, 16):
+        for epsilon in (0.5, 1, 2, 4, 8):
             private = (
-                *("federated/privacy=central", f"federated.privacy.clip={clip}"),
+                *("federated/privacy=central", "federated.privacy.clip=0.5"),
                 f"federated.privacy.target_epsilon={epsilon}",
             )
             label = f"{series}, epsilon {epsilon}"
@@ -110,13 +111,13 @@ def _fashion() -> list[Cell]:
 def _geyer() -> list[Cell]:
     """MNIST sorted by label, two shards a client; cohorts and rounds as published."""
     cells = []
-    for clients, cohort, rounds, delta, clip, accuracy in (
-        (100, 50, 11, 1e-3, 0.5, 78),
-        (1000, 220, 54, 1e-5, 0.5, 92),
-        (10_000, 508, 412, 1e-6, 0.5, 96),
+    for clients, cohort, rounds, delta, hidden, clip, accuracy in (
+        (100, 50, 11, 1e-3, "[]", 1.0, 78),
+        (1000, 220, 54, 1e-5, "[32]", 1.0, 92),
+        (10_000, 508, 412, 1e-6, "[32]", 0.5, 96),
     ):
-        keys = ("data=mnist", "federated/partition=shards", "optimizer.lr=0.1")
-        setting = _clients(clients, cohort, rounds, *keys, "federated.local_epochs=5")
+        keys = ("data=mnist", f"model.hidden={hidden}", "federated/partition=shards")
+        setting = _clients(clients, cohort, rounds, *keys)
         private = (
             *("federated/privacy=central", f"federated.privacy.clip={clip}"),
             *("federated.privacy.target_epsilon=8", f"federated.privacy.delta={delta}"),
