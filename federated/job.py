@@ -20,7 +20,7 @@ from heliotrope.system.process_exit import stoppable
 from .pools.requests import check_room
 
 if TYPE_CHECKING:
-    from .simulation import Components
+    from .components import Components
 
 __all__ = ["run_job"]
 
@@ -45,7 +45,7 @@ def run_job(run: Run, directory: Path) -> None:
 
 
 def _prepare(run: Run) -> Components:
-    from .simulation import build_components
+    from .components import build_components
 
     return build_components(run)
 

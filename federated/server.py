@@ -10,29 +10,21 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp.strategy import Strategy
-from torch import Tensor
 
 from heliotrope.config import FederatedConfig, Run
 from heliotrope.config.schedule import schedule_of
-from heliotrope.data import Preparation
-from heliotrope.errors import ConfigError, HeliotropeError, RunFailedError
 from heliotrope.evaluation import named
 from heliotrope.metrics import Metrics
-from heliotrope.runs import checkpoint
-from heliotrope.runs.changed_plugins import going_on
 from heliotrope.runs.checkpoint import Checkpoint
-from heliotrope.runs.clock import Clock
-from heliotrope.runs.events import Progress, Tracker
+from heliotrope.runs.directory import RunDirectory
+from heliotrope.runs.events import Tracker
 from heliotrope.runs.outcome import Target
 
-from .engine.context import TrainingContext
-from .engine.execution import ExecutionPlan
+from .attacks.data import TRIGGERED
+from .components import Components
 from .flower.grid import CohortGrid
 from .flower.messages import (
     CLIENT_MOMENTUM,
@@ -45,40 +37,14 @@ from .population.evaluated import clients_to_evaluate, rows_due
 from .protection import Protection
 from .remedies import naming
 from .round_checks import check_quorum, checked_model
+from .server_state import RoundSaver, ServerState
 from .strategies import adds_evaluations
 from .strategies.mean import MeanStrategy
 from .strategies.robust import RobustStrategy
-from .strategies.state import restore, snapshot
 
-__all__ = ["TRIGGERED", "Server", "ServerState"]
+__all__ = ["Server"]
 
 _log = logging.getLogger(__name__)
-
-TRIGGERED = "attack"
-"""The split of test examples with a backdoor's trigger, among those that no client holds."""
-
-_SAVE_SECONDS = 30.0  # a checkpoint is also due when the last one is this old
-
-
-@dataclass
-class ServerState:
-    """What a round changes, and a checkpoint holds."""
-
-    arrays: ArrayRecord
-    server_round: int = 0
-    counts: Progress = field(default_factory=Progress)
-    clock: Clock = field(default_factory=Clock)
-    startup_seconds: float | None = None
-    evaluated: bool = True  # this round, or there is nothing to evaluate yet
-
-
-@dataclass(frozen=True)
-class _Noted:
-    """What a checkpoint holds, of the moment when it was noted."""
-
-    model: ArrayRecord
-    arrays: dict[str, Tensor]  # of the strategy
-    state: dict[str, Any]
 
 
 class Server:
@@ -87,39 +53,34 @@ class Server:
     def __init__(
         self,
         run: Run,
-        context: TrainingContext,
-        preparation: Preparation,
-        strategy: Strategy,
+        components: Components,
         grid: CohortGrid,
         tracker: Tracker,
-        checkpoints: Path,
+        directory: RunDirectory,
         say: Callable[[str], None],
         protection: Protection | None = None,
     ) -> None:
+        context = components.context
         self._run = run
         self._start = context.global_weights
         self._task = context.task
-        self._preparation = preparation.to_json()
         self._population = context.population
-        self._strategy = strategy
+        self._strategy = components.strategy
         self._grid = grid
         self._tracker = tracker
-        self._checkpoints = checkpoints
-        self._directory = checkpoints.parent
+        self._directory = directory.path
         self.protection = protection
         self._say = say  # a line to the person who watches
         holding = len(context.population.evaluating())
         self._evaluating = clients_to_evaluate(run.federated, holding) if holding else 0
         self._said_alone = False
         self._model_bytes = sum(v.nbytes for v in context.global_weights.values())
-        self._saved_at = time.monotonic()
         self.target = Target(run.target, context.task.metrics.directions)
         self.state = ServerState(to_record(context.global_weights))
         self.final: dict[str, Metrics] = {}
         self.attacked: dict[str, float] = {}  # how far a backdoor has come, by its metric
         self.success: dict[str, float] = {}  # the same, as result.json says it of the attack
-        self._noted: _Noted
-        self._saved: _Noted | None = None
+        self._saver = RoundSaver(run, components, grid, tracker, directory, self.target, protection)
 
     @property
     def _cfg(self) -> FederatedConfig:
@@ -136,12 +97,12 @@ class Server:
         strategy gives no usable model. However it ends, by a signal too, the last checkpoint
         then holds the last whole round.
         """
-        self._note_round()
+        self._saver.note(self.state)
         with self.state.clock.kept_in(self._directory):
             try:
                 self._train()
             except BaseException:
-                self._save_last_round()
+                self._saver.save_last(self.state)
                 raise
         return self.state
 
@@ -150,14 +111,13 @@ class Server:
         while self.state.server_round < self._last_round and not stopped:
             self._round(self.state.server_round + 1)
             stopped = self._evaluate_if_due()
-            old = time.monotonic() - self._saved_at > _SAVE_SECONDS
             due = self.state.server_round % self._cfg.checkpoint_every == 0
-            if stopped or old or due:
-                self.save()
+            if stopped or due or self._saver.is_old:
+                self._saver.save(self.state)
         if not self.final:  # nothing was left to train, or the last round was not evaluated
             self._observe(self._evaluate())
-            self._note_round()
-        self.save()
+            self._saver.note(self.state)
+        self._saver.save(self.state)
 
     def _round(self, server_round: int) -> None:
         """Train one round."""
@@ -196,7 +156,7 @@ class Server:
             numbers |= self.protection.numbers(server_round)
         self._emit("train", {"train/loss": self._train_loss(), **numbers}, clients=len(cohort))
         self.state.evaluated = False
-        self._note_round()
+        self._saver.note(self.state)
 
     def _draw(self, server_round: int) -> list[int]:
         if self.protection is not None:
@@ -281,7 +241,7 @@ class Server:
             self._evaluate_clients(server_round)
         stop = self._observe(values)
         self.state.evaluated = True
-        self._note_round()
+        self._saver.note(self.state)
         return stop
 
     def _observe(self, values: Mapping[str, float]) -> bool:
@@ -346,94 +306,6 @@ class Server:
         unit = {"round": self.state.server_round}
         self._tracker.progress(event, self.state.counts, self.state.clock, unit, **values, **fields)
 
-    def _note_round(self) -> None:
-        """Note what a checkpoint of the present state holds.
-
-        The next round changes the strategy before its model is accepted, and may be cut off
-        anywhere: then this is what is saved.
-        """
-        try:
-            arrays, shapes = snapshot(self._strategy)
-        except ConfigError as error:
-            done = self.state.server_round
-            if done == 0:  # nothing was trained yet
-                raise
-            raise RunFailedError(
-                f"round {done}: {error} What was trained up to round {done - 1} is saved. Mend it "
-                f"and go on: {going_on(self._run, self._directory)}."
-            ) from error
-        if self._grid.states is not None:
-            arrays |= self._grid.states.snapshot()
-        arrays |= self._grid.attackers_snapshot()
-        self._noted = _Noted(
-            self.state.arrays,
-            arrays,
-            {
-                "round": self.state.server_round,
-                "evaluated": self.state.evaluated,
-                "preparation": self._preparation,
-                "strategy": shapes,
-                "counts": asdict(self.state.counts),
-                "train_seconds": self.state.clock.train_seconds,
-                "target": self.target.saved(),
-                "metrics_offset": self._tracker.offset,
-                "privacy": None if self.protection is None else self.protection.saved(),
-            },
-        )
-
-    def save(self) -> None:
-        """Write a checkpoint of the last whole round, evaluated or not."""
-        noted = self._noted
-        self._tracker.sync()
-        checkpoint.save(
-            self._checkpoints,
-            Checkpoint(
-                progress=noted.state["round"],
-                model=read_arrays(noted.model),
-                arrays=noted.arrays,
-                state={
-                    **noted.state,
-                    "client_training": asdict(self._grid.execution)
-                    if self._grid.execution
-                    else None,
-                    "seconds": self.state.clock.seconds,
-                },
-            ),
-        )
-        self._saved_at, self._saved = time.monotonic(), noted
-
-    def _save_last_round(self) -> None:
-        """Save it, if it is not saved yet; the reason why the run ends is told in any case."""
-        try:
-            if self._noted is not self._saved:
-                self.save()
-        except (HeliotropeError, OSError):
-            _log.exception("the last round could not be saved")
-
     def resume(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint; events after it are dropped, to be written again."""
-        path = checkpoint.path_of(self._checkpoints, saved.progress)
-        checkpoint.check_weights(self._start, saved.model, path)
-        with checkpoint.understood(path):
-            self._restore(saved, path)
-
-    def _restore(self, saved: Checkpoint, path: Path) -> None:
-        state = saved.state
-        checkpoint.check_preparation(self._preparation, state, path)
-        restore(self._strategy, saved.arrays, state["strategy"])
-        if self.protection is not None:
-            self.protection.begin(saved.progress, state.get("privacy") or {})
-        if self._grid.states is not None:
-            self._grid.states.restore(saved.arrays)
-        self._grid.restore_attackers(saved.arrays)
-        execution = state["client_training"]
-        self._grid.execution = None if execution is None else ExecutionPlan(**execution)
-        self.target.restore(state["target"])
-        self.state.arrays = to_record(saved.model)
-        self.state.server_round = saved.progress
-        self.state.evaluated = state.get("evaluated", True)  # before, only then it was saved
-        self.state.counts = Progress(**state["counts"])
-        self.state.clock.train_seconds = float(state["train_seconds"])
-        # Last, for it drops what the run has said: of a state that makes sense, nothing fails now.
-        seconds, offset = float(state["seconds"]), int(state["metrics_offset"])
-        self.state.clock.resume(max(seconds, self._tracker.rewind(offset)))
+        self._saver.restore(saved, self.state)

@@ -1,4 +1,4 @@
-"""Builds the parts of a simulated federation from a config, runs it, and writes its results."""
+"""Runs a simulated federation from its parts, and writes its results."""
 
 from __future__ import annotations
 
@@ -6,28 +6,20 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.serverapp.strategy import Strategy
-from numpy.typing import NDArray
 
-from heliotrope import registry
 from heliotrope.cluster.connection import Cluster
 from heliotrope.cluster.environment import driver_environment
 from heliotrope.cluster.placement import reserved, say
 from heliotrope.config import Run
-from heliotrope.config.checks.schedule import check_factors
-from heliotrope.config.schedule import schedule_of
-from heliotrope.data import Exchange, Preparation, Traits, load
 from heliotrope.errors import ConfigError
-from heliotrope.metrics.chosen import check_chosen_metrics
 from heliotrope.models import parameter_count
-from heliotrope.plugin_loading import refusing_exits
 from heliotrope.privacy.canaries import Canaries
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.runs.display import Display
@@ -37,23 +29,14 @@ from heliotrope.runs.outcome import Outcome
 from heliotrope.runs.results import write_outcome
 from heliotrope.runs.trackers import listeners
 from heliotrope.system.resources import available_cpus, peak_rss_bytes, pick_device, threads_of
-from heliotrope.tasks import task_of
-from heliotrope.training.trial import check_step
 
 from .algorithms import proximal
 from .algorithms.momentum import MOMENTUM
-from .attack_setting import AttackSetting, attack_setting
-from .attacks.data import triggered
-from .attacks.names import attack_of
+from .attack_setting import AttackSetting
 from .client_state import StateStore
-from .engine.alone import check_batches
+from .components import Components
 from .engine.context import (
     TrainingContext,
-    assemble,
-    divide,
-    owners_of,
-    poisoned,
-    prepared_for,
 )
 from .engine.execution import ExecutionPlan
 from .engine.root import RootClient
@@ -62,121 +45,23 @@ from .pools.base import Pool
 from .pools.inprocess import InProcessPool
 from .pools.requests import requests
 from .population import Population
-from .population.evaluated import clients_to_evaluate
-from .population.root import root_examples
-from .privacy.canaries import check_canaries, with_canary_clients
-from .protection import Protection, check_protectable, protected
-from .secure_setting import SecureSetting, secure_setting
-from .server import TRIGGERED, Server
-from .strategies import ModelFacts, build_strategy, reduces
+from .protection import Protection, protected
+from .secure_setting import SecureSetting
+from .server import Server
+from .strategies import ModelFacts
 from .strategies.fltrust import FLTrust
 from .strategies.mean import MeanStrategy
 from .strategies.robust import RobustStrategy
-from .strategies.state import check_savable
-from .strategies.trial import after_a_round
 
-__all__ = ["Components", "build_components", "simulate"]
+__all__ = ["simulate"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Components:
-    """What a configuration means, found to fit before any work.
-
-    Parameters
-    ----------
-    context
-        What clients share.
-    preparation, exchange
-        How the data is prepared, and what clients and server send each other for it.
-    notes
-        Lines to be shown at the start.
-    strategy
-        The server's.
-    reduce
-        Whether workers send one sum each.
-    attack
-        Who attacks, and how; None if nobody does.
-    root
-        Positions of the training examples that are the server's own.
-    content
-        A hash of the data, for a ledger that runs share.
-    """
-
-    context: TrainingContext
-    preparation: Preparation
-    exchange: Exchange
-    notes: tuple[str, ...]
-    facts: ModelFacts
-    strategy: Strategy
-    reduce: bool
-    attack: AttackSetting | None
-    root: NDArray[np.int64]
-    secure: SecureSetting | None
-    content: str | None
-
-
-@refusing_exits()
-def build_components(run: Run) -> Components:
-    """Load and divide the data and build model and strategy, so that what is wrong shows here."""
-    hashed = run.privacy.ledger is not None or run.federated.privacy.name != "none"
-    dataset = load(run.data, run.seed, task=run.task_name, hashed=hashed)
-    cfg = run.federated
-    check_factors(schedule_of(cfg), cfg.lr_horizon or cfg.rounds, cfg.rounds)
-    splits = {"validation": dataset.validation, "test": dataset.test}
-    central = {name: split for name, split in splits.items() if len(split)}
-    task = task_of(dataset, run)
-    check_chosen_metrics(run, "federated", task.metrics.directions)
-    partition = divide(run, dataset)
-    if (stamped := triggered(attack_of(run.federated), task, dataset)) is not None:
-        central[TRIGGERED] = stamped
-    owners = owners_of(run, central, dataset.train, partition)
-    train = prepared_for(partition, dataset)
-    clients = with_canary_clients(partition, run.audit.canaries, run.seed)
-    context = poisoned(assemble(run, task, train, clients, central, owners), dataset)
-    if dataset.content is not None:
-        context = replace(context, content=dataset.content)
-    check_canaries(run, personal=bool(context.personal))
-    notes = check_step(run, context.model, task)
-    check_batches(context, run.model.name)
-    if run.federated.holdout_fraction:
-        clients_to_evaluate(run.federated, len(context.population.evaluating()))
-    facts = ModelFacts.of(
-        context.model,
-        context.total_weight,
-        len(context.population.training()),
-        context.global_weights,
-    )
-    strategy = build_strategy(run, facts)
-    check_savable(strategy)
-    if not registry.entry("strategy", run.federated.strategy.name).built_in:
-        weights, cohort = context.global_weights, run.federated.clients_per_round
-        if (later := after_a_round(strategy, weights, cohort)) is not None:
-            check_savable(later)
-    assert dataset.fitting is not None
-    exchange = dataset.fitting.exchange(partition)
-    attack = attack_setting(run, context, facts)
-    check_protectable(run, context, strategy, exchange)
-    secure = secure_setting(run, context, strategy)
-    return Components(
-        context=context,
-        preparation=dataset.preparation,
-        exchange=exchange,
-        notes=(*dataset.notes, *notes),
-        facts=facts,
-        strategy=strategy,
-        reduce=reduces(run.federated, strategy),
-        attack=attack,
-        root=root_examples(run, Traits.of(dataset.train)),
-        secure=secure,
-        content=dataset.content,
-    )
 
 
 def simulate(run: Run, directory: Path, components: Components, cluster: Cluster | None) -> None:
     """Train the clients of `run`, in this process or on a Ray cluster, and write its results."""
     context = components.context.on(pick_device(run.device if cluster is None else "cpu"))
+    components = replace(components, context=context)
     # What workers have summed is soon added; a second thread would then spin for some ms on a CPU
     # on which a worker has begun the next round.
     idle = cluster is not None and components.reduce
@@ -189,21 +74,11 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
             _pool(run, context, cluster, run_dir.log, tracker) as pool,
             protected(run, context, run_dir, components.content) as protection,
         ):
-            grid, attack = _grid(pool, components, context), components.attack
+            grid, attack = _grid(pool, components), components.attack
             canaries = None if context.canaries is None else context.canaries.canaries
             if isinstance(components.strategy, FLTrust):
                 components.strategy.root = RootClient(context, components.root)
-            server = Server(
-                run,
-                context,
-                components.preparation,
-                components.strategy,
-                grid,
-                tracker,
-                run_dir.checkpoints,
-                display.say,
-                protection,
-            )
+            server = Server(run, components, grid, tracker, run_dir, display.say, protection)
             up, down = components.exchange.bytes_up, components.exchange.bytes_down
             server.state.counts = Progress(bytes_up=up, bytes_down=down)  # unless it resumes
             _begin(run, server, grid, tracker, run_dir, display, attack, canaries)
@@ -238,7 +113,7 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
         write_outcome(run, "federated", run_dir, tracker, server.final, outcome, display)
 
 
-def _grid(pool: Pool, components: Components, context: TrainingContext) -> CohortGrid:
+def _grid(pool: Pool, components: Components) -> CohortGrid:
     """Return what delivers the strategy's messages to the clients of `pool`."""
     attack, strategy = components.attack, components.strategy
     return CohortGrid(
@@ -246,7 +121,7 @@ def _grid(pool: Pool, components: Components, context: TrainingContext) -> Cohor
         components.reduce,
         takes_mean=isinstance(strategy, MeanStrategy),
         takes_updates=isinstance(strategy, RobustStrategy) and strategy.takes_updates,
-        states=_states(context, strategy, components.facts),
+        states=_states(components.context, strategy, components.facts),
         colluders=None if attack is None else attack.colluders,
         secure=None if components.secure is None else components.secure.rounds,
     )

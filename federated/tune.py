@@ -20,11 +20,11 @@ from heliotrope.config import Run
 from heliotrope.errors import ConfigError
 from heliotrope.system.resources import available_cpus, pick_device
 
+from .components import build_components
 from .engine.execution import ExecutionPlan, may_have_lanes, most_stacked
 from .engine.time_limit import Watch
 from .engine.verdict import FAST, Verdict, examine
 from .pools.cohort_worker import CohortWorker
-from .simulation import build_components
 
 __all__ = ["candidates", "tune_command"]
 

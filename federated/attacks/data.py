@@ -20,7 +20,10 @@ from ..population import Population
 from .kinds import Attack, Backdoor, LabelFlip
 from .triggers import stamped
 
-__all__ = ["attacked", "triggered"]
+__all__ = ["TRIGGERED", "attacked", "triggered"]
+
+TRIGGERED = "attack"
+"""The split of test examples with a backdoor's trigger, among those that no client holds."""
 
 
 def attacked(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from federated.components import build_components
 from federated.job import run_job
-from federated.simulation import build_components
 from heliotrope.data import Dense, load
 from heliotrope.runs import checkpoint
 from tests.federated_runs import assert_same_end

@@ -11,13 +11,13 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from federated.client_state import StateStore
+from federated.components import build_components
 from federated.engine.context import TrainingContext, assemble, divide
 from federated.engine.execution import ExecutionPlan
 from federated.flower.app import _training_context, client_app
 from federated.flower.grid import CohortGrid
 from federated.flower.messages import read_arrays, stamp, to_record
 from federated.pools.inprocess import InProcessPool
-from federated.simulation import build_components
 from federated.strategies import ModelFacts, build_strategy
 from federated.strategies.mean import MeanStrategy
 from federated.updates import UNCLIPPED

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from federated.components import build_components
 from federated.job import run_job
-from federated.simulation import build_components
 from tests.federated_runs import SMALL, assert_same_end
 from tests.support import compose, events_of, weights_of
 

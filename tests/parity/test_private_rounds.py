@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from federated.components import build_components
 from federated.job import run_job
 from federated.population import Population
-from federated.simulation import build_components
 from heliotrope.config import Run
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import Mechanism, epsilon

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from flwr.app import ArrayRecord, MetricRecord
 
+from federated.components import build_components
 from federated.job import run_job
-from federated.simulation import build_components
 from federated.strategies.robust import FedMedian, RobustStrategy
 from tests.federated_runs import SMALL, assert_same_end
 from tests.support import compose

@@ -19,8 +19,8 @@ from federated.attack_setting import chance_of_more
 from federated.attacks.collusion import Colluders
 from federated.attacks.kinds import Collusion, LittleIsEnough, NegativeMean, Scaling
 from federated.client_state import ClientStates
+from federated.components import build_components
 from federated.engine.client_updates import ClientUpdates
-from federated.simulation import build_components
 from federated.updates import Instruction, Stack, Update
 from heliotrope.config import OptimizerConfig
 from heliotrope.errors import ConfigError

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from federated.attacks.kinds import ScaleUpdates
-from federated.simulation import build_components
+from federated.components import build_components
 from heliotrope.data import Examples
 from heliotrope.errors import ConfigError
 from tests.support import compose, everything, values_of

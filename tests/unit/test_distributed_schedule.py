@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distributed.loop.schedule import LearningRate, check_schedule
-from federated.simulation import build_components
+from federated.components import build_components
 from heliotrope import registry
 from heliotrope.config import DistributedConfig
 from heliotrope.config.schedule import schedule_of

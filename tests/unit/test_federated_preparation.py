@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from federated.components import build_components
 from federated.engine.context import divide, prepared_for
-from federated.simulation import build_components, simulate
+from federated.simulation import simulate
 from heliotrope.data import Dataset, load
 from heliotrope.data.preparation import Statistics
 from tests.support import compose

@@ -12,11 +12,11 @@ from flwr.app import ConfigRecord
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from federated.components import build_components
 from federated.engine.context import divide, prepared_for
 from federated.flower.grid import CohortGrid
 from federated.flower.messages import read_arrays, stamp, to_record, train_reply
 from federated.population.root import root_examples
-from federated.simulation import build_components
 from federated.strategies import ModelFacts, build_strategy
 from federated.strategies.fltrust import FLTrust, trusted_mean
 from federated.updates import Instruction, Update, Weights

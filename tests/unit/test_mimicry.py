@@ -12,7 +12,7 @@ from torch import Tensor
 from federated.attacks.collusion import Colluders
 from federated.attacks.kinds import Mimic
 from federated.attacks.mimicry import Mimicry
-from federated.simulation import build_components
+from federated.components import build_components
 from federated.updates import Update
 from heliotrope.errors import ConfigError
 from heliotrope.seeding import numpy_generator

@@ -14,8 +14,8 @@ import torch
 from distributed.driver import build_components as build_distributed
 from distributed.strategies.engine import Engine
 from distributed.topology import Topology
+from federated.components import build_components as build_federated
 from federated.job import run_job
-from federated.simulation import build_components as build_federated
 from federated.strategies import ModelFacts, build_strategy, reduces
 from heliotrope import config, plugin_loading, registry
 from heliotrope.config import Mode, Run

@@ -20,7 +20,7 @@ from configs import model_config
 from dataset import examples_of, info_of
 from problem import CLIP, NOISE, Problem, arguments, read, report
 
-from federated import simulation
+from federated import components
 from federated.engine.execution import ExecutionPlan
 from federated.job import run_job
 from heliotrope.config import DistributedConfig, FederatedConfig, Run, chosen
@@ -105,8 +105,8 @@ def _train(run: Run, problem: Problem, directory: Path) -> None:
     dataset = Dataset("benchmark", train, empty, test, info, prepared, fitting)
     parts = Partition(problem.indices.numpy(), problem.offsets.numpy())
     with (
-        patch.object(simulation, "load", lambda *_, **__: dataset),
-        patch.object(simulation, "divide", lambda *_, **__: parts),
+        patch.object(components, "load", lambda *_, **__: dataset),
+        patch.object(components, "divide", lambda *_, **__: parts),
     ):
         run_job(run, directory)
 
