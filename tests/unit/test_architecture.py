@@ -91,6 +91,8 @@ LAYERS = {
         "federated.secure_setting",
         "federated.remedies",
         "federated.round_checks",
+        "federated.components",
+        "federated.server_state",
         "federated.server",
         "federated.simulation",
         "federated.tune",
