@@ -25,11 +25,11 @@ class PlansSilos(Protocol):
 
 def silo_table(silos: Sequence[tuple[Account, int]]) -> Table:
     """Return a row for each client: its data, its steps, its noise, and its epsilon at the end."""
-    title = "federated: epsilon for a record of each client, in so many steps a round"
+    title = "federated: ε for a record of each client, of so many examples (size), at δ"
     table = Table(title=title, title_justify="left")
     table.add_column("client", no_wrap=True)
-    for name in ("examples", "batch", "steps", "rounds", "noise", "delta", "epsilon"):
-        table.add_column(name, justify="right")
+    for name in ("size", "batch", "steps", "rounds", "noise", "δ", "ε"):  # steps of a round
+        table.add_column(name, justify="right", no_wrap=True)
     for account, rounds in silos:
         spent = [(account.mechanism, rounds * account.releases)]
         table.add_row(
@@ -39,7 +39,7 @@ def silo_table(silos: Sequence[tuple[Account, int]]) -> Table:
             f"{account.releases:,}",
             f"{rounds:,}",
             f"{account.mechanism.noise_multiplier:g}",
-            f"{account.delta:.3g}",
+            f"{account.delta:.2g}",
             f"{epsilon(spent, account.delta).value:.3f}",
         )
     return table
