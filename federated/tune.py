@@ -17,6 +17,7 @@ from rich.table import Table
 from heliotrope import config
 from heliotrope.commands.overrides import checked
 from heliotrope.config import Run
+from heliotrope.config.explain import composing
 from heliotrope.errors import ConfigError
 from heliotrope.system.resources import available_cpus, pick_device
 
@@ -37,7 +38,8 @@ _WORTH_SETTING = 1.1  # times as fast as what the rule takes
 def tune_command(arguments: Sequence[str]) -> None:
     """`experiment=E [key=value ...]`: time the ways of training a cohort; print overrides."""
     config.register_for(arguments)
-    with initialize_config_dir(config_dir=str(config.conf_dir()), version_base="1.3"):
+    folder = str(config.conf_dir())
+    with composing(), initialize_config_dir(config_dir=folder, version_base="1.3"):
         run = config.load(compose("config", overrides=checked(arguments)), "federated")
     console = Console(soft_wrap=True)
     context = build_components(run).context.on(pick_device(run.device))

@@ -61,7 +61,13 @@ def _checked(override: str, sweeping: bool) -> str:
         parsed = _parse(override)
     except HydraException as error:
         raise ConfigError(_unreadable(override, str(error), sweeping)) from error
+    except RecursionError as error:
+        raise ConfigError(f"{override[:60]}... nests too deeply.") from error
     name = parsed.key_or_group
+    if name in ("hydra.searchpath", "hydra"):
+        raise ConfigError(
+            f"{override}: Hydra would import what it searches. Name a folder: --config-dir DIR."
+        )
     if not name:
         raise ConfigError(f"{override} has no key. Write key=value, such as seed=1.")
     if override.startswith("~"):

@@ -15,7 +15,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from heliotrope import plugin_loading
+from heliotrope.config.code_refused import refuse_blown_up
 from heliotrope.config.files import (
+    chosen_files,
     experiment_files,
     in_file,
     keys_in_experiments,
@@ -112,6 +114,13 @@ def register_for(arguments: Sequence[str]) -> None:
 
     Raises `ConfigError` if a plug-in or an experiment is missing, or a plug-in fails.
     """
+    try:
+        for path in chosen_files(arguments):
+            refuse_blown_up(path.read_text(), path)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        pass  # as Hydra will say when it reads the file
+    except RecursionError as error:
+        raise ConfigError("The file of an experiment nests too deeply.") from error
     load_plugins(arguments)
     register()
     OwnExperiments.left_out = [override.removeprefix("~") for override in left_out(arguments)]

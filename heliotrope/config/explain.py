@@ -14,6 +14,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from heliotrope.config.code_refused import refusing_code
 from heliotrope.config.distributed import DistributedConfig
 from heliotrope.config.federated import FederatedConfig
 from heliotrope.config.files import (
@@ -43,11 +44,17 @@ _REMEDIES = {
 
 @contextmanager
 def composing() -> Iterator[None]:
-    """Turn what Hydra, OmegaConf and YAML raise in the block into a `ConfigError`."""
+    """Turn what Hydra, OmegaConf and YAML raise in the block into a `ConfigError`.
+
+    A configuration that names code is refused, before any of it is called.
+    """
     try:
-        yield
+        with refusing_code():
+            yield
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(explain(error)) from error
+    except RecursionError as error:
+        raise ConfigError("The configuration nests too deeply, or refers to itself.") from error
 
 
 def explain(error: Exception) -> str:

@@ -15,6 +15,7 @@ from heliotrope.errors import ConfigError
 
 __all__ = [
     "choices",
+    "chosen_files",
     "experiment_files",
     "explain_composition",
     "explain_text",
@@ -45,7 +46,7 @@ def explain_yaml(error: yaml.YAMLError) -> str:
 
 def explain_text(error: UnicodeDecodeError) -> str:
     """Return which of the files that the command line chooses is not UTF-8, and where."""
-    for path in _chosen_files():
+    for path in chosen_files(sys.argv[1:]):
         raw = path.read_bytes()
         try:
             raw.decode()
@@ -192,8 +193,11 @@ def _folders() -> Iterator[Path]:
     yield conf_dir()
 
 
-def _chosen_files() -> Iterator[Path]:
-    for argument in sys.argv[1:]:
+def chosen_files(arguments: Sequence[str]) -> Iterator[Path]:
+    """Yield the files that a command line chooses of groups, and those that experiments extend."""
+    for path in _experiments(arguments):
+        yield from _extended(path)
+    for argument in arguments:
         group = argument.lstrip("+").partition("=")[0]
         for name in _names_of(group, [argument]):
             path = _path_of(f"{group}/{name}")

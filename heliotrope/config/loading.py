@@ -16,6 +16,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from heliotrope import plugin_loading, registry
 from heliotrope.config.checks.run import check
+from heliotrope.config.code_refused import refuse_blown_up, refuse_interpolations
 from heliotrope.config.distributed import DistributedConfig
 from heliotrope.config.federated import FederatedConfig
 from heliotrope.config.groups import GROUPS, OPTIONAL, choice_class, choice_names, source_of
@@ -100,11 +101,13 @@ def from_yaml(
     be loaded.
     """
     try:
+        refuse_blown_up(text, source)
         values = OmegaConf.create(text)
+        refuse_interpolations(values, source)
         if with_plugins and isinstance(values, DictConfig):
             plugin_loading.recall(values.get("plugins") or (), source, trusted=trusted)
         return _typed(values, source)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{source} is not the config of a run of this version: {' '.join(str(error).split())}."
         ) from error

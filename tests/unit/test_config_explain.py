@@ -57,7 +57,7 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("name=${nowhere}", ("name=${nowhere}", "no key nowhere")),
     ("hydra.run.dir=here name=${nowhere}", ("name=${nowhere}", "no key nowhere")),
     ("name=${seed", ("name=${seed", "bracket is not closed")),
-    ("name=${oc.env:NOT_SET_AT_ALL}", ("name=${oc.env:NOT_SET_AT_ALL}", "not found", "${seed}")),
+    ("name=${oc.env:HOME}", ("${oc.env:HOME}", "environment", 'KEY="$HOME"')),
     ("name=${name}", ("name=${name}", "Recursive")),
     # characters that Hydra's grammar wants quoted
     ("name=a=b", ("name=a=b", """'name="a=b"'""")),

@@ -1,0 +1,149 @@
+"""What a configuration may not do: call code, or read the environment into what is written down.
+
+Files of experiments are passed on, and so is a run's config.yaml. Hydra would call what
+`hydra.callbacks`, handlers of its logging and `_target_` name, set variables that make other
+processes load code, import packages to search them for files, and read any environment variable
+by `${oc.env:NAME}`. None of these is needed here: code comes in by `plugins=` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml  # type: ignore[import-untyped]
+from hydra._internal.config_loader_impl import ConfigLoaderImpl  # not public: comes before all else
+from omegaconf import DictConfig, OmegaConf
+
+from heliotrope.errors import ConfigError
+
+__all__ = ["refuse_blown_up", "refuse_code", "refuse_interpolations", "refusing_code"]
+
+_OF_HYDRA = ("hydra._internal.core_plugins.", "hydra_plugins.")  # the latter are installed
+_OF_LOGGING = ("logging.StreamHandler", "logging.FileHandler", "logging.Formatter")
+_STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+_MOST_NODES = 100_000  # of a YAML file with its anchors written out; ours have 60
+_PLUGINS = "Code comes in by plugins=[FILE] alone."
+
+
+@contextmanager
+def refusing_code() -> Iterator[None]:
+    """Raise `ConfigError` if a configuration that Hydra composes in the block names code.
+
+    Also in place of a variable of the environment. Before Hydra acts on any of it.
+    """
+    real = ConfigLoaderImpl.load_configuration
+
+    def load(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
+        composed = real(self, *args, **kwargs)
+        refuse_code(composed.get("hydra"))
+        return composed
+
+    OmegaConf.clear_resolver("oc.env")
+    OmegaConf.register_new_resolver("oc.env", _refuse_variable)
+    setattr(ConfigLoaderImpl, "load_configuration", load)  # noqa: B010 - mypy minds the other way
+    try:
+        yield
+    finally:
+        setattr(ConfigLoaderImpl, "load_configuration", real)  # noqa: B010
+
+
+def refuse_code(hydra: Any) -> None:
+    """Raise `ConfigError` naming what in Hydra's own part of a configuration is code."""
+    if not isinstance(hydra, DictConfig):
+        return
+    values: Any = OmegaConf.to_container(hydra, resolve=False)
+    if values.get("searchpath"):
+        _refuse_search(values["searchpath"])
+    job = values.get("job") or {}
+    if job.get("env_set"):
+        raise ConfigError(
+            f"hydra.job.env_set={job['env_set']} would set variables that make programs load code. "
+            "Set them where you type the command."
+        )
+    if values.get("callbacks"):
+        raise ConfigError(f"hydra.callbacks.{next(iter(values['callbacks']))} is code. {_PLUGINS}")
+    for key, value in _leaves(values, "hydra"):
+        last = key.rpartition(".")[2]
+        if last == "_target_" and not (
+            key in ("hydra.launcher._target_", "hydra.sweeper._target_")
+            and str(value).startswith(_OF_HYDRA)
+        ):
+            raise ConfigError(f"{key}={value} names code. {_PLUGINS}")
+        if not key.startswith(("hydra.job_logging.", "hydra.hydra_logging.")):
+            continue
+        if last in ("class", "()", "factory") and value not in _OF_LOGGING:
+            raise ConfigError(f"{key}={value} names code. {_PLUGINS}")
+        if isinstance(value, str) and value.startswith("ext://") and value not in _STREAMS:
+            raise ConfigError(f"{key}={value} names code. {_PLUGINS}")
+
+
+def _refuse_search(paths: object) -> NoReturn:
+    raise ConfigError(
+        f"hydra.searchpath={paths} would import packages to search them for files. Name a folder: "
+        "--config-dir DIR."
+    )
+
+
+def _refuse_variable(name: str, *_default: object) -> NoReturn:
+    raise ConfigError(
+        f"${{oc.env:{name}}} would read the environment into a config.yaml that others may see. "
+        f'Let the shell fill it in: KEY="${name}".'
+    )
+
+
+def _leaves(tree: object, key: str) -> Iterator[tuple[str, object]]:
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _leaves(value, f"{key}.{name}")
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _leaves(value, key)
+    else:
+        yield key, tree
+
+
+def refuse_interpolations(values: Any, source: str) -> None:
+    """Raise `ConfigError` if the config of a run refers to anything: we write it resolved."""
+    for key, value in _leaves(OmegaConf.to_container(values, resolve=False), ""):
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(
+                f"{source}: {key.lstrip('.')}={value[:60]} refers to something else, which the "
+                "config of a run does not. It was not written by Heliotrope: do not use it."
+            )
+
+
+def refuse_blown_up(text: str, source: str | Path) -> None:
+    """Raise `ConfigError` if a YAML text would become large, or endless, by its anchors.
+
+    Raises `yaml.YAMLError` where it is no YAML.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        sizes: dict[int, int] = {}
+        if root is not None and _size(root, sizes, set()) > _MOST_NODES:
+            raise ConfigError(
+                f"{source} holds more than {_MOST_NODES} values, by anchors (&) that it repeats. "
+                "Write them out, or leave them out."
+            )
+    except RecursionError as error:
+        raise ConfigError(f"{source} nests too deeply.") from error
+
+
+def _size(node: yaml.Node, sizes: dict[int, int], above: set[int]) -> int:
+    """Return how many nodes there are with every alias written out."""
+    if id(node) in above:
+        raise RecursionError
+    if id(node) in sizes:
+        return sizes[id(node)]
+    above.add(id(node))
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    sizes[id(node)] = 1 + sum(_size(part, sizes, above) for part in parts)
+    above.remove(id(node))
+    return sizes[id(node)]

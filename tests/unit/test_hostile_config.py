@@ -1,0 +1,186 @@
+"""Configurations that someone else wrote: no code is called, and no secret is read into them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from heliotrope.config import from_resolved, from_yaml
+from heliotrope.config.code_refused import refuse_blown_up
+from heliotrope.errors import ConfigError
+from tests.support import Type, compose
+
+HEADER = "# @package _global_\ndefaults:\n  - quickstart\n"
+MARK = "executed"
+# what stands in the file of an experiment -> what is said of it
+FILES = {
+    "callbacks": (
+        f"hydra: {{callbacks: {{a: {{_target_: os.mkdir, path: {MARK}}}}}}}",
+        "hydra.callbacks.a is code. Code comes in by plugins=[FILE] alone.",
+    ),
+    "a launcher's argument": (
+        f"hydra: {{launcher: {{x: {{_target_: os.mkdir, path: {MARK}}}}}}}",
+        "hydra.launcher.x: there is no such key",
+    ),
+    "another launcher": (
+        "hydra: {launcher: {_target_: os.abort}}",
+        "hydra.launcher._target_=os.abort names code",
+    ),
+    "a sweeper": (
+        "hydra: {sweeper: {params: {_target_: os.abort}}}",
+        "hydra.sweeper.params._target_=os.abort names code",
+    ),
+    "a handler by its class": (
+        f"hydra: {{job_logging: {{handlers: {{a: {{class: os.mkdir, path: {MARK}}}}}}}}}",
+        "hydra.job_logging.handlers.a.class=os.mkdir names code",
+    ),
+    "a handler by a factory": (
+        f'hydra: {{hydra_logging: {{handlers: {{a: {{"()": os.mkdir, path: {MARK}}}}}}}}}',
+        "hydra.hydra_logging.handlers.a.()=os.mkdir names code",
+    ),
+    "an object for a handler": (
+        "hydra: {job_logging: {handlers: {a: {stream: 'ext://antigravity.x'}}}}",
+        "stream=ext://antigravity.x names code",
+    ),
+    "variables for other processes": (
+        "hydra: {job: {env_set: {LD_PRELOAD: /tmp/evil.so}}}",
+        "hydra.job.env_set={'LD_PRELOAD'",
+    ),
+    "packages to search": ("hydra: {searchpath: ['pkg://antigravity']}", "searchpath"),
+    "a target of our own keys": (
+        f"model: {{_target_: os.mkdir, path: {MARK}}}",
+        "model._target_: there is no such key",
+    ),
+    "a target beside our keys": (
+        f"x: {{_target_: os.mkdir, path: {MARK}}}",
+        "x: there is no such key",
+    ),
+    "a variable of the environment": ("name: ${oc.env:A_SECRET}", "${oc.env:A_SECRET} would read"),
+    "a variable with a default": ("name: ${oc.env:A_SECRET,x}", "${oc.env:A_SECRET} would read"),
+    "a resolver that there is not": ("name: ${run:ls}", "run"),
+    "a Python object": (
+        f"name: !!python/object/apply:os.mkdir [{MARK}]",
+        "constructor for the tag",
+    ),
+    "a Python name": ("name: !!python/name:os.system", "constructor for the tag"),
+    "anchors that blow up": (
+        "a0: &a0 [x]\n"
+        + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)),
+        "by anchors (&) that it repeats",
+    ),
+    "an anchor in itself": ("metrics: &a [*a]", "nests too deeply"),
+    "deep nesting": (f"metrics: {'[' * 5000}{']' * 5000}", "nests too deeply"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "hunter2")
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")], ids=["run", "sweep"])
+def test_an_experiment_of_someone_else_runs_no_code_and_reads_no_secret(
+    kind: str, sweep: tuple[str, ...], type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, said = FILES[kind]
+    Path("theirs.yaml").write_text(f"{HEADER}{content}\n")
+    began = time.monotonic()
+    code = type_("federated", "experiment=theirs.yaml", *sweep, job=_never)
+    error = capsys.readouterr().err
+    assert code == 2
+    assert said in error
+    assert "Traceback" not in error
+    assert "hunter2" not in error
+    assert time.monotonic() - began < 20
+    left = [path for path in Path().rglob("*") if "runs" not in path.parts]
+    assert left == [Path("theirs.yaml")]
+    assert not any("hunter2" in str(path) for path in Path().rglob("*"))
+
+
+def _never(*_: object) -> None:
+    pytest.fail("the run began")
+
+
+OVERRIDES = [
+    (f"+hydra.callbacks.a={{_target_: os.mkdir, path: {MARK}}}", "hydra.callbacks.a is code"),
+    (f"+hydra.launcher.x={{_target_: os.mkdir, path: {MARK}}}", "names code"),
+    ("+hydra.job.env_set.PYTHONPATH=/tmp", "hydra.job.env_set"),
+    ("hydra.searchpath=[pkg://antigravity]", "Name a folder"),
+    ("hydra={searchpath: [pkg://antigravity]}", "Name a folder"),
+    ("name=${oc.env:A_SECRET}", "${oc.env:A_SECRET} would read"),
+    ("hydra.run.dir=${oc.env:A_SECRET}", "${oc.env:A_SECRET} would read"),
+    ("+model._target_=os.mkdir", "no such key"),
+    ("optimizer=os.mkdir", "optimizer=os.mkdir is not one of"),
+    ("metrics=" + "[" * 3000 + "]" * 3000, "nests too deeply"),
+]
+
+
+@pytest.mark.parametrize(("override", "said"), OVERRIDES)
+def test_neither_does_an_override(
+    override: str, said: str, type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = type_("federated", "experiment=quickstart", override, job=_never)
+    error = capsys.readouterr().err
+    assert (code, "Traceback" in error) == (2, False)
+    assert said in error
+    assert not Path(MARK).exists()
+    assert not any("hunter2" in str(path) for path in Path().rglob("*"))
+
+
+def test_what_hydra_has_of_its_own_still_works(type_: Type) -> None:
+    ran = []
+    code = type_(
+        "federated",
+        "experiment=quickstart",
+        "hydra/job_logging=default",
+        "hydra.job.chdir=false",
+        job=lambda run, _: ran.append(run.name),
+    )
+    assert (code, ran) == (0, ["quickstart"])
+
+
+# --- a run's own config.yaml --------------------------------------------------------------
+
+
+def test_the_config_of_a_run_refers_to_nothing(tmp_path: Path) -> None:
+    values = OmegaConf.to_container(OmegaConf.structured(compose("federated")))
+    assert isinstance(values, dict)
+    for reference in ("${oc.env:A_SECRET}", "${seed}", "a${oc.env:HOME}b"):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({**values, "name": reference}))
+        with pytest.raises(ConfigError, match=r"config\.yaml: name=.* refers to something else"):
+            from_resolved(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FILES["anchors that blow up"][0],
+        FILES["an anchor in itself"][0],
+        FILES["deep nesting"][0],
+        FILES["a Python object"][0],
+        "plugins: [{x: 1}]",
+        "plugins: [3]",
+        "plugins: {a: 1}",
+        "model: [1]",
+        "{1: {2: 3}}",
+        "? [a]\n: b",
+        "seed: 1\nseed: 2",
+        "\x00",
+    ],
+)
+def test_a_config_that_is_none_is_refused_by_its_path(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        from_resolved(tmp_path / "config.yaml")
+
+
+def test_anchors_that_are_used_as_they_should_be_are_taken() -> None:
+    refuse_blown_up("a: &a {x: 1}\nb: *a\nc: [*a, *a]\n", "mine.yaml")
+    run = compose("federated")
+    assert from_yaml(OmegaConf.to_yaml(OmegaConf.structured(run))) == run
