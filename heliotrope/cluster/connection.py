@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from heliotrope.cluster.address import accepted_by, running_cluster
+from heliotrope.cluster.own_ray import LOOPBACK, keep_token_private, listening_here_only
 from heliotrope.errors import ResourceError
 from heliotrope.system.process_exit import stoppable
 from heliotrope.system.processes import children, end, killed_once_told
@@ -138,8 +139,9 @@ def _connect(ray: ModuleType) -> bool:
     """Connect, and return whether to a cluster that was running before."""
     address = running_cluster(ray)
     if address is None:
-        with _set(_AUTOSCALER, "1"):
-            ray.init(num_cpus=available_cpus(), **_QUIET)
+        keep_token_private()
+        with _set(_AUTOSCALER, "1"), listening_here_only(ray):
+            ray.init(num_cpus=available_cpus(), _node_ip_address=LOOPBACK, **_QUIET)
         return False
     try:
         with accepted_by(ray, address):

@@ -29,6 +29,12 @@ from heliotrope.registry import Group, Source
 
 __all__ = ["from_resolved", "from_yaml", "load"]
 
+# What OmegaConf and we make of a text that is no config: a number alone is an AssertionError.
+_NO_CONFIG = (
+    *(OmegaConfBaseException, YAMLError, ValueError, TypeError, LookupError),
+    *(AttributeError, AssertionError, RecursionError),
+)
+
 
 def load(cfg: DictConfig, mode: Mode) -> Run:
     """Convert a composed config into a checked `Run`.
@@ -107,7 +113,7 @@ def from_yaml(
         if with_plugins and isinstance(values, DictConfig):
             plugin_loading.recall(values.get("plugins") or (), source, trusted=trusted)
         return _typed(values, source)
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError) as error:
+    except _NO_CONFIG as error:
         raise ConfigError(
             f"{source} is not the config of a run of this version: {' '.join(str(error).split())}."
         ) from error
