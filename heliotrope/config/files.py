@@ -195,8 +195,8 @@ def _folders() -> Iterator[Path]:
 
 def chosen_files(arguments: Sequence[str]) -> Iterator[Path]:
     """Yield the files that a command line chooses of groups, and those that experiments extend."""
-    for path in _experiments(arguments):
-        yield from _extended(path)
+    for experiment in _experiments(arguments):
+        yield from _extended(experiment)
     for argument in arguments:
         group = argument.lstrip("+").partition("=")[0]
         for name in _names_of(group, [argument]):
