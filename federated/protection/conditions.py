@@ -58,6 +58,6 @@ def check_tells_nothing_else(run: Run, context: TrainingContext, exchange: Excha
     if exchange.bytes_up:
         raise ConfigError(
             f"{chosen(run)}: data.fit={run.data.fit} lets clients tell {', '.join(exchange.told)} "
-            "without noise. Set data.fit=none, or data.fit=per_client, with which they tell "
-            "nothing."
+            "without noise. Set data.fit=none, with which they tell nothing: numbers are scaled by "
+            "what is known without them, and words numbered by their hash."
         )

@@ -10,6 +10,7 @@ import pytest
 
 from distributed.job import run_job as train_distributed
 from federated.job import run_job as train_federated
+from federated.simulation import build_components
 from heliotrope.errors import ConfigError, LedgerError, RunDirectoryError
 from heliotrope.privacy.mechanisms import Mechanism
 from heliotrope.privacy.project import Entry, ProjectLedger
@@ -165,6 +166,14 @@ def test_keys_that_promise_nothing_are_refused(more: list[str], said: str, tmp_p
 
 def test_accounts_of_single_clients_are_refused_before_any_work(tmp_path: Path) -> None:
     record = "federated/privacy=record"
-    with pytest.raises(LedgerError, match=r"account for each client\. Set privacy\.ledger=null"):
+    with pytest.raises(ConfigError, match=r"each client .* Set privacy\.ledger=null"):
         _federated(tmp_path / "a", 1, record)
     assert not (tmp_path / "a" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("fit", ["training", "per_client"])
+def test_statistics_without_noise_are_refused_with_a_remedy_that_works(fit: str) -> None:
+    choices = (*_FEDERATED[2:], "experiment=diabetes", "federated.clients_per_round=4")
+    with pytest.raises(ConfigError, match=r"mean, deviation .* Set data\.fit=none, with which"):
+        build_components(compose("federated", *choices, f"data.fit={fit}"))
+    assert not build_components(compose("federated", *choices, "data.fit=none")).exchange.told
