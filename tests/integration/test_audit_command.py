@@ -136,7 +136,7 @@ def test_a_federated_run_is_audited_as_well(clients: Path, heliotrope: Command) 
 def test_other_protections_are_shown_on_one_step(
     kind: str, tmp_path: Path, heliotrope: Command
 ) -> None:
-    settings = (f"federated/privacy={kind}", "federated.privacy.noise_multiplier=2")
+    settings = (f"federated/privacy={kind}", "federated.privacy.noise_multiplier=4")
     settings += ("data=digits", "data.fit=none", "federated.rounds=1", "federated.pool=inprocess")
     federated_job(compose("federated", *settings), tmp_path)
     code, _, errors = heliotrope("audit", f"run={tmp_path}", "parts=inversion")
@@ -190,7 +190,12 @@ def test_a_run_without_protection_is_told_so(plain: Path, heliotrope: Command) -
     ("experiment", "parts", "tried"),
     [
         (RATINGS, {"membership": "keep a part", "inversion": "no picture"}, set()),
-        (EMOJI, {"membership": "depend on one another", "inversion": "depend"}, set()),
+        pytest.param(
+            EMOJI,
+            {"membership": "depend on one another", "inversion": "depend"},
+            set(),
+            marks=pytest.mark.slow,
+        ),
         (("experiment=heart",), {}, {"membership", "inversion"}),
     ],
 )

@@ -32,7 +32,7 @@ _CLIENTS = (
     "federated.cpus_per_worker=1",
     "federated.checkpoint_every=1",
     "federated/privacy=central",
-    "federated.privacy.noise_multiplier=0.5",
+    "federated.privacy.noise_multiplier=3",
     "audit.canaries=12",
     "seed=3",
 )
@@ -56,7 +56,9 @@ def trained(mode: Any, directory: Path, *settings: str) -> dict[str, torch.Tenso
     return dict(found.model)
 
 
-@pytest.mark.parametrize("more", [(), ("federated.privacy.sampling=fixed",)])
+@pytest.mark.parametrize(
+    "more", [(), pytest.param(("federated.privacy.sampling=fixed",), marks=pytest.mark.slow)]
+)
 def test_every_way_of_training_gives_the_same_model(more: tuple[str, ...], tmp_path: Path) -> None:
     ways = ("batched", "sequential")
     one, other = (
@@ -86,7 +88,7 @@ def test_a_federated_run_continued_equals_one_in_one_go(tmp_path: Path) -> None:
     assert told["privacy"]["delta"] == pytest.approx(22**-1.1), "canaries count as clients"
 
 
-@pytest.mark.parametrize("more", [(), _PRIVATE])
+@pytest.mark.parametrize("more", [pytest.param((), marks=pytest.mark.slow), _PRIVATE])
 def test_a_data_parallel_run_continued_equals_one_in_one_go(
     more: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -170,7 +170,7 @@ def test_with_20_seeds_faults_are_found_and_nothing_else() -> None:
     "setting",
     [
         ["model=logistic", "data=heart", "data.fit=none", "distributed.batch_size=4"],
-        ["model=cnn"],
+        pytest.param(["model=cnn"], marks=pytest.mark.slow),
         ["model=mlp", "model.dropout=0.5", "distributed.accumulation_steps=2"],
         ["optimizer.clip_norm=0.01", "loss.l2=0.5", "optimizer.momentum=0.9"],
     ],
