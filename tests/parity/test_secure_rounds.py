@@ -175,7 +175,7 @@ def test_a_small_random_cohort_is_filled_up_so_that_it_does_not_show(
     who = list(range(cohort))
     monkeypatch.setattr(Population, "draw_each", lambda *_: who)
     # Settings that change sums change the noise too: here it is to be the same.
-    monkeypatch.setattr("federated.protection.central.stamp_of", lambda _: "alike")
+    monkeypatch.setattr("federated.protection.central.stamp_of", lambda *_: "alike")
     _train(tmp_path / "secret", 1, *_PRIVATE)
     inputs = [message for message in seen if isinstance(message, MaskedInput)]
     assert len(inputs) == (0 if not cohort else max(5, cohort))
