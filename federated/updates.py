@@ -223,7 +223,7 @@ class Stack:
         for name, value in (*self.arrays.items(), *self.states.items()):
             if is_finite(value):
                 continue
-            finite = torch.isfinite(value).flatten(1).all(dim=1)
+            finite = torch.isfinite(value.reshape(len(value), -1)).all(dim=1)
             for row in torch.nonzero(~finite).view(-1).tolist():
                 reason = f"update rejected: {name} holds NaN or infinite values"
                 found.setdefault(row, Failure(self.clients[row], reason, "diverged"))

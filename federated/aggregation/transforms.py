@@ -89,7 +89,7 @@ class ClipNorm(UpdateTransform):
         """
         total = None
         for name, value in arrays.items():
-            flat, start = value.flatten(1), starts[name].reshape(-1)
+            flat, start = value.reshape(len(value), starts[name].numel()), starts[name].reshape(-1)
             width = max(1, _BLOCK // len(flat))
             squares = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
             parts = torch.split(flat, width, dim=1), torch.split(start, width)

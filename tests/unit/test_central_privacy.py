@@ -103,6 +103,21 @@ def test_an_update_that_is_not_finite_is_left_out() -> None:
     assert partial.clients == (4,)
 
 
+def test_single_numbers_and_none_at_all_are_clipped_with_the_rest() -> None:
+    starts = {"scale": torch.tensor(1.0), "none": torch.zeros(0, 3)}
+    arrays = {"scale": torch.tensor([4.0, 1.1, math.nan]), "none": torch.zeros(3, 0, 3)}
+    factors = ClipNorm(0.5).factors(arrays, starts)
+    assert factors[:2].tolist() == pytest.approx([0.5 / 3, 1.0])
+    each = (1,) * 3
+    scaling = Scaling(factors, frozenset(arrays), 0.5)
+    stack = Stack((4, 5, 6), arrays, each, (0.0,) * 3, each, each, each, scaling=scaling)
+    reduction = Reduction(starts, 1000)
+    assert [failure.client for failure in reduction.add(stack)] == [6]
+    partial = reduction.partial()
+    assert partial is not None
+    assert float(mean_of([partial], starts).differences["scale"]) == pytest.approx(0.3)
+
+
 def test_where_no_update_is_finite_all_are_left_out() -> None:
     arrays = {n: v[:1] for n, v in _arrays([0.1]).items()}
     arrays["w"][0, 0, 0] = math.nan
