@@ -157,6 +157,26 @@ def test_a_round_of_nobody_moves_the_clip_by_noise_alone(tmp_path: Path) -> None
     assert noise.std() == pytest.approx(3, rel=5 / math.sqrt(800))
 
 
+@pytest.mark.parametrize(("norm", "moves"), [(0.01, 30 / 2), (9.0, -30 / 2)])
+def test_bits_are_centred_for_those_who_came_and_divided_by_those_expected(
+    norm: float, moves: float, tmp_path: Path
+) -> None:
+    """30 clients of 50 expected, all or none of them unclipped, beside a round of nobody."""
+    run, context, keys = _setting()
+    mean, _ = _mean(
+        context,
+        Instruction(1, equal_weights=True, clip=0.1),
+        [_stack(context, dict.fromkeys(range(30), norm))],
+    )
+    shares = []
+    for name, came in (("some", mean), ("nobody", None)):
+        with closing(AdaptiveSum(keys, run, context, tmp_path / name)) as protection:
+            protection.begin(0, {})
+            protection.release(1, came, context.global_weights)
+            shares.append(protection.numbers(1)["privacy/unclipped"])
+    assert shares[0] - shares[1] == pytest.approx(moves / 50)
+
+
 @pytest.mark.parametrize(
     ("more", "named"),
     [
