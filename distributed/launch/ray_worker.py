@@ -15,7 +15,7 @@ import ray
 
 from heliotrope.cluster.environment import DriverEnvironment
 from heliotrope.errors import HeliotropeError
-from heliotrope.plugin_loading import raised
+from heliotrope.plugin_loading import exit_said, raised
 
 from ..attempt import RunAttempt
 from ..topology import Topology
@@ -72,7 +72,9 @@ class RayWorker:
         except HeliotropeError:
             _log.exception("failed")
             raise
-        except Exception as error:  # noqa: BLE001 - of a class that the driver may not have
+        except (Exception, SystemExit) as error:  # of a class that the driver may not have
+            if isinstance(error, SystemExit) and exit_said(error) is None:
+                raise
             _log.exception("failed")
             raise RankError(raised(error, "")) from None
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from heliotrope.plugin_loading import refusing_exits
+
 __all__ = ["HANG_SECONDS", "UNLIMITED", "Hung", "Limit", "Watch", "limit_of", "read_hang"]
 
 HANG_SECONDS = 1.0  # beyond the limit on seconds: a step that is not over by then hangs
@@ -61,11 +63,14 @@ class Watch:
 
     @contextmanager
     def over(self, clients: Sequence[int], limit: Limit) -> Iterator[None]:
-        """Raise `TimeoutError` in code that goes on for a second beyond the clients' limit."""
+        """Raise `TimeoutError` in code that goes on for a second beyond the clients' limit.
+
+        And `ConfigError` where a plug-in's code would end this process, which others work in too.
+        """
         reason = self.hung.get(tuple(clients))
         if reason is not None:
             raise TimeoutError(reason)
-        with self._ending_process(clients, limit), _interrupting(limit):
+        with self._ending_process(clients, limit), _interrupting(limit), refusing_exits():
             yield
 
     @contextmanager
