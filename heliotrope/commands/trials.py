@@ -23,7 +23,6 @@ from hydra.plugins.sweeper import Sweeper
 
 from heliotrope.errors import ConfigError
 from heliotrope.runs.project import TRIALS
-from heliotrope.seeding import numpy_generator, seed
 
 __all__ = ["Drawing", "Trials", "drawn_trials"]
 
@@ -66,6 +65,8 @@ class Trials:
         cls, points: Sequence[Sequence[str]], selection: str, mean: float, run_seed: int | None
     ) -> Trials:
         """Draw trials of these combinations: from a seed, or from the system's own generator."""
+        from heliotrope.seeding import numpy_generator, seed  # brings torch, and few runs are drawn
+
         given = secrets.randbits(63) if run_seed is None else run_seed
         generator = numpy_generator(given, "trials", selection)
         geometric = selection == "geometric"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import distributed.driver
-import federated.simulation
+import federated.components
 from heliotrope import config, registry
 from heliotrope.config import Mode, Run
 from heliotrope.errors import ConfigError
@@ -200,7 +200,7 @@ def test_what_needs_more_examples_or_another_device_is_left_to_training() -> Non
 def test_both_modes_look_before_any_work(mode: Mode) -> None:
     prepare = {
         "distributed": distributed.driver.build_components,
-        "federated": federated.simulation.build_components,
+        "federated": federated.components.build_components,
     }
     run = _chosen(lambda: _Model(_raising))[0]
     with pytest.raises(ConfigError, match="in training with image"):

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import distributed.driver
-import federated.simulation
+import federated.components
 from heliotrope import config, plugin_loading
 from heliotrope.config import Mode, Run
 from heliotrope.config.checks.run import check
@@ -48,7 +48,7 @@ def test_a_model_that_does_not_fit_is_refused_before_any_work(mode: Mode, mine: 
     run = compose(mode, f"plugins=[{mine}]", "model=mine_shape")
     prepare = {
         "distributed": distributed.driver.build_components,
-        "federated": federated.simulation.build_components,
+        "federated": federated.components.build_components,
     }
     with pytest.raises(ConfigError, match=r"mine_shape .*line 9.*RuntimeError: mat1"):
         prepare[mode](run)
