@@ -116,13 +116,17 @@ def keys_in_experiments(group: str, arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _extended(path: Path) -> list[Path]:
-    """Return the file of an experiment, and those that it names under defaults without a group."""
+def _extended(path: Path, by: Sequence[Path] = ()) -> list[Path]:
+    """Return the file of an experiment, and those that it names under defaults without a group.
+
+    `by` are the files by which it was named itself.
+    """
     defaults = _node_at(path, ["defaults"])
     items = defaults.value if isinstance(defaults, yaml.SequenceNode) else []
     names = [item.value for item in items if isinstance(item, yaml.ScalarNode)]
-    found = [one for name in names if (one := named_experiment(name)) not in (None, path)]
-    return [path, *(each for one in found if one for each in _extended(one))]
+    above = (*by, path)
+    found = [one for name in names if (one := named_experiment(name)) not in (None, *above)]
+    return [path, *(each for one in found if one for each in _extended(one, above))]
 
 
 def explain_composition(text: str, unknown_key: str | None) -> str | None:
@@ -235,7 +239,10 @@ def _node_at(path: Path | None, key: list[str], *, whole: bool = False) -> yaml.
     """
     if path is None:
         return None
-    root = yaml.compose(path.read_text())
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:  # said by who reads the file for what it holds
+        return None
     for skipped in range(1 if whole else len(key)):
         node = root
         for part in key[skipped:]:

@@ -10,7 +10,7 @@ import pytest
 
 from distributed.job import run_job as train_distributed
 from federated.job import run_job as train_federated
-from federated.simulation import build_components
+from federated.components import build_components
 from heliotrope.errors import ConfigError, LedgerError, RunDirectoryError
 from heliotrope.privacy.mechanisms import Mechanism
 from heliotrope.privacy.project import Entry, ProjectLedger
