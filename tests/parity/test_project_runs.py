@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from distributed.job import run_job as train_distributed
-from federated.job import run_job as train_federated
 from federated.components import build_components
+from federated.job import run_job as train_federated
 from heliotrope.errors import ConfigError, LedgerError, RunDirectoryError
 from heliotrope.privacy.mechanisms import Mechanism
 from heliotrope.privacy.project import Entry, ProjectLedger
