@@ -24,6 +24,8 @@ __all__ = ["refuse_blown_up", "refuse_code", "refuse_interpolations", "refusing_
 _OF_HYDRA = ("hydra._internal.core_plugins.", "hydra_plugins.")  # the latter are installed
 _OF_LOGGING = ("logging.StreamHandler", "logging.FileHandler", "logging.Formatter")
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+_LOGGING = ("hydra.job_logging", "hydra.hydra_logging")
+_LOG_FILES = ("${hydra.runtime.output_dir}/", "hydra-${hydra.job.name}")  # as Hydra's own begin
 _MOST_NODES = 100_000  # of a YAML file with its anchors written out; ours have 60
 _PLUGINS = "Code comes in by plugins=[FILE] alone."
 
@@ -72,12 +74,26 @@ def refuse_code(hydra: Any) -> None:
             and str(value).startswith(_OF_HYDRA)
         ):
             raise ConfigError(f"{key}={value} names code. {_PLUGINS}")
-        if not key.startswith(("hydra.job_logging.", "hydra.hydra_logging.")):
-            continue
-        if last in ("class", "()", "factory") and value not in _OF_LOGGING:
-            raise ConfigError(f"{key}={value} names code. {_PLUGINS}")
-        if isinstance(value, str) and value.startswith("ext://") and value not in _STREAMS:
-            raise ConfigError(f"{key}={value} names code. {_PLUGINS}")
+        if key.startswith(_LOGGING):
+            _refuse_logging(key, last, value)
+
+
+def _refuse_logging(key: str, last: str, value: object) -> None:
+    """Raise `ConfigError` if a value of logging calls code, or writes what could be executed."""
+    text = value if isinstance(value, str) else ""
+    elsewhere = text.startswith(("ext://", "cfg://")) and text not in _STREAMS
+    if elsewhere or (last in ("class", "()", "factory") and value not in _OF_LOGGING):
+        raise ConfigError(f"{key}={value} names code. {_PLUGINS}")
+    if ".." in key:  # under the name ".", dictConfig sets any attribute of what it has made
+        raise ConfigError(f"{key}={value} sets an attribute of an object. Leave it out.")
+    if last == "filename" and not text.endswith(".log"):
+        raise ConfigError(
+            f"{key}={value}: a log is appended to it, whatever it is. Name one that ends in .log."
+        )
+    if "${" in text and not (last == "filename" and text.startswith(_LOG_FILES)):
+        raise ConfigError(
+            f"{key}={value} refers to something else, which could be code. Write the value itself."
+        )
 
 
 def _refuse_search(paths: object) -> NoReturn:

@@ -46,6 +46,26 @@ FILES = {
         "hydra: {job_logging: {handlers: {a: {stream: 'ext://antigravity.x'}}}}",
         "stream=ext://antigravity.x names code",
     ),
+    "an object for a handler, by a reference": (
+        "name: 'ext://antigravity.x'\nhydra: {job_logging: {handlers: {a: {stream: '${name}'}}}}",
+        "hydra.job_logging.handlers.a.stream=${name} refers to something else",
+    ),
+    "an object for a handler, by logging's own reference": (
+        "hydra: {job_logging: {handlers: {a: {stream: 'cfg://handlers.b'}}}}",
+        "stream=cfg://handlers.b names code",
+    ),
+    "all of logging by a reference": (
+        "hydra: {job_logging: {handlers: '${hydra.sweeper.params}'}}",
+        "hydra.job_logging.handlers=${hydra.sweeper.params} refers to something else",
+    ),
+    "a log that shells read": (
+        "hydra: {job_logging: {handlers: {a: {class: logging.FileHandler, filename: .bashrc}}}}",
+        "filename=.bashrc: a log is appended to it, whatever it is",
+    ),
+    "a log that is renamed": (
+        "hydra: {job_logging: {handlers: {a: {'.': {baseFilename: .bashrc}}}}}",
+        "baseFilename=.bashrc sets an attribute of an object",
+    ),
     "variables for other processes": (
         "hydra: {job: {env_set: {LD_PRELOAD: /tmp/evil.so}}}",
         "hydra.job.env_set={'LD_PRELOAD'",
@@ -138,6 +158,7 @@ def test_what_hydra_has_of_its_own_still_works(type_: Type) -> None:
         "federated",
         "experiment=quickstart",
         "hydra/job_logging=default",
+        "hydra/hydra_logging=hydra_debug",
         "hydra.job.chdir=false",
         job=lambda run, _: ran.append(run.name),
     )
