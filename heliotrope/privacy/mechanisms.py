@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 Sampling = Literal["poisson", "fixed", "none"]
+_SAMPLINGS = get_args(Sampling)
 Adjacency = Literal["add-or-remove-one", "replace-one", "replace-special"]
 
 
@@ -179,7 +180,15 @@ def fields_of(mechanism: GaussianMechanism) -> dict[str, Any]:
 
 
 def mechanism_of(fields: Mapping[str, Any]) -> GaussianMechanism:
-    """Return what `fields_of` gave; `TypeError` or `KeyError` if it is nothing of the kind."""
+    """Return what `fields_of` gave.
+
+    Raises `TypeError`, `KeyError` or `ValueError` if it is nothing of the kind.
+    """
     given = dict(fields)
     kind = given.pop("kind", None)
-    return Mechanism(**given) if kind is None else _KINDS[kind](**given)
+    found = Mechanism(**given) if kind is None else _KINDS[kind](**given)
+    drawn = 0 < found.cohort <= found.population and 0 <= found.noise_multiplier < math.inf
+    known = found.band > 0 if isinstance(found, CorrelatedSums) else found.sampling in _SAMPLINGS
+    if not (drawn and known):
+        raise ValueError(f"{given} is no mechanism")
+    return found

@@ -11,6 +11,7 @@ Lines are appended under a lock of the file, in which a budget is checked, too.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -33,6 +34,7 @@ from heliotrope.system.locks import NoLocksError, lock
 __all__ = ["Budget", "Entry", "People", "ProjectLedger", "Sweep", "added"]
 
 _VERSION = 1
+_LAST = 2.0**38  # seconds since 1970: some thousand years, which dates can have
 _BEGINNING = b'{"ledger": '  # of every line: what is cut off, and does not begin so, is not ours
 
 
@@ -163,13 +165,15 @@ class Entry:
         if not isinstance(fields, dict) or fields.pop("ledger", None) != _VERSION:
             raise ValueError("no entry of this version")
         budget, sweep = fields.pop("budget"), fields.pop("sweep")
-        return cls(
+        entry = cls(
             people=People(**fields.pop("people")),
             spent=tuple(_counted(each) for each in fields.pop("spent")),
             budget=None if budget is None else Budget(**budget),
             sweep=None if sweep is None else Sweep(**sweep),
             **fields,
         )
+        _check(entry)
+        return entry
 
 
 class ProjectLedger:
@@ -254,7 +258,7 @@ class ProjectLedger:
         for number, line in enumerate(data.splitlines(keepends=True), 1):
             try:
                 entry = Entry.from_line(line)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 if not line.endswith(b"\n") and _is_cut_off(line):
                     break
                 raise LedgerError(
@@ -297,7 +301,24 @@ def added(*several: Spent) -> Spent:
 
 def _counted(fields: dict[str, Any]) -> tuple[GaussianMechanism, int]:
     count = int(fields.pop("count"))
+    if count < 0:  # would take from what others have spent
+        raise ValueError("a count below 0")
     return mechanism_of(fields), count
+
+
+def _check(entry: Entry) -> None:
+    """Raise `ValueError` or `TypeError` unless the numbers and texts of a line can be meant."""
+    texts = (entry.run, entry.directory, entry.name, entry.mode, entry.purpose)
+    budget, sweep = entry.budget, entry.sweep
+    fits = [
+        all(isinstance(text, str) for text in (*texts, *vars(entry.people).values())),
+        0 <= entry.delta <= 1,
+        0 <= entry.time < _LAST,
+        budget is None or (budget.epsilon > 0 and 0 < budget.delta <= 1),
+        sweep is None or sweep.selection is None or 1 <= sweep.mean < math.inf,
+    ]
+    if not all(fits):
+        raise ValueError("no entry that was written by a run")
 
 
 def _is_cut_off(line: bytes) -> bool:

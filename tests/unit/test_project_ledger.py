@@ -22,7 +22,7 @@ from heliotrope.errors import ConfigError, LedgerError, RunFailedError
 from heliotrope.privacy.accountant import epsilon
 from heliotrope.privacy.charges import ProjectCharges
 from heliotrope.privacy.ledger import Ledger
-from heliotrope.privacy.mechanisms import CorrelatedSums, Mechanism
+from heliotrope.privacy.mechanisms import CorrelatedSums, Mechanism, fields_of
 from heliotrope.privacy.project import Budget, Entry, People, ProjectLedger, Sweep, added
 from heliotrope.privacy.totals import groups
 from heliotrope.system.locks import file_system
@@ -354,3 +354,47 @@ def test_correlated_noise_of_two_runs_is_not_taken_for_one_stream(tmp_path: Path
     assert found is not None
     assert found.value == pytest.approx(exact, abs=1e-3)
     assert found.value > epsilon([(turns, 100)], 1e-3).value + 0.01
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"time": "x"},
+        {"time": 1e300},
+        {"delta": "x"},
+        {"delta": -1.0},
+        {"directory": 3},
+        {"budget": {"epsilon": "x", "delta": 1e-3}},
+        {"people": {"source": "digits", "content": None, "unit": "client"}},
+        {"sweep": {"directory": "/s", "selection": "geometric", "mean": 0.0, "drawn": 1}},
+        *(
+            {"spent": [{**fields_of(_ONE), "count": 3, **part}]}
+            for part in (
+                {"count": -3},
+                {"noise_multiplier": "x"},
+                {"noise_multiplier": -1.0},
+                {"noise_multiplier": math.nan},
+                {"cohort": 101},
+                {"cohort": 0},
+                {"population": 0},
+                {"sampling": "other"},
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_a_line_whose_numbers_cannot_be_meant_is_refused(
+    change: dict[str, object], tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    line = json.loads(_entry(spent=((_ONE, 3),)).to_line())
+    path.write_text(json.dumps(line) + "\n" + json.dumps({**line, **change}) + "\n")
+    with pytest.raises(LedgerError, match="line 2 is no entry"):
+        ProjectLedger(path).entries()
+
+
+def test_a_line_that_nests_too_deeply_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text("[" * 100_000 + "\n")
+    with pytest.raises(LedgerError, match="line 1 is no entry"):
+        ProjectLedger(path).entries()
