@@ -33,8 +33,9 @@ from heliotrope.seeding import numpy_generator
 from heliotrope.system.resources import available_cpus, threads_of
 from heliotrope.tasks import Classification, Task
 
-from ..engine.context import assemble
+from ..engine.context import assemble, divide
 from ..pools.cohort_worker import CohortWorker
+from ..population import Population
 from ..updates import Instruction
 
 __all__ = ["membership_of"]
@@ -57,29 +58,40 @@ def membership_of(
 ) -> Membership:
     """Return how well members are told from others by `model`, that of a run in `mode`.
 
-    Members are the training examples of `dataset`; others are those of its other splits. `epochs`
-    is how often the run went through its examples. With fewer than two `shadows`, only the loss is
-    looked at.
+    Members are the training examples of `dataset`; others are those of its other splits, and what
+    clients hold out. `epochs` is how often the run went through the training split. With fewer than
+    two `shadows`, only the loss is looked at.
     """
-    members, others = len(dataset.train), len(dataset.test) + len(dataset.validation)
     pool = _pooled(dataset)
-    rows = torch.arange(len(pool))
+    rows, count = torch.arange(len(pool)), len(pool)
+    member = np.arange(count) < len(dataset.train)
+    member[_held_out(run, mode, dataset)] = False
     probable = isinstance(task, Classification)
     size = run.evaluation_batch_size
     losses = losses_of(model, task, pool, rows, size).numpy()
-    attacks = [attack_of("loss", -losses[:members], -losses[members:])]
-    whole = max(1, round(epochs))
+    attacks = [attack_of("loss", -losses[member], -losses[~member])]
+    whole = max(1, round(epochs * len(dataset.train) / member.sum()))
     if shadows >= 2:
         generator = numpy_generator(run.seed, "shadow models")
-        trained_on = halves(shadows, members + others, generator)
+        trained_on = halves(shadows, count, generator)
         found = []
         for shadow in _trained(run, mode, pool, task, trained_on, whole, advance):
             each = losses_of(shadow, task, pool, rows, size).numpy()
             found.append(confidences(each, probable=probable))
         target = confidences(losses, probable=probable)
         ratios = likelihood_ratios(target, np.stack(found), trained_on)
-        attacks.append(attack_of("LiRA", ratios[:members], ratios[members:]))
+        attacks.append(attack_of("LiRA", ratios[member], ratios[~member]))
     return Membership(tuple(attacks), shadows if shadows >= 2 else 0, whole)
+
+
+def _held_out(run: Run, mode: str, dataset: Dataset) -> NDArray[np.int64]:
+    """Return the rows of the training split that clients hold out: nobody trains on them."""
+    if mode != "federated" or not run.federated.holdout_fraction:
+        return np.zeros(0, dtype=np.int64)
+    parts = divide(run, dataset)
+    population = Population(parts, run.federated.holdout_fraction, run.seed)
+    clients = range(len(population))
+    return np.setdiff1d(population.holdout_examples(clients), population.train_examples(clients))
 
 
 def _pooled(dataset: Dataset) -> Examples:

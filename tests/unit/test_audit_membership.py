@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from federated.audit.shadows import _trained, membership_of
+from federated.engine.context import divide
+from federated.population import Population
 from heliotrope.audit.membership import attack_of, confidences, halves, likelihood_ratios
 from heliotrope.config import Run
 from heliotrope.data import Dataset, Examples, Info
@@ -147,3 +149,23 @@ def test_one_class_and_no_shadows() -> None:
     alone = membership_of(run, "distributed", data, model, _TASK, 0, 3.2, lambda *_: None)
     assert [attack.name for attack in alone.attacks] == ["loss"]
     assert len(everything(alike)["label"].unique()) == 1
+
+
+def test_what_clients_hold_out_is_no_member() -> None:
+    data = dataset(0)
+    run = compose(
+        "federated",
+        "model=mlp",
+        "federated.partition.clients=5",
+        "federated.clients_per_round=5",
+        "federated.holdout_fraction=0.4",
+    )
+    held = Population(divide(run, data), 0.4, run.seed).holdout_examples(range(5))
+    kept = np.setdiff1d(np.arange(_MEMBERS), held)
+    model = trained(run_of(), data.train.subset(torch.from_numpy(kept)))
+    found = membership_of(run, "federated", data, model, _TASK, 0, 1.2, lambda *_: None)
+    (loss,) = found.attacks
+    assert (loss.members, loss.others) == (_MEMBERS - len(held), _OTHERS + len(held))
+    assert 50 < len(held) < 70
+    assert loss.low > 0.8
+    assert found.epochs == 2  # 1.2 times 150 examples are 2 times those that were trained on
