@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,8 +32,9 @@ class EpochBatches:
         The task, and which rank this is.
     present
         Which of the examples take part, bool [N]; None for all.
-    drawn_each
-        Whether each step draws every example by itself.
+    stream
+        Where each step draws every example by itself, what draws depend on beside the run's seed;
+        it is asked for when an epoch begins.
     """
 
     def __init__(
@@ -45,17 +46,17 @@ class EpochBatches:
         topology: Topology,
         *,
         present: Tensor | None = None,
-        drawn_each: bool,
+        stream: Callable[[], Sequence[str]] | None,
     ) -> None:
         cfg = run.distributed
         self._run, self._train, self._weights, self._topology = run, train, weights, topology
-        self._size, self._drawn_each = cfg.batch_size, drawn_each
+        self._size, self._stream = cfg.batch_size, stream
         self._mixup = Mixup(train, task.inputs, cfg.mixup, run.seed) if cfg.mixup else None
         self._sizes: list[int] = []
         self._present = present
         # With independent draws, those who are absent are drawn as well, and add nothing: so the
         # others' chances do not tell how many there are.
-        drawn = len(train) if drawn_each or present is None else int(present.sum())
+        drawn = len(train) if stream or present is None else int(present.sum())
         self.steps = -(-drawn // cfg.batch_size)
         """Of an epoch."""
         self.weight = 0
@@ -67,9 +68,10 @@ class EpochBatches:
         `done` is the number of steps of the run before that.
         """
         before = done - first
-        if self._drawn_each:
+        if self._stream is not None:
             steps = range(before, before + self.steps)
-            draws = poisson_draws(self._run.seed, steps, len(self._train), self._size)
+            run_seed, examples = self._run.seed, len(self._train)
+            draws = poisson_draws(run_seed, steps, examples, self._size, self._stream())
             draws = [self._of_present(draw) for draw in draws]
             order, self._sizes = torch.cat(draws), [len(draw) for draw in draws]
             self.weight = int(self._weights[order].sum())

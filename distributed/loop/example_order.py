@@ -10,7 +10,7 @@ sampling), which is what its noise is accounted for; an epoch has as many steps,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 import torch
@@ -31,13 +31,15 @@ def permutation(run_seed: int, epoch: int, examples: int) -> Tensor:
     return torch.randperm(examples, generator=torch_generator(run_seed, "order", epoch))
 
 
-def poisson_draws(run_seed: int, steps: range, examples: int, expected: int) -> list[Tensor]:
+def poisson_draws(
+    run_seed: int, steps: range, examples: int, expected: int, stream: Sequence[str] = ()
+) -> list[Tensor]:
     """Return the positions that each of `steps` draws, int64 in their order; perhaps none.
 
     Each of the `examples` is drawn by itself, with probability `expected / examples`. `steps` are
-    counted from the beginning of the run.
+    counted from the beginning of the run. Draws of another `stream` are independent.
     """
-    keys = (seed(run_seed, "poisson batch", step) for step in steps)
+    keys = (seed(run_seed, "poisson batch", step, *stream) for step in steps)
     return poisson_batches(keys, examples, expected)
 
 

@@ -103,7 +103,7 @@ class Worker:
             self._task,
             topology,
             present=dataset.present,
-            drawn_each=self._protection is not None,
+            stream=None if self._protection is None else self._protection.stream,
         )
         self._learning_rate = LearningRate(run, self._engine.optimizer, self._order.steps)
         self._agreement = Agreement(asked, topology, self._device)

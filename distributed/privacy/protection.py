@@ -71,6 +71,15 @@ class Protection:
         """Standard deviation of the noise on a step's sum, in clips, once `begin` was called."""
         return self._noise
 
+    def stream(self) -> tuple[str, str]:
+        """Return what tells the run's noise and draws from those of others with its seed.
+
+        Steps are composed as of examples drawn anew: the same ones with other noise, as in
+        another trial, would tell more than is charged for.
+        """
+        assert self._noise > 0, "begin was not called"
+        return self._stamp, repr(self._noise)
+
     def charge(self, epoch: int) -> None:
         """Charge an epoch, counted from 1, before its first step."""
         if self._account is not None:

@@ -141,18 +141,21 @@ class TrainingContext:
         return replace(self, model=self.model.to(device), train=self.train.to(device))
 
     def plan(
-        self, server_round: int, cohort: Sequence[int], max_steps: int | None = None
+        self,
+        server_round: int,
+        cohort: Sequence[int],
+        max_steps: int | None = None,
+        stream: Sequence[str] = (),
     ) -> BatchPlan:
-        """Return the local steps of `cohort` in a round."""
-        make = make_batch_plan if self.record is None else make_poisson_plan
-        return make(
-            self.population,
-            cohort,
-            (self.run_seed, server_round),
-            self.federated.local_epochs,
-            self.federated.batch_size,
-            max_steps,
-        )
+        """Return the local steps of `cohort` in a round.
+
+        Where examples are protected, those of another `stream` are drawn independently.
+        """
+        where, path = (self.population, cohort), (self.run_seed, server_round)
+        lengths = self.federated.local_epochs, self.federated.batch_size
+        if self.record is None:
+            return make_batch_plan(*where, path, *lengths, max_steps)
+        return make_poisson_plan(*where, path, *lengths, max_steps, stream)
 
 
 def divide(run: Run, dataset: Dataset) -> Partition:

@@ -29,11 +29,13 @@ def make_poisson_plan(
     epochs: int,
     batch_size: int | None,
     max_steps: int | None = None,
+    stream: Sequence[str] = (),
 ) -> BatchPlan:
     """Plan the local epochs of `cohort`, as `make_batch_plan` does, with steps of random sizes.
 
-    Each example is drawn with probability batch size / n, by the hash of (run seed, round, the
-    client's identity, step, its place among the client's examples); None takes all, each time.
+    Each example is drawn with probability batch size / n, by the hash of (run seed, round,
+    `stream`, the client's identity, step, its place among the client's examples); None takes all,
+    each time.
     """
     sizes = dict(zip(cohort, population.train_sizes(cohort), strict=True))
     steps_of = {client: local_steps(n, epochs, batch_size) for client, n in sizes.items()}
@@ -44,7 +46,7 @@ def make_poisson_plan(
     mine = torch.split(torch.from_numpy(population.train_examples(clients)), counts)
     identities = population.partition.identities[clients]
 
-    key = seed(path[0], "poisson batch", path[1])
+    key = seed(path[0], "poisson batch", path[1], *stream)
     drawn = []
     for identity, steps, own in zip(identities.tolist(), total.tolist(), mine, strict=True):
         keys = (hashed_number(hashed_number(key, identity), step) for step in range(steps))

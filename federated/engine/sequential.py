@@ -48,7 +48,9 @@ def train_client(
     """
     model = context.fresh_model(weights, instruction.states, client)
     names = model.state_dict().keys()
-    plan = context.plan(instruction.server_round, [client], limit.max_steps)
+    # With other noise, examples are drawn anew, too: that is what their account composes.
+    stream = () if instruction.noise is None else (instruction.noise.stamp,)
+    plan = context.plan(instruction.server_round, [client], limit.max_steps, stream)
     train, row_weights = context.train, context.row_weights(plan).tolist()
 
     def batches() -> Iterator[TrainingBatch]:

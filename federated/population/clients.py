@@ -116,27 +116,35 @@ class Population:
         drawn: list[int] = self._training.tolist()
         return drawn
 
-    def draw(self, server_round: int, size: int, among: Sequence[int] | None = None) -> list[int]:
+    def draw(
+        self,
+        server_round: int,
+        size: int,
+        among: Sequence[int] | None = None,
+        stream: Sequence[str] = (),
+    ) -> list[int]:
         """Return the round's cohort: `size` different clients, uniformly, in client order.
 
-        They are drawn `among` these, which are sorted; None: among all that train.
+        They are drawn `among` these, which are sorted; None: among all that train. Cohorts of
+        another `stream` are independent.
         """
-        key, able = seed(self._seed, "cohort", server_round), self._training
+        key, able = seed(self._seed, "cohort", server_round, *stream), self._training
         if among is not None:
             able = np.asarray(among, dtype=np.int64)
         counters = self._counters if len(able) == len(self) else self._counters[able]
         drawn: list[int] = able[self._lowest(key, counters, size)].tolist()
         return drawn
 
-    def draw_each(self, server_round: int, expected: int) -> list[int]:
+    def draw_each(self, server_round: int, expected: int, stream: Sequence[str] = ()) -> list[int]:
         """Return a cohort in which each client is with the same probability, by itself.
 
-        `expected` is the mean size; in client order, perhaps empty. (Poisson sampling.)
+        `expected` is the mean size; in client order, perhaps empty. (Poisson sampling.) Cohorts of
+        another `stream` are independent.
         """
         able = self._training
         if expected >= len(able):
             return self.training()
-        key = seed(self._seed, "poisson cohort", server_round)
+        key = seed(self._seed, "poisson cohort", server_round, *stream)
         counters = self._counters if len(able) == len(self) else self._counters[able]
         below = np.uint64(expected * 2**64 // len(able))
         drawn: list[int] = able[hash_ranks(key, counters) < below].tolist()

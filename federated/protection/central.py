@@ -106,9 +106,15 @@ class NoisySum(Protection):
         return self._drawn(server_round)
 
     def _drawn(self, server_round: int) -> list[int]:
+        """Return a cohort that is independent of others wherever the noise is.
+
+        Releases are composed as of cohorts drawn anew: the same cohort with other noise, as of a
+        round done again or of another trial, would tell more than is charged for.
+        """
+        stream = self._stream()
         if self._mechanism.sampling == "poisson":
-            return self._population.draw_each(server_round, self._cohort)
-        return self._population.draw(server_round, self._cohort)
+            return self._population.draw_each(server_round, self._cohort, stream)
+        return self._population.draw(server_round, self._cohort, stream=stream)
 
     def release(self, server_round: int, mean: Mean | None, beginning: Weights) -> Mean:
         """Return the round's noisy mean, once it is charged."""
@@ -133,8 +139,12 @@ class NoisySum(Protection):
         return self._seeded("privacy", server_round)
 
     def _seeded(self, stream: str, server_round: int) -> np.random.Generator:
-        strength = repr(self._mechanism.noise_multiplier)  # of a target, it depends on the rounds
-        return numpy_generator(self._run.seed, stream, server_round, self._stamp, strength)
+        return numpy_generator(self._run.seed, stream, server_round, *self._stream())
+
+    def _stream(self) -> tuple[str, str]:
+        """Return what tells noise and cohorts from those of other settings of the same seed."""
+        # Of a target, the strength depends on the rounds.
+        return self._stamp, repr(self._mechanism.noise_multiplier)
 
     def numbers(self, server_round: int) -> dict[str, float]:
         bound = self._bound.after(server_round - self._rounds_before)

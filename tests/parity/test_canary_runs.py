@@ -114,7 +114,7 @@ def test_two_ranks_see_together_what_one_sees() -> None:
             task,
             topology,
             present=dataset.present,
-            drawn_each=True,
+            stream=tuple,
         )
         return [batch.fields["image"] for batch in order.begin(1, 0, 0)]
 

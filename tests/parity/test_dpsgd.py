@@ -61,7 +61,8 @@ def test_one_worker_is_a_plain_loop_in_float64(tmp_path: Path) -> None:
     weights = list(model.parameters())
     optimizer = torch.optim.SGD(weights, lr=0.05, momentum=0.9, weight_decay=0.001)
     examples = len(dataset.train)
-    draws = poisson_draws(run.seed, range(_EPOCHS * _STEPS), examples, 128)
+    stream = (stamp_of(run, dataset.content), repr(_NOISE))
+    draws = poisson_draws(run.seed, range(_EPOCHS * _STEPS), examples, 128, stream)
     for step, rows in enumerate(draws):
         batch = dataset.train.take(rows)
         totals = [torch.zeros_like(w) for w in weights]

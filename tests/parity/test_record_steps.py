@@ -52,7 +52,8 @@ def by_hand(
     deviation = order.noise.multipliers[client] * _CLIP
     (examples,) = clients.population.train_sizes([client])
     expected = min(clients.federated.batch_size or examples, examples)
-    for rows, step_seed in clients.plan(order.server_round, [client]).batches():
+    plan = clients.plan(order.server_round, [client], stream=(order.noise.stamp,))
+    for rows, step_seed in plan.batches():
         batch = clients.train.take(rows)
         totals = {name: torch.zeros_like(p) for name, p in trained.items()}
         for number in range(len(rows)):

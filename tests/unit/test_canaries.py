@@ -79,7 +79,7 @@ def test_only_those_of_the_coin_are_in_batches(drawn_each: bool) -> None:
         task,
         Topology(),
         present=dataset.present,
-        drawn_each=drawn_each,
+        stream=tuple if drawn_each else None,
     )
     assert dataset.present is not None
     images = everything(dataset.train)["image"][~dataset.present]

@@ -96,6 +96,8 @@ def test_each_example_is_drawn_by_itself() -> None:
     assert abs(float(sizes.var()) - 4.5) < 0.8
     assert float((counts - 400).abs().max()) < 6 * 19
     assert 0 < int((sizes == 0).sum()) < 60  # 0.9^50 of them: 21
+    others = poisson_draws(run_seed, range(5), 50, 5, ("another run",))
+    assert not all(torch.equal(a, b) for a, b in zip(others, draws[:5], strict=True))
     later = poisson_draws(run_seed, range(70, 75), 50, 5)
     assert all(torch.equal(a, b) for a, b in zip(later, draws[70:75], strict=True))
     assert [len(draw) for draw in poisson_draws(run_seed, range(3), 4, 9)] == [4, 4, 4]
