@@ -200,6 +200,11 @@ class Client:
         self._masking_keys = {each.client: each.masking_key for each in roster.neighbours}
         self._needed = share_threshold(setup.threshold, degree, len(clients))
         held = {*wanted, self.number}
+        if 2 * self._needed <= len(held):
+            raise self._refused(
+                f"{self._needed} of {len(held)} holders open its secrets: one half could be asked "
+                "for what the other must not tell"
+            )
         return [(c, point) for point, c in enumerate(clients, start=1) if c in held]
 
     def _agreed(self, own: X25519PrivateKey, peer: int, public: bytes, purpose: bytes) -> bytes:

@@ -55,12 +55,16 @@ class Session:
 
         Raises `SecureAggregationError` if too few are left.
         """
+        gone = dict(lost)
         try:
             for number, survivors in self._server.survivors().items():
-                self._server.receive_revealed(self._clients[number].reveal(survivors))
+                try:
+                    self._server.receive_revealed(self._clients[number].reveal(survivors))
+                except RefusedMessageError as error:  # too few of its neighbours are left
+                    gone.setdefault(number, str(error))
             return self._server.total(), self._server.included
         except SecureAggregationError as error:
-            if not lost:
+            if not gone:
                 raise
-            client, why = next(iter(lost.items()))
+            client, why = next(iter(gone.items()))
             raise SecureAggregationError(f"{error} Client {client} was lost: {why}.") from error

@@ -15,6 +15,7 @@ __all__ = ["DEFAULT_RANGE", "SecAgg"]
 
 _KEY = "federated.secure_aggregation"
 DEFAULT_RANGE = 4.0
+_LARGEST = 1e38  # about the largest float32; sums are then finite
 _PRECISION = 256  # parts of the range that the mean must be right to
 
 
@@ -30,8 +31,10 @@ class SecAgg:
     def __post_init__(self) -> None:
         if self.bits not in (16, 32, 64):
             raise ConfigError(f"{_KEY}.bits={self.bits} is not 16, 32 or 64. Set {_KEY}.bits=32.")
-        if self.range is not None and not self.range > 0:
-            raise ConfigError(f"{_KEY}.range={self.range:g} must be above 0.")
+        if self.range is not None and not 0 < self.range <= _LARGEST:
+            raise ConfigError(
+                f"{_KEY}.range={self.range:g} must be above 0, and at most {_LARGEST:g}."
+            )
         if self.neighbours is not None and self.neighbours < 2:
             raise ConfigError(
                 f"{_KEY}.neighbours={self.neighbours} leaves a graph that one lost client cuts in "

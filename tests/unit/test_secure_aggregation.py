@@ -29,6 +29,7 @@ from federated.secure_aggregation.messages import (
 )
 from federated.secure_aggregation.primitives import add_masks
 from federated.secure_aggregation.server import Server
+from federated.secure_aggregation.session import Session
 from federated.secure_aggregation.shamir import combined, split
 from heliotrope.errors import SecureAggregationError
 
@@ -186,6 +187,16 @@ def test_a_neighbourhood_that_is_lost_in_a_sparse_graph_is_an_error_that_names_i
     assert client in closed
     with pytest.raises(SecureAggregationError, match=rf"seed of client {min(closed)} cannot be"):
         play.run()
+
+
+def test_a_neighbourhood_that_is_lost_before_its_inputs_is_an_error_by_name() -> None:
+    setup = _setup(4, 2)
+    session = Session(setup, range(7))
+    lost = neighbours_of(range(7), 2, setup.session)[3]  # 3 will not tell the others' shares
+    for number in set(range(7)) - set(lost):
+        assert session.receive(session.masks[number].masked(Vector.zeros(setup))) is None
+    with pytest.raises(SecureAggregationError, match="cannot be opened"):
+        session.total(dict.fromkeys(lost, "it is gone"))
 
 
 # --- what the server sees -----------------------------------------------------------------------
@@ -351,6 +362,10 @@ def test_clients_check_the_round_they_are_told_of() -> None:
         client.advertise()
         with pytest.raises(RefusedMessageError, match=named):
             client.share_keys(roster)
+    minority = replace(setup, threshold=2, neighbours=4)
+    play = _Play(minority, _vectors(minority, range(5)))
+    with pytest.raises(RefusedMessageError, match="2 of 5 holders open its secrets"):
+        play.clients[0].share_keys(play.advertise()[0])
     for wrong in (replace(setup, bits=8), replace(setup, threshold=1), replace(setup, session=b"")):
         with pytest.raises(RefusedMessageError):
             Client(0, wrong)
