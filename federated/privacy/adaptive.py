@@ -47,8 +47,8 @@ class Adaptive(Central):
             )
         for name in ("clip_learning_rate", "count_noise"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{self.key}.{name}={value:g} must be above 0.")
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{self.key}.{name}={value:g} must be above 0, and a number.")
 
     def transforms(self) -> tuple[UpdateTransform, ...]:
         """Return nothing: clients are told the clip of each round."""

@@ -15,6 +15,7 @@ from heliotrope.errors import ConfigError
 from heliotrope.privacy.accounts import Account, Accounts
 from heliotrope.privacy.ledger import Ledger
 from heliotrope.privacy.told import promise_to_each, result_of_each
+from heliotrope.training.separable import changed_buffer
 
 from ..engine.context import TrainingContext
 from ..privacy.local import Local
@@ -52,6 +53,12 @@ class NoisyClients(Protection):
     ) -> None:
         check_clipped_once(run, privacy.clip)
         check_tells_nothing_else(run, context, exchange)
+        buffer = changed_buffer(context.model, context.task)
+        if buffer is not None:
+            raise ConfigError(
+                f"{chosen(run)}: a pass in training changes the model's buffer {buffer}, which "
+                "clients send beside their weights, without noise. Leave it out of the model."
+            )
         name = run.federated.strategy.name
         more = isinstance(strategy, MeanStrategy) and bool(strategy.beside(context.global_weights))
         if more or name.removeprefix("flower_") == "qfedavg":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
@@ -34,8 +35,8 @@ class NoiseKeys:
     def __post_init__(self) -> None:
         for name in ("clip", "noise_multiplier", "target_epsilon"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{self.key}.{name}={value:g} must be above 0.")
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{self.key}.{name}={value:g} must be above 0, and a number.")
         if self.noise_multiplier is None and self.target_epsilon is None:
             raise ConfigError(
                 f"{self.key}.noise_multiplier is not set. Set it, such as 1, or "

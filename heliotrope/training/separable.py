@@ -15,7 +15,7 @@ from heliotrope.models.usable import why_not_one
 from heliotrope.seeding import isolated_rng
 from heliotrope.tasks import Task
 
-__all__ = ["check_separable"]
+__all__ = ["changed_buffer", "check_separable"]
 
 
 def check_separable(chosen: str, model: nn.Module, task: Task) -> None:
@@ -51,7 +51,7 @@ def check_separable(chosen: str, model: nn.Module, task: Task) -> None:
             f"{chosen} gives the model one example at a time, which it cannot take: {why}. "
             "Normalise without the other examples of a batch, such as by torch.nn.GroupNorm."
         )
-    changed = _changed_buffer(model, task)
+    changed = changed_buffer(model, task)
     if changed is not None:
         raise ConfigError(
             f"{chosen}: a pass in training changes the model's buffer {changed}, which tells of "
@@ -93,7 +93,7 @@ def _tells_of_padding(model: nn.Module, task: Task) -> bool:
     return not torch.allclose(few, many, rtol=1e-3, atol=1e-5)
 
 
-def _changed_buffer(model: nn.Module, task: Task) -> str | None:
+def changed_buffer(model: nn.Module, task: Task) -> str | None:
     """Return the name of a buffer that training on an example changes; None if none is."""
     try:
         tried = copy.deepcopy(model).train()

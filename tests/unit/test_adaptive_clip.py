@@ -184,6 +184,7 @@ def test_bits_are_centred_for_those_who_came_and_divided_by_those_expected(
         ((1.0, None, None, "poisson", 1.0, 0.2, 5.0), "quantile=1"),
         ((1.0, None, None, "poisson", 0.5, 0.0, 5.0), "clip_learning_rate=0"),
         ((1.0, None, None, "poisson", 0.5, 0.2, -5.0), "count_noise=-5"),
+        ((1.0, None, None, "poisson", 0.5, 0.2, math.nan), "count_noise=nan"),
         ((1.0, None, None, "poisson", 0.5, 0.2, 0.5), r"count_noise=0.5 .* above 0\.5"),
         ((1.0, None, None, "fixed", 0.5, 0.2, 1.0), r"count_noise=1 .* above 1;"),
     ],

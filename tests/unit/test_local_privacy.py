@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from federated.aggregation import UpdateContext
+from federated.components import build_components
 from federated.population import Population
 from federated.privacy.local import Local, NoisyUpdate
+from federated.protection.local import NoisyClients
 from federated.updates import StepNoise
 from heliotrope.data import Partition
+from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import epsilon
 from heliotrope.privacy.mechanisms import Mechanism
 from heliotrope.privacy.secure_noise import SecureNormals
+from tests.support import compose
 
 _SIZE = 40_000
 
@@ -127,3 +132,31 @@ def test_nobody_takes_part_more_often_than_the_noise_is_made_for() -> None:
     assert max(taken.values()) - min(taken.values()) <= 1
     mechanism = keys.mechanism(5, 22, 30, None)
     assert epsilon([(mechanism, keys.uses(30, 5, 22))], 22**-1.1).value <= 3.0
+
+
+class _LastMean(nn.Module):
+    """Keeps the mean of its last batch, which is no weight: nothing clips it or adds noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, image: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.get_buffer("mean").copy_(image.flatten(1).mean(dim=0))
+        out: Tensor = self.linear(image.flatten(1))
+        return out
+
+
+def test_a_buffer_that_training_changes_is_refused_since_it_would_be_sent_as_it_is() -> None:
+    run = compose(
+        "federated",
+        "data.fit=none",
+        "federated/privacy=local",
+        "federated.privacy.noise_multiplier=1",
+    )
+    built, keys = build_components(run), Local(1.0, 1.0, None, None)
+    context = replace(built.context, model=_LastMean())
+    with pytest.raises(ConfigError, match="changes the model's buffer mean"):
+        NoisyClients.check(keys, run, context, built.strategy, built.exchange)
