@@ -254,7 +254,10 @@ def test_a_client_that_goes_beyond_the_range_is_named_with_the_weight_and_the_re
         (("federated.secure_aggregation.neighbours=1",), "neighbours=2 or more"),
         (("federated.secure_aggregation.bits=24",), "bits=24 is not 16, 32 or 64"),
         (("federated.secure_aggregation.range=0",), "range=0 must be above 0"),
-        (("federated.secure_aggregation.range=1e308",), "range=1e+308 must be above 0, and at most"),
+        (
+            ("federated.secure_aggregation.range=1e308",),
+            "range=1e+308 must be above 0, and at most",
+        ),
         (("federated.clients_per_round=1",), "the sum of one client is its update"),
         ((*_PRIVATE, "federated.secure_aggregation.range=0.1"), "range=0.1, but how far"),
     ],
