@@ -267,6 +267,9 @@ def test_the_documents_have_commands() -> None:
         "data_parallel.py",
         "gpt_step.py",
         "robustness.py",
+        "privacy.py",
+        "dpsgd_step.py",
+        "secure_aggregation.py",
     ],
 )
 def test_a_benchmark_finds_all_that_it_imports(
