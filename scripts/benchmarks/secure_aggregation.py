@@ -33,14 +33,13 @@ from flwr.server.strategy import FedAvg
 from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key
 from flwr.serverapp import Grid
+from heliotrope.federated.flower.messages import become_server, stamp, to_record
+from heliotrope.federated.flower.secure_client import secure_aggregation_mod
+from heliotrope.federated.flower.secure_grid import SecureGrid
+from heliotrope.federated.secure_aggregation.settings import SecAgg
 from numpy.typing import NDArray
 from rich.table import Table
 from running import wait_until_idle
-
-from federated.flower.messages import become_server, stamp, to_record
-from federated.flower.secure_client import secure_aggregation_mod
-from federated.flower.secure_grid import SecureGrid
-from federated.secure_aggregation.settings import SecAgg
 
 Vector = NDArray[np.float32]
 Answer = Callable[[Message, Context], Message]
