@@ -109,14 +109,14 @@ def test_an_experiment_of_someone_else_runs_no_code_and_reads_no_secret(
 ) -> None:
     content, said = FILES[kind]
     Path("theirs.yaml").write_text(f"{HEADER}{content}\n")
-    began = time.monotonic()
+    began = time.process_time()  # what blows up takes minutes of it
     code = type_("federated", "experiment=theirs.yaml", *sweep, job=_never)
     error = capsys.readouterr().err
     assert code == 2
     assert said in error
     assert "Traceback" not in error
     assert "hunter2" not in error
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 60
     left = [path for path in Path().rglob("*") if "runs" not in path.parts]
     assert left == [Path("theirs.yaml")]
     assert not any("hunter2" in str(path) for path in Path().rglob("*"))
