@@ -13,9 +13,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run as FlowerRun
 
 from heliotrope.errors import QuorumError
 
@@ -23,6 +22,7 @@ from ..fractions import fraction_rounded_up
 from ..updates import Failure, Weights
 from .codec import read_arrays
 from .messages import error_reply
+from .passing_grid import PassingGrid
 from .vetting import vetted_evaluations, vetted_updates
 
 __all__ = ["CheckedGrid"]
@@ -30,7 +30,7 @@ __all__ = ["CheckedGrid"]
 _log = logging.getLogger(__name__)
 
 
-class CheckedGrid(Grid):
+class CheckedGrid(PassingGrid):
     """Passes on messages, and of the replies those that `vetting` finds fit.
 
     A client whose reply is not gives an error instead, which strategies leave out; one that was
@@ -48,7 +48,7 @@ class CheckedGrid(Grid):
     """
 
     def __init__(self, grid: Grid, quorum: float = 1.0, most_weight: int | None = None) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._quorum = quorum
         self._most_weight = most_weight
         self._pushed: dict[str, Message] = {}
@@ -137,23 +137,3 @@ class CheckedGrid(Grid):
     def _fail(self, failure: Failure) -> None:
         _log.warning("client %d: %s", failure.client, failure.reason)
         self.failures.append(failure)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def set_run(self, run: FlowerRun) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> FlowerRun:
-        return self._grid.run

@@ -18,7 +18,6 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run as FlowerRun
 
 from ..aggregation.masked import Layout
 from ..secure_aggregation.messages import (
@@ -33,6 +32,7 @@ from ..secure_aggregation.server import Server
 from ..secure_aggregation.settings import DEFAULT_RANGE, SecAgg
 from ..updates import Failure
 from .messages import error_reply, read_arrays, to_record
+from .passing_grid import PassingGrid
 from .secure_client import QUANTIZER, TOLD
 from .secure_codec import SECURE, decoded, encoded, masked_input
 
@@ -41,7 +41,7 @@ __all__ = ["SecureGrid"]
 _log = logging.getLogger(__name__)
 
 
-class SecureGrid(Grid):
+class SecureGrid(PassingGrid):
     """Opens nothing of a round's training but the mean; other messages it passes on.
 
     `failures` are the clients that a round has lost, and why. Raises `SecureAggregationError` if
@@ -66,7 +66,8 @@ class SecureGrid(Grid):
         most_weight: int,
         told: Sequence[str] = ("train_loss",),
     ) -> None:
-        self._grid, self._settings = grid, settings
+        super().__init__(grid)
+        self._settings = settings
         self._most_weight, self._told = most_weight, tuple(sorted(told))
         self.failures: list[Failure] = []
 
@@ -192,23 +193,3 @@ class SecureGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return self._grid.pull_messages(message_ids)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def set_run(self, run: FlowerRun) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> FlowerRun:
-        return self._grid.run
