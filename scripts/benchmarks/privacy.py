@@ -142,8 +142,8 @@ def main() -> int:
     said: dict[str, Any] = record.begin() | {"results": {}}
     if options.output and options.output.exists():
         said["results"] = json.loads(options.output.read_text())["results"]
-    for study in options.studies:
-        cells = _STUDIES[study]()
+    studies = _chosen(options)
+    for cells in studies.values():
         for cell in cells:
             for seed in range(options.seeds):
                 key = f"{cell.label} [{cell.study}], seed {seed}"
@@ -156,17 +156,27 @@ def main() -> int:
         console.print(_table(cells, _found(cells, said["results"], options.seeds)))
     record.finish(said, options.output)
     if options.plot:
-        _plot(options.studies, said["results"], options.seeds, options.plot)
+        _plot(studies, said["results"], options.seeds, options.plot)
     return 0
 
 
 def _options() -> argparse.Namespace:
     parser = record.parser(__doc__)
     parser.add_argument("--studies", type=record.names(_STUDIES), default=list(_STUDIES))
+    parser.add_argument("--cells", default="", help="only those whose label has this in it")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=_ROOT / "runs" / "privacy-benchmark")
     parser.add_argument("--plot", type=Path, help="SVG file")
     return parser.parse_args()
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, list[Cell]]:
+    """Return the cells that are asked for, by study."""
+    return {
+        study: chosen
+        for study in options.studies
+        if (chosen := [cell for cell in _STUDIES[study]() if options.cells in cell.label])
+    }
 
 
 def _result(cell: Cell, seed: int, runs: Path) -> dict[str, Any]:
@@ -224,11 +234,13 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _plot(studies: Sequence[str], results: Mapping[str, Any], seeds: int, path: Path) -> None:
+def _plot(
+    studies: Mapping[str, Sequence[Cell]], results: Mapping[str, Any], seeds: int, path: Path
+) -> None:
     figure = Figure(figsize=(4.2 * len(studies), 3.6), layout="constrained")
     panels = figure.subplots(1, len(studies), squeeze=False)[0]
-    for axis, study in zip(panels, studies, strict=True):
-        found = _found(_STUDIES[study](), results, seeds)
+    for axis, (study, cells) in zip(panels, studies.items(), strict=True):
+        found = _found(cells, results, seeds)
         series: dict[str, list[tuple[float, float]]] = {}
         for cell, mine in found.items():
             accuracy = 100 * mean(result["accuracy"] for result in mine)

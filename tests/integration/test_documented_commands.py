@@ -78,7 +78,7 @@ KEPT = (
         r"^\.venv/bin/pip install ",
         instead=("-c constraints.txt NAME", "--dry-run -c constraints.txt numpy"),
     ),
-    Kept(r"/cohort\.py$", f"{QUICK} {BESIDE} --peers heliotrope,bare,flower", slow=True),
+    Kept(r"/cohort\.py( |$)", f"{QUICK} {BESIDE} --peers heliotrope,bare,flower", slow=True),
     Kept(
         r"/population\.py",
         "--clients 100 --cohort 10 --cohorts 20 --examples 5 --rounds 1 --patience 0",
@@ -99,6 +99,8 @@ KEPT = (
         "--clients 5 --parameters 100 --neighbours 4 --lost 1 --patience 0",
         slow=True,
     ),
+    Kept(r"/privacy\.py", "--studies dpsgd --cells 'noise 1.3'", slow=True),
+    Kept(r"/dpsgd_step\.py", "--pairs 1 --patience 0", slow=True),
     Kept(r"/gpt_step\.py$", "--pairs 1 --epochs 2 --patience 0", slow=True),
     Kept(r"/checkpoint_stall\.py$", "--checkpoints 2 --patience 0", slow=True),
     Kept(
