@@ -15,7 +15,7 @@ from heliotrope.errors import ConfigError
 from heliotrope.privacy.accounts import Account, Accounts
 from heliotrope.privacy.ledger import Ledger
 from heliotrope.privacy.told import promise_to_each, result_of_each
-from heliotrope.training.separable import changed_buffer
+from heliotrope.training.separable import changed_by_a_pass
 
 from ..engine.context import TrainingContext
 from ..privacy.local import Local
@@ -53,11 +53,11 @@ class NoisyClients(Protection):
     ) -> None:
         check_clipped_once(run, privacy.clip)
         check_tells_nothing_else(run, context, exchange)
-        buffer = changed_buffer(context.model, context.task)
-        if buffer is not None:
+        changed = changed_by_a_pass(context.model, context.task, trained=False)
+        if changed is not None:
             raise ConfigError(
-                f"{chosen(run)}: a pass in training changes the model's buffer {buffer}, which "
-                "clients send beside their weights, without noise. Leave it out of the model."
+                f"{chosen(run)}: a pass in training changes the model's {changed}, which clients "
+                "send beside their updates, without noise. Leave it out of the model."
             )
         name = run.federated.strategy.name
         more = isinstance(strategy, MeanStrategy) and bool(strategy.beside(context.global_weights))

@@ -28,7 +28,8 @@ RATES = (0.001, 0.01)
 """Shares of false positives that an attacker may be content with."""
 
 _CONFIDENCE = 0.95
-_CLOSEST = 1e-12  # a probability to 1: that of a loss of 0
+_CLOSEST = 1e-15  # a probability to 1: that of a loss of 0, in float64
+_LEAST_VARIANCE = 1e-12
 
 _Array = NDArray[np.float64]
 
@@ -171,7 +172,7 @@ def _normal(shadows: _Array, chosen: NDArray[np.bool_]) -> tuple[_Array, float]:
     means = values.mean(axis=0)
     count = int(chosen.sum()) - int(chosen.any(axis=0).sum())
     squares = float(((values - means) ** 2).sum())
-    return np.asarray(means.filled(0.0)), math.sqrt(max(squares / max(1, count), _CLOSEST))
+    return np.asarray(means.filled(0.0)), math.sqrt(max(squares / max(1, count), _LEAST_VARIANCE))
 
 
 def halves(models: int, examples: int, generator: np.random.Generator) -> NDArray[np.bool_]:

@@ -19,7 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from heliotrope.data import Batch
 from heliotrope.models.layers.seeded import SeededLayer, reseed
 from heliotrope.seeding import isolated_rng
 from heliotrope.tasks import Task
+from heliotrope.training.factors import Factors, flat, is_product, norms_of
 from heliotrope.training.loop import TrainingBatch
 
 __all__ = ["ClippedGradients"]
@@ -41,14 +42,6 @@ _ALIKE = 1e-3  # relative: how far two ways to the same gradients may differ by 
 
 class _CalledOtherwise(Exception):  # noqa: N818 - no error: then without factors
     """A layer was not called once in a pass, as it was in the trial."""
-
-
-class _Factors(NamedTuple):
-    """Of the gradients of a dense layer on one vector an example."""
-
-    inputs: Tensor  # [B, I]
-    by_outputs: Tensor  # [B, O]
-    biased: bool
 
 
 class ClippedGradients:
@@ -72,6 +65,7 @@ class ClippedGradients:
         self._model, self._task, self._clip = model, task, clip
         self._places = math.prod(task.output_shape(task.facts.example)[1:-1])
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._slots = _slots_of(model)
         self._firsts = [
             f"{name}.first" if name else "first"
             for name, layer in model.named_modules()
@@ -131,15 +125,15 @@ class ClippedGradients:
         except _CalledOtherwise:  # which may come again at any time
             self._layers = {}
             return self(batch)
-        norms = _norms(len(batch), whole, factors).to(losses.device)
+        norms = norms_of(len(batch), whole, factors).to(losses.device)
         finite = norms.isfinite()
         if not bool(finite.all()):
             whole = {name: value[finite] for name, value in whole.items()}
-            factors = {n: _Factors(a[finite], g[finite], b) for n, (a, g, b) in factors.items()}
+            factors = {n: Factors(a[finite], g[finite], b) for n, (a, g, b) in factors.items()}
         scales = self._scale(norms[finite])
         for name, value in whole.items():
             gradient = self._grad(name)
-            gradient.add_((scales.to(value.dtype) @ _flat(value)).view(gradient.shape))
+            gradient.add_((scales.to(value.dtype) @ flat(value)).view(gradient.shape))
         for name, (inputs, by_outputs, biased) in factors.items():
             scaled = by_outputs * scales[:, None].to(by_outputs.dtype)
             self._grad(f"{name}weight").addmm_(scaled.T, inputs)
@@ -154,7 +148,7 @@ class ClippedGradients:
 
     def _gradients(
         self, batch: TrainingBatch
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, _Factors]]:
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Factors]]:
         """Return losses [B], gradients [B, ...] by name, and factors by layer."""
         fields = batch.fields
         inside = self._inside()
@@ -174,7 +168,7 @@ class ClippedGradients:
         if inputs.keys() != self._layers.keys():
             raise _CalledOtherwise
         whole, by_outputs = found
-        factors: dict[str, _Factors] = {}
+        factors: dict[str, Factors] = {}
         for name, layer in self._layers.items():
             prefix = f"{name}." if name else ""
             a, g = inputs[name], by_outputs[name]
@@ -188,7 +182,7 @@ class ClippedGradients:
                 if layer.bias is not None:
                     whole[f"{prefix}bias"] = g.sum(dim=2)
             elif a[0].numel() == a.shape[-1]:
-                factors[prefix] = _Factors(a.flatten(1), g.flatten(1), layer.bias is not None)
+                factors[prefix] = Factors(a.flatten(1), g.flatten(1), layer.bias is not None)
             else:
                 a, g = a.flatten(1, -2), g.flatten(1, -2)
                 whole[f"{prefix}weight"] = torch.bmm(g.transpose(1, 2), a)
@@ -219,8 +213,12 @@ class ClippedGradients:
         one: Batch,
         seen: Callable[[str, tuple[Tensor, ...], Tensor], Tensor | None],
     ) -> Tensor:
+        everywhere = {
+            slot: value for name, value in state.items() for slot in self._slots.get(name, (name,))
+        }
+
         def call(*arguments: Tensor) -> Tensor:
-            outputs: Tensor = functional_call(self._model, dict(state), arguments)
+            outputs: Tensor = functional_call(self._model, everywhere, arguments, tie_weights=False)
             return outputs
 
         # Of the kernels of attention, vmap knows the plain one.
@@ -293,7 +291,7 @@ class ClippedGradients:
         self._layers = {
             name: module
             for name, module in self._model.named_modules()
-            if _is_product(module) and all(id(p) in trained for p in module.parameters())
+            if is_product(module) and all(id(p) in trained for p in module.parameters())
         }
         trial = self._trial()
         try:
@@ -343,13 +341,19 @@ class ClippedGradients:
         return {name: whole[name].view(len(batch), *p.shape) for name, p in self._trained.items()}
 
 
-def _norms(count: int, whole: Batch, factors: Mapping[str, _Factors]) -> Tensor:
-    """Return the norm of each example's gradient, [B]."""
-    squares = [_flat(value).square().sum(dim=1).double() for value in whole.values()]
-    for inputs, by_outputs, biased in factors.values():
-        lengths = inputs.square().sum(dim=1) + biased  # a bias has an input of 1
-        squares.append((lengths * by_outputs.square().sum(dim=1)).double())
-    return torch.stack(squares).sum(dim=0).sqrt() if squares else torch.zeros(count)
+def _slots_of(model: nn.Module) -> dict[str, list[str]]:
+    """Return the slots of a model that hold each parameter, by its first name: of a layer once.
+
+    Of a layer with two names, `functional_call` with `tie_weights` puts back what it has put
+    there itself (pytorch#164759), so that the parameter is no longer the model's.
+    """
+    first: dict[int, str] = {}
+    found: dict[str, list[str]] = {}
+    for prefix, layer in model.named_modules():
+        own = layer.named_parameters(prefix, recurse=False, remove_duplicate=False)
+        for name, parameter in own:
+            found.setdefault(first.setdefault(id(parameter), name), []).append(name)
+    return found
 
 
 def _uses(outputs: Tensor) -> Counter[int]:
@@ -368,24 +372,8 @@ def _uses(outputs: Tensor) -> Counter[int]:
     return found
 
 
-def _flat(values: Tensor) -> Tensor:
-    """Return one row for each example, [B, D], also of single numbers and of none."""
-    return values.reshape(len(values), math.prod(values.shape[1:]))
-
-
 def _largest(values: Tensor) -> float:
     return float(values.abs().amax()) if values.numel() else 0.0
-
-
-def _is_product(module: nn.Module) -> bool:
-    if type(module) is nn.Linear:
-        return True
-    return (
-        type(module) is nn.Conv2d
-        and module.groups == 1
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-    )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from heliotrope.models.usable import why_not_one
 from heliotrope.seeding import isolated_rng
 from heliotrope.tasks import Task
 
-__all__ = ["changed_buffer", "check_separable"]
+__all__ = ["changed_by_a_pass", "check_separable"]
 
 
 def check_separable(chosen: str, model: nn.Module, task: Task) -> None:
@@ -51,11 +51,12 @@ def check_separable(chosen: str, model: nn.Module, task: Task) -> None:
             f"{chosen} gives the model one example at a time, which it cannot take: {why}. "
             "Normalise without the other examples of a batch, such as by torch.nn.GroupNorm."
         )
-    changed = changed_buffer(model, task)
+    changed = changed_by_a_pass(model, task)
     if changed is not None:
         raise ConfigError(
-            f"{chosen}: a pass in training changes the model's buffer {changed}, which tells of "
-            "examples without noise. Leave it out, such as by track_running_stats=False."
+            f"{chosen}: a pass in training changes the model's {changed}, which tells of examples "
+            "without noise. Leave that out, such as by track_running_stats=False, or by "
+            "max_norm=None of an embedding."
         )
     if _tells_of_padding(model, task):
         raise ConfigError(
@@ -93,14 +94,23 @@ def _tells_of_padding(model: nn.Module, task: Task) -> bool:
     return not torch.allclose(few, many, rtol=1e-3, atol=1e-5)
 
 
-def changed_buffer(model: nn.Module, task: Task) -> str | None:
-    """Return the name of a buffer that training on an example changes; None if none is."""
+def changed_by_a_pass(model: nn.Module, task: Task, *, trained: bool = True) -> str | None:
+    """Return what a pass in training writes to, such as `buffer mean`; None if to nothing.
+
+    These are buffers, and parameters: an embedding with a `max_norm` scales the rows that it looks
+    up down to it. With `trained` False, those parameters that are trained do not matter.
+    """
     try:
         tried = copy.deepcopy(model).train()
     except Exception:  # noqa: BLE001 - who needs copies says what of it cannot be copied
         return None
     own = {id(b) for m in tried.modules() if isinstance(m, SeededLayer) for b in m.buffers()}
     before = {n: b.clone() for n, b in tried.named_buffers() if id(b) not in own}
+    weights = {
+        name: (value, value.detach().clone(), value._version)  # noqa: SLF001 - there is no other way
+        for name, value in tried.named_parameters()
+        if trained or not value.requires_grad
+    }
     example = {
         name: value + 1 if value.is_floating_point() else value
         for name, value in task.facts.example.items()
@@ -108,4 +118,13 @@ def changed_buffer(model: nn.Module, task: Task) -> str | None:
     with isolated_rng(0), torch.no_grad():
         task.call(tried, example)
     after = dict(tried.named_buffers())
-    return next((n for n, value in before.items() if not torch.equal(value, after[n])), None)
+    for name, value in before.items():
+        if not torch.equal(value, after[name]):
+            return f"buffer {name}"
+    present = dict(tried.named_parameters())
+    for name, (parameter, value, version) in weights.items():
+        # What is written may be what was there: rows that are short enough for this example.
+        written = parameter._version != version  # noqa: SLF001 - as above
+        if written or present.get(name) is not parameter or not torch.equal(parameter, value):
+            return f"parameter {name}"
+    return None

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from federated.audit.shadows import _trained, membership_of
 from federated.engine.context import divide
 from federated.population import Population
+from heliotrope.audit.losses import losses_of
 from heliotrope.audit.membership import attack_of, confidences, halves, likelihood_ratios
 from heliotrope.config import Run
 from heliotrope.data import Dataset, Examples, Info
 from heliotrope.data.preparation import Preparation
+from heliotrope.tasks import Classification
 from tests.support import classification, compose, everything, labelled
 
 _MEMBERS, _OTHERS, _EPOCHS = 150, 150, 60
@@ -169,3 +173,38 @@ def test_what_clients_hold_out_is_no_member() -> None:
     assert 50 < len(held) < 70
     assert loss.low > 0.8
     assert found.epochs == 2  # 1.2 times 150 examples are 2 times those that were trained on
+
+
+class _ByHeart(nn.Module):
+    """Gives logits that are what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.somewhere = nn.Parameter(torch.zeros(()))
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits
+
+
+def test_how_sure_a_model_is_of_what_it_knows_by_heart_is_told() -> None:
+    margins = torch.tensor([5.0, 12.0, 16.0, 19.0, 22.0, 28.0, 32.0])
+    logits = torch.zeros(len(margins), 3)
+    logits[:, 1] = margins
+    examples = labelled(logits, torch.ones(len(margins), dtype=torch.int64))
+    losses = losses_of(_ByHeart(), _TASK, examples, torch.arange(len(margins)), 2)
+    sure = confidences(losses.numpy(), probable=True)
+    np.testing.assert_allclose(sure, margins.double() - np.log(2), rtol=1e-2)
+
+
+def test_losses_of_a_task_that_knows_float32_alone_are_taken_so() -> None:
+    class Weighted(Classification):
+        def losses(self, outputs: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            weights = torch.tensor([1.0, 2.0, 3.0])
+            return functional.cross_entropy(outputs, batch["label"], weights, reduction="none")
+
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    found = losses_of(
+        _ByHeart(), Weighted(_TASK.facts), labelled(logits, labels), torch.arange(4), 3
+    )
+    want = functional.cross_entropy(logits, labels, reduction="none") * (labels + 1)
+    torch.testing.assert_close(found, want.double(), check_dtype=False)

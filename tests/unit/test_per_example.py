@@ -18,7 +18,7 @@ from heliotrope.models.layers.seeded import reseed
 from heliotrope.tasks import Classification, DataFacts
 from heliotrope.training.loop import TrainingBatch
 from heliotrope.training.per_example import ClippedGradients
-from heliotrope.training.separable import check_separable
+from heliotrope.training.separable import changed_by_a_pass, check_separable
 from tests.support import classification, fresh_seed, training_batch
 
 _TASK = classification("small", (1, 12, 12), ("a", "b", "c"))
@@ -81,6 +81,25 @@ class _Odd(nn.Module):
         return outputs
 
 
+class _Tiny(nn.Module):
+    """A layer whose inputs are so small, and gradients so large, that their squares are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(144, 3, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(images.flatten(1) * 1e-24) * 1e24
+        return outputs
+
+
+def _of_two_names() -> nn.Module:
+    layer = nn.Linear(20, 20)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(144, 20), layer, nn.Tanh(), layer, nn.Linear(20, 3)
+    )
+
+
 class _CalledMore(nn.Module):
     """A layer that is called once as long as nobody asks for more, as a plug-in's state may."""
 
@@ -117,6 +136,8 @@ _MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "tied": _Tied,
     "odd": _Odd,
+    "tiny": _Tiny,
+    "of two names": _of_two_names,
 }
 
 
@@ -202,6 +223,47 @@ def test_weights_in_which_sums_are_rounded_are_refused(dtype: torch.dtype) -> No
     model = nn.Sequential(nn.Flatten(), nn.Linear(144, 3).to(dtype))
     with pytest.raises(ConfigError, match=r"1\.weight is torch.*16.*float32"):
         check_separable("distributed/privacy=dpsgd", model, _TASK)
+
+
+def test_a_layer_of_two_names_keeps_its_parameters() -> None:
+    model = _of_two_names().train()
+    before = dict(model.named_parameters())
+    ClippedGradients(model, _TASK, _CLIP)(_batch(3))
+    assert all(model.get_parameter(name) is each for name, each in before.items())
+
+
+def _texts() -> Classification:
+    example = {"tokens": torch.zeros(1, 5, dtype=torch.int64), "label": torch.tensor([0])}
+    info = Info(class_names=("a", "b", "c"), vocabulary=tuple("-?abcdefg"))
+    return Classification(DataFacts("texts", info, example))
+
+
+class _LooksUp(nn.Module):
+    """Vectors of words that are scaled down where they are looked up, and a mean of them."""
+
+    def __init__(self, trained: bool = True, **settings: float) -> None:
+        super().__init__()
+        self.vectors, self.head = nn.Embedding(9, 6, padding_idx=0, **settings), nn.Linear(6, 3)
+        self.vectors.weight.requires_grad_(trained)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.vectors(tokens).mean(dim=1))
+        return outputs
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_weights_that_a_pass_writes_to_are_refused(trained: bool) -> None:
+    task = _texts()
+    check_separable("distributed/privacy=dpsgd", _LooksUp(trained), task)
+    short = _LooksUp(trained, max_norm=100.0)  # which no vector is as long as
+    with pytest.raises(ConfigError, match=r"the model's parameter vectors\.weight.*max_norm=None"):
+        check_separable("distributed/privacy=dpsgd", short, task)
+
+
+def test_of_weights_that_a_pass_writes_to_an_update_tells_if_they_are_trained() -> None:
+    frozen, trained = (_LooksUp(each, max_norm=1.0) for each in (False, True))
+    assert changed_by_a_pass(trained, _texts(), trained=False) is None
+    assert changed_by_a_pass(frozen, _texts(), trained=False) == "parameter vectors.weight"
 
 
 class _Words(nn.Module):
