@@ -22,13 +22,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from heliotrope.config import Run
 from heliotrope.config.checks.distributed import check_sync_batchnorm
 from heliotrope.errors import ConfigError
 from heliotrope.runs.clock import Clock, Reading
 from heliotrope.runs.lifecycle import run_directory
+from heliotrope.system.console import plain_console
 from heliotrope.system.resources import available_cpus
 from heliotrope.system.signals import Stop, signals_heard
 
@@ -57,9 +57,7 @@ def run_one_rank(run: Run, directory: Path) -> None:
         torchrun_store(),
         topology,
         run.distributed.collective_timeout,
-        say=lambda what: Console(stderr=True).print(
-            f"rank {topology.rank}: {what}", highlight=False
-        ),
+        say=lambda what: plain_console(stderr=True).print(f"rank {topology.rank}: {what}"),
     )
     resources = _agreed_resources(run, meeting)
     if topology.rank == 0:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 
 from hydra import compose, initialize_config_dir
-from rich.console import Console
 from rich.table import Table
 
 from heliotrope import config
@@ -19,6 +18,7 @@ from heliotrope.commands.overrides import checked
 from heliotrope.config import Run
 from heliotrope.config.explain import composing
 from heliotrope.errors import ConfigError
+from heliotrope.system.console import plain_console
 from heliotrope.system.resources import available_cpus, pick_device
 
 from .components import build_components
@@ -41,7 +41,7 @@ def tune_command(arguments: Sequence[str]) -> None:
     folder = str(config.conf_dir())
     with composing(), initialize_config_dir(config_dir=folder, version_base="1.3"):
         run = config.load(compose("config", overrides=checked(arguments)), "federated")
-    console = Console(soft_wrap=True)
+    console = plain_console()
     context = build_components(run).context.on(pick_device(run.device))
     threads = run.federated.cpus_per_worker or max(1, available_cpus() // run.federated.workers)
     worker = CohortWorker(context, threads)
@@ -64,9 +64,9 @@ def tune_command(arguments: Sequence[str]) -> None:
         table.add_row(f"{execution}{mark}", f"{value * 1e3:.3f}")
     console.print(table)
     for kind, reason in verdict.reasons.items():
-        console.print(f"not {kind}: {reason}", highlight=False, markup=False)
+        console.print(f"not {kind}: {reason}")
     words = "nothing to set: the rule's way is as fast as any" if best == ruled else _typed(best)
-    console.print(words, highlight=False, markup=False)
+    console.print(words)
 
 
 def candidates(

@@ -36,6 +36,7 @@ __all__ = [
     "content_of",
     "error_reply",
     "evaluate_reply",
+    "only",
     "read_arrays",
     "stack_of",
     "stamp",
@@ -84,14 +85,15 @@ def content_of(message: Message) -> tuple[dict[str, Tensor], Instruction]:
     Among the arrays may be the server's control variates, by the names of the weights after
     `control_variates.STATE`. Raises `MessageError` if there is no such thing in it.
     """
-    record = _only(message.content.array_records, "array")
-    config = _only(message.content.config_records, "config")
+    record = only(message.content.array_records, "array")
+    config = only(message.content.config_records, "config")
     arrays = read_arrays(record)
     controls = {n.removeprefix(STATE): arrays.pop(n) for n in list(arrays) if n.startswith(STATE)}
     return arrays, _instruction(config, (ControlVariates(controls),) if controls else ())
 
 
-def _only(records: Mapping[str, _Record], kind: str) -> _Record:
+def only(records: Mapping[str, _Record], kind: str) -> _Record:
+    """Return the one record of its kind; `MessageError` if there are none, or several."""
     if len(records) != 1:
         raise MessageError(f"there are {len(records)} {kind} records instead of one")
     return next(iter(records.values()))
@@ -158,7 +160,7 @@ def stack_of(
     Raises `MessageError` if its arrays are not as `expected`, or if it is weighed by anything else
     than a whole number up to `most_weight`. Whether they are finite is not looked at.
     """
-    arrays = _only(reply.content.array_records, "array")
+    arrays = only(reply.content.array_records, "array")
     client, weight = reply.metadata.src_node_id, weight_of(reply, most_weight)
     return Stack(
         clients=(client,),
@@ -173,7 +175,7 @@ def stack_of(
 
 def weight_of(reply: Message, most_weight: int = MOST_WEIGHT) -> int:
     """Return what a reply says that it weighs; `MessageError` if it is no number of examples."""
-    weight = _only(reply.content.metric_records, "metric").get("num-examples")
+    weight = only(reply.content.metric_records, "metric").get("num-examples")
     if type(weight) is not int or weight < 0:
         raise MessageError(f"num-examples={weight!r} is no number of examples")
     if weight > most_weight:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from heliotrope.errors import MessageError
@@ -28,7 +28,7 @@ from ..secure_aggregation.messages import (
 )
 from ..secure_aggregation.quantization import Quantizer
 from .codec import forms_of
-from .messages import error_reply, read_arrays, stack_of
+from .messages import error_reply, only, read_arrays, stack_of
 from .secure_codec import SECURE, decoded, encoded, record_of
 
 __all__ = ["QUANTIZER", "TOLD", "secure_aggregation_mod"]
@@ -64,6 +64,8 @@ def _answer(message: Message, context: Context, call_next: ClientAppCallable) ->
         setup = decoded(Setup, record)
         client = Client(message.metadata.dst_node_id, setup)
         for name in (SECURE, QUANTIZER, TOLD):
+            if name not in message.content.config_records:
+                raise RefusedMessageError(f"a round without {name}")
             context.state[name] = message.content.config_records[name]
         return _reply(client.advertise(), client, message, context)
     if _STATE not in context.state.config_records:
@@ -85,8 +87,7 @@ def _masked(
     """Stage 3: open the shares, train, and mask what was trained."""
     records = message.content.config_records
     client.receive_shares(decoded(ForwardedShares, records.pop(SECURE)))
-    (array_record,) = message.content.array_records.values()
-    starts = read_arrays(array_record)
+    starts = read_arrays(only(message.content.array_records, "array"))
     reply = call_next(message, context)
     if reply.has_error():
         return reply
@@ -95,8 +96,8 @@ def _masked(
     layout = Layout(starts, tuple(str(name) for name in names))  # type: ignore[union-attr]
     if (layout.size, layout.numbers, quantizer.bits) != (setup.size, setup.numbers, setup.bits):
         raise RefusedMessageError(f"client {client.number} refuses: weights of another size")
-    (metrics,) = reply.content.metric_records.values()
-    told = {name: (float(metrics[name]),) for name in layout.told}  # type: ignore[arg-type]
+    metrics = only(reply.content.metric_records, "metric")
+    told = {name: (_number(metrics, name),) for name in layout.told}
     stack = replace(stack_of(reply, forms_of(starts)), numbers=told)
     masking = Masking(quantizer, {client.number: client.masks()})
     reduction = MaskedReduction(layout, masking)
@@ -105,6 +106,16 @@ def _masked(
         return error_reply(failures[0].reason, message)
     (masked,) = reduction.inputs
     return _reply(masked, client, message, context)
+
+
+def _number(metrics: MetricRecord, name: str) -> float:
+    value = metrics.get(name)
+    if not isinstance(value, int | float):
+        raise RefusedMessageError(
+            f"the server asks for the metric {name}, and this ClientApp tells "
+            f"{', '.join(metrics) or 'none'}. Name those of all clients as SecureGrid(told=[...])."
+        )
+    return float(value)
 
 
 def _reply(answer: object, client: Client, message: Message, context: Context) -> Message:

@@ -74,11 +74,11 @@ def decoded(kind: type[_T], record: ConfigRecord, sender: int | None = None) -> 
     found: Any
     if kind is Roster:
         names = ("peers", "sealing_key", "masking_key")
-        columns = _ints(record, names[0]), *(_many_bytes(record, name) for name in names[1:])
+        columns = _clients(record, names[0]), *(_many_bytes(record, name) for name in names[1:])
         if len({len(column) for column in columns}) != 1:
             raise RefusedMessageError("a roster of which the columns differ in length")
         peers = tuple(Advertisement(*row) for row in zip(*columns, strict=True))
-        found = Roster(_ints(record, "clients"), peers)
+        found = Roster(_clients(record, "clients"), peers)
     else:
         found = kind(**{name: read(record, name) for name, read in _FIELDS[kind].items()})
     _check_sender(found, sender)
@@ -158,12 +158,20 @@ def _ints(record: ConfigRecord, name: str) -> tuple[int, ...]:
     return _many(int, record, name)
 
 
+def _clients(record: ConfigRecord, name: str) -> tuple[int, ...]:
+    """Return numbers of clients: those of Flower's nodes are of 64 bits."""
+    clients = _ints(record, name)
+    if any(not 0 <= client < 1 << 64 for client in clients):
+        raise RefusedMessageError(f"{name} holds a number that no client has")
+    return clients
+
+
 def _many_bytes(record: ConfigRecord, name: str) -> tuple[bytes, ...]:
     return _many(bytes, record, name)
 
 
 def _mapping(record: ConfigRecord, name: str) -> dict[int, bytes]:
-    clients, data = _ints(record, f"{name}.clients"), _many_bytes(record, f"{name}.bytes")
+    clients, data = _clients(record, f"{name}.clients"), _many_bytes(record, f"{name}.bytes")
     if len(clients) != len(data) or len(set(clients)) != len(clients):
         raise RefusedMessageError(f"{name} names a client twice, or without a value")
     return dict(zip(clients, data, strict=True))
@@ -182,6 +190,6 @@ _FIELDS: dict[type[Any], dict[str, _Read]] = {
     Advertisement: {"client": _int, "sealing_key": _bytes, "masking_key": _bytes},
     EncryptedShares: {"client": _int, "commitment": _bytes, "shares": _mapping},
     ForwardedShares: {"shares": _mapping},
-    Survivors: {"alive": _ints, "dropped": _ints},
+    Survivors: {"alive": _clients, "dropped": _clients},
     RevealedShares: {"client": _int, "seeds": _mapping, "keys": _mapping},
 }

@@ -45,6 +45,7 @@ class Server:
     def __init__(self, setup: Setup, cohort: Sequence[int]) -> None:
         self._setup, self._cohort = setup, sorted(cohort)
         self._stage = 1
+        self._probe = X25519PrivateKey.generate()  # to try clients' public keys with
         self._advertised: dict[int, Advertisement] = {}
         self._shared: dict[int, EncryptedShares] = {}
         self._revealed: dict[int, RevealedShares] = {}
@@ -63,6 +64,11 @@ class Server:
         self._expect(1, message.client, self._cohort, self._advertised)
         if {len(message.sealing_key), len(message.masking_key)} != {KEY_BYTES}:
             raise _refused(message.client, f"its public keys are not of {KEY_BYTES} bytes")
+        for key in (message.sealing_key, message.masking_key):
+            try:  # a key of low order agrees with nobody: its neighbours would all be lost for it
+                agreed_key(self._probe, key, self._setup.session, MASKING)
+            except RefusedMessageError as error:
+                raise _refused(message.client, str(error)) from error
         self._advertised[message.client] = message
 
     def rosters(self) -> dict[int, Roster]:
@@ -119,6 +125,9 @@ class Server:
         alive, dropped = known & self._included, known - self._included
         if message.seeds.keys() != alive or message.keys.keys() != dropped:
             raise _refused(message.client, "it reveals other shares than it was asked for")
+        shares = (*message.seeds.values(), *message.keys.values())
+        if any(len(share) != KEY_BYTES for share in shares):
+            raise _refused(message.client, f"its shares are not of {KEY_BYTES} bytes")
         self._revealed[message.client] = message
 
     def total(self) -> Vector:

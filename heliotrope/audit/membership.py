@@ -28,6 +28,8 @@ RATES = (0.001, 0.01)
 """Shares of false positives that an attacker may be content with."""
 
 _CONFIDENCE = 0.95
+_QUANTILE = 1.959964  # of the normal distribution, on both sides
+_STEPS = 50  # of the bisection, which are more than a double has digits
 _CLOSEST = 1e-15  # a probability to 1: that of a loss of 0, in float64
 _LEAST_VARIANCE = 1e-12
 
@@ -65,7 +67,7 @@ class Attack:
         How many of each there were.
     auc, low, high
         The probability that a member has a higher score than another example, half of it where
-        they are equal; and its interval at 95 % (DeLong et al. 1988). 0.5 is chance.
+        they are equal; and its interval at 95 %, see `_interval`. 0.5 is chance.
     rates
         At few false positives.
     """
@@ -96,19 +98,42 @@ def attack_of(name: str, members: _Array, others: _Array) -> Attack:
     inside, outside = (np.nan_to_num(each, nan=-np.inf) for each in (members, others))
     if not (len(inside) and len(outside)):
         raise ValueError(f"{len(inside)} members and {len(outside)} others cannot be compared")
-    auc, spread = _auc(inside, outside)
-    low, high = max(0.0, auc - spread), min(1.0, auc + spread)
+    auc, low, high = _interval(inside, outside)
     rates = tuple(_rate(inside, outside, share) for share in RATES)
     return Attack(name, len(inside), len(outside), auc, low, high, rates)
 
 
-def _auc(inside: _Array, outside: _Array) -> tuple[float, float]:
-    """Return the area under the curve, and half of its interval's width."""
+def _interval(inside: _Array, outside: _Array) -> tuple[float, float, float]:
+    """Return the area under the curve, and its interval at 95 %.
+
+    It is the union of two: that of the variance of the scores that were seen (DeLong et al. 1988),
+    which has no width where these few do not overlap; and that of the areas which are not refuted
+    (Newcombe 2006, doi:10.1002/sim.2324, method 5), which at 0.5 is the test of Mann and Whitney
+    with its correction for continuity.
+    """
     above = _placements(inside, outside)  # of each member, the share of others below it
     below = 1 - _placements(outside, inside)
     auc = float(above.mean())
     variance = sum(float(each.var(ddof=1)) / len(each) for each in (above, below) if len(each) > 1)
-    return auc, 1.959964 * math.sqrt(variance)
+    spread = _QUANTILE * math.sqrt(variance)
+    counts = len(inside), len(outside)
+    low = min(auc - spread, _last_refuted(auc, *counts))
+    high = max(auc + spread, 1 - _last_refuted(1 - auc, *counts))
+    return auc, max(0.0, low), min(1.0, high)
+
+
+def _last_refuted(auc: float, members: int, others: int) -> float:
+    """Return the largest area below `auc` from which that is further than luck goes."""
+    pairs, more = members * others, (members + others) / 2 - 1
+    low, high = 0.0, auc
+    for _ in range(_STEPS):
+        area = (low + high) / 2
+        ties = 1 + more * (1 - area) / (2 - area) + more * area / (1 + area)
+        if auc - area - 0.5 / pairs > _QUANTILE * math.sqrt(area * (1 - area) * ties / pairs):
+            low = area
+        else:
+            high = area
+    return low
 
 
 def _placements(values: _Array, among: _Array) -> _Array:

@@ -27,9 +27,11 @@ def tell(findings: Findings, console: Console) -> None:
     if promised is None:
         say("promised: nothing; the run was trained without protection")
     else:
+        epsilon = promised["epsilon"]
+        most = "unlimited" if epsilon is None else f"at most {epsilon:.4g}"
         say(
-            f"promised: epsilon at most {promised['epsilon']:.4g} at delta "
-            f"{promised['delta']:.3g}, for each {promised['unit']}"
+            f"promised: epsilon {most} at delta {promised['delta']:.3g}, for each "
+            f"{promised['unit']}"
         )
     if findings.bound is not None:
         say(_bound_line(findings.bound))

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from rich.console import Console
-
 from heliotrope.cluster.connection import Cluster, free
 from heliotrope.errors import ResourceError
+from heliotrope.system.console import plain_console
 from heliotrope.system.process_exit import brief
 from heliotrope.system.signals import held_back
 
@@ -47,7 +46,7 @@ class Request:
 def say(line: str) -> None:
     """Tell the user, who may wait, and the run's log."""
     _log.info(line)
-    Console(stderr=True, soft_wrap=True).print(line, markup=False, highlight=False)
+    plain_console(stderr=True).print(line)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from heliotrope.commands.trained import (
     keys_and_values,
     read_checkpoint,
     read_config,
+    read_result,
     trained_model,
 )
 from heliotrope.config import Run
@@ -36,6 +37,7 @@ from heliotrope.modes import mode_module
 from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.runs.events import strict
+from heliotrope.system.console import plain_console
 from heliotrope.tasks import Task, task_of
 
 __all__ = ["audit_command", "audit_run"]
@@ -71,11 +73,11 @@ def audit_command(arguments: Sequence[str]) -> None:
     needed = {"run": "DIR, the directory of a run"}
     given = keys_and_values(arguments, "audit", _KEYS, needed)
     asked = None if "parts" not in given else _parts(given["parts"])
-    console = Console(soft_wrap=True)
+    console = plain_console()
     shadows = _count(given.get("shadows", str(_SHADOWS)))
-    findings = audit_run(Path(given["run"]), asked, Console(stderr=True), shadows)
+    findings = audit_run(Path(given["run"]), asked, plain_console(stderr=True), shadows)
     tell(findings, console)
-    console.print(f"audit: {Path(given['run']) / 'audit.html'}", highlight=False, markup=False)
+    console.print(f"audit: {Path(given['run']) / 'audit.html'}")
 
 
 def _count(written: str) -> int:
@@ -159,13 +161,7 @@ class _Subject:
     @classmethod
     def read(cls, directory: Path) -> _Subject:
         run = read_config(directory)
-        path = RunDirectory(directory).result
-        if not path.exists():
-            raise ConfigError(
-                f"run={directory} is not finished: it has no result.json. Go on with resume=true, "
-                "and audit it then."
-            )
-        result = json.loads(path.read_text())
+        result = read_result(directory)
         saved, preparation = read_checkpoint(directory, None)
         dataset = load(run.data, run.seed, preparation)
         return cls(directory, run, result, saved, dataset, task_of(dataset, run))

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from heliotrope import config
@@ -24,6 +23,7 @@ from heliotrope.data import load as load_data
 from heliotrope.errors import ConfigError, closest
 from heliotrope.evaluation import evaluate, named
 from heliotrope.report import comparison_table, frontier_tables, read_run, write_report
+from heliotrope.system.console import plain_console
 from heliotrope.tasks import task_of
 
 __all__ = ["compare_command", "evaluate_command", "evaluate_run"]
@@ -73,7 +73,7 @@ def evaluate_command(arguments: Sequence[str]) -> None:
     table = Table("metric", "value", title=f"{directory}", title_justify="left")
     for metric, number in values.items():
         table.add_row(metric, f"{number:.6f}")
-    Console().print(table)
+    plain_console(soft_wrap=False).print(table)
 
 
 def evaluate_run(
@@ -131,12 +131,12 @@ def compare_command(arguments: Sequence[str]) -> None:
     if not directories:
         raise ConfigError("compare needs at least one run directory.")
     runs = [read_run(directory) for directory in directories]
-    Console().print(comparison_table(runs))
+    plain_console(soft_wrap=False).print(comparison_table(runs))
     for title, table in frontier_tables(runs):
-        Console(soft_wrap=True).print("\n", title, sep="")
-        Console().print(table)
+        plain_console().print("\n", title, sep="")
+        plain_console(soft_wrap=False).print(table)
     written = write_report(runs, output or _common_parent(directories) / "report.html")
-    Console(soft_wrap=True).print(f"\nreport: {written}", highlight=False)
+    plain_console().print(f"\nreport: {written}")
 
 
 def _common_parent(directories: Sequence[Path]) -> Path:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
-from rich.console import Console
 
 from heliotrope import config
 from heliotrope.commands.overrides import checked
@@ -16,6 +15,7 @@ from heliotrope.config.explain import composing
 from heliotrope.config.workers import worker_range
 from heliotrope.errors import ConfigError
 from heliotrope.modes import mode_module
+from heliotrope.system.console import plain_console
 from heliotrope.training.finders import Finding, find_batch_size, find_lr
 
 if TYPE_CHECKING:
@@ -87,6 +87,6 @@ def save_plot(figure: Figure, output: Path) -> None:
 
 
 def _say(found: str, output: Path) -> None:
-    console = Console(soft_wrap=True)
-    console.print(found, highlight=False)
-    console.print(f"plot: {output}", highlight=False)
+    console = plain_console()
+    console.print(found)
+    console.print(f"plot: {output}")

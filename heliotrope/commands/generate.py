@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import nn
 
 from heliotrope import config
@@ -20,6 +19,7 @@ from heliotrope.data.preparation import Preparation
 from heliotrope.data.preparation.text import FittedCharacters
 from heliotrope.errors import ConfigError
 from heliotrope.seeding import numpy_generator
+from heliotrope.system.console import plain_console
 from heliotrope.tasks import Task
 
 __all__ = ["continued", "generate_command"]
@@ -60,7 +60,7 @@ def generate_command(arguments: Sequence[str]) -> None:
     tokens = characters.numbers(np.array([ord(letter) for letter in prompt], dtype=np.uint32))
     unknown = int((tokens == UNKNOWN).sum())
     if unknown:
-        Console(stderr=True).print(
+        plain_console(stderr=True).print(
             f"{unknown:,} of {len(prompt):,} characters of the prompt do not occur in training"
         )
     draws = numpy_generator(seed, "generate").random(length)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +15,7 @@ from heliotrope.privacy.accountant import Epsilon
 from heliotrope.privacy.mechanisms import GaussianMechanism
 from heliotrope.privacy.project import Budget, Entry, ProjectLedger
 from heliotrope.privacy.totals import Group, groups, sweeps_of
+from heliotrope.system.console import plain_console
 
 __all__ = ["show_ledger", "spent_by"]
 
@@ -33,15 +33,15 @@ def show_ledger(arguments: Sequence[str]) -> None:
             f"ledger={cfg.ledger} has no entry: nothing was charged there yet. Runs with "
             f"privacy.ledger={cfg.ledger} are."
         )
-    console = Console(soft_wrap=True)
+    console = plain_console()
     for group in found:
         delta = group.delta if cfg.delta is None else cfg.delta
         for part in (_runs(group, delta), _purposes(group, delta)):
             console.print(part)
         for each in sweeps_of(group, delta):
-            console.print(each.line, markup=False, highlight=False)
+            console.print(each.line)
         limit = group.budget if cfg.budget is None else Budget(cfg.budget, delta)
-        console.print(f"{_total(group, delta, limit)}\n", markup=False, highlight=False)
+        console.print(f"{_total(group, delta, limit)}\n")
     if len(found) > len({tuple(group.sources) for group in found}):
         console.print(
             "Runs on the same data are in several tables: of another unit or adjacency, which no "

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast, get_args
 
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from heliotrope import config, registry
 from heliotrope.config.groups import chosen_by, common_meanings, keys_of
 from heliotrope.errors import ConfigError, closest
 from heliotrope.registry import Entry, Group
 from heliotrope.signatures import REQUIRED, shown
+from heliotrope.system.console import plain_console
 
 __all__ = ["list_command"]
 
@@ -38,7 +38,7 @@ def list_command(arguments: Sequence[str]) -> None:
     config.load_plugins(arguments)
     asked = [word for word in arguments if not word.lstrip("+").startswith("plugins=")]
     wanted = [_wanted(word) for word in asked] or [(group, None) for group in _GROUPS]
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = plain_console()
     blocks = [_keys(group, name) if name else _names(group) for group, name in wanted]
     console.print("\n\n".join(block for block in blocks if block))
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from heliotrope.errors import ConfigError
 from heliotrope.shell import typed
+from heliotrope.system.console import plain_console
 
 __all__ = ["new_command"]
 
@@ -134,5 +133,5 @@ def new_command(arguments: Sequence[str]) -> None:
             f"{error.filename} cannot be written: {error.strerror}. Name another folder."
         ) from error
     experiment = typed("experiment", folder / "experiment.yaml")
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = plain_console()
     console.print(f"{folder}: {', '.join(_FILES)}\ntrain it: heliotrope federated {experiment}")

@@ -12,7 +12,6 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from heliotrope import config
 from heliotrope.commands.output import standard_output
@@ -31,6 +30,7 @@ from heliotrope.data.sources.new_rows import NewRows, read_new_rows
 from heliotrope.data.sources.table_files import AS_USUAL, CsvFormat
 from heliotrope.errors import ConfigError
 from heliotrope.evaluation import taken
+from heliotrope.system.console import plain_console
 
 __all__ = ["predict_command"]
 
@@ -89,10 +89,10 @@ def predict_command(arguments: Sequence[str]) -> None:
         array=getattr(run.data, "input", None) if run.data.name == "arrays" else None,
     )
     examples = trained.preparation.apply(_with_targets(new.raw, trained.preparation))
-    console = Console(stderr=True, soft_wrap=True)
+    console = plain_console(stderr=True)
     missing = _missing(new.raw, trained.preparation)
     for line in (*new.left_out, *missing, *_unseen(examples, trained.preparation)):
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
     rows = _predicted(trained, examples, new)
     first = next(rows)  # a model that does not fit is refused before a file is made
     with _opened(output) as file:

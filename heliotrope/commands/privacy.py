@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hydra import compose, initialize_config_dir
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from heliotrope.privacy.accounts import Account
 from heliotrope.privacy.keys import NoiseKeys
 from heliotrope.privacy.mechanisms import GaussianMechanism
 from heliotrope.privacy.told import promise
+from heliotrope.system.console import plain_console
 
 __all__ = ["Plan", "plan_of", "privacy_command"]
 
@@ -124,7 +124,7 @@ def privacy_command(arguments: Sequence[str]) -> None:
             "Neither mode is protected: set federated/privacy=central, or "
             "distributed/privacy=dpsgd, and federated.privacy.noise_multiplier or the like."
         )
-    console = Console(soft_wrap=True)
+    console = plain_console()
     if silos:
         console.print(silo_table(silos))
     for plan in protected:
@@ -132,7 +132,7 @@ def privacy_command(arguments: Sequence[str]) -> None:
         mechanism = plan.keys.with_noise(plan.mechanism, plan.uses, None)
         end = f"{plan.unit} {plan.length}"
         line = promise(plan.keys, mechanism, [(mechanism, plan.uses)], delta, end)
-        console.print(f"{plan.mode}: {line}", highlight=False, markup=False)
+        console.print(f"{plan.mode}: {line}")
         console.print(_table(plan, delta))
 
 

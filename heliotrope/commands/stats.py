@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from heliotrope.commands.find import run_of, save_plot
@@ -26,6 +24,7 @@ from heliotrope.data.summary import (
     summarize,
 )
 from heliotrope.data.traits import quantile_of
+from heliotrope.system.console import plain_console
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,16 +46,16 @@ def stats_command(arguments: Sequence[str]) -> None:
     assert dataset.fitting is not None
     traits = Traits.of(dataset.train)
     divided = partition(run.federated.partition, traits, run.seed)
-    console = Console(soft_wrap=True)
+    console = plain_console()
     for note in dataset.notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(note)
     console.print(_columns(dataset.fitting))
     for line in (*_splits(dataset), *_doubles(dataset, dataset.fitting, divided)):
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
     names, counts = _groups(traits, dataset.info, divided)
     console.print(_clients(run, dataset, divided, names, counts))
     save_plot(_drawn(divided, dataset.train.keys, names, counts), output)
-    console.print(f"plot: {output}", highlight=False)
+    console.print(f"plot: {output}")
 
 
 def _columns(fitting: Fitting) -> Table:
@@ -65,7 +64,7 @@ def _columns(fitting: Fitting) -> Table:
     for column in summarize(fitting.train):
         share = column.missing / len(fitting.train)
         missing = f"{column.missing:,} ({share:.1%})" if column.missing else "0"
-        table.add_row(escape(column.name), column.kind, missing, escape(column.content))
+        table.add_row(column.name, column.kind, missing, column.content)
     return table
 
 
@@ -147,14 +146,12 @@ def _clients(
         column = max(features, key=lambda name: features[name][client], default=None)
         most = np.argsort(-counts[client], kind="stable")[:3].tolist()
         table.add_row(
-            escape(_name(client, partition, keys)),
+            _name(client, partition, keys),
             f"{partition.sizes[client]:,}",
             f"{missing[client]:.1%}",
             "" if compared is None else f"{compared[client]:.3f}",
-            "" if column is None else f"{escape(column)} {features[column][client]:.2f}",
-            escape(
-                ", ".join(f"{names[g]} {counts[client, g]:,}" for g in most if counts[client, g])
-            ),
+            "" if column is None else f"{column} {features[column][client]:.2f}",
+            ", ".join(f"{names[g]} {counts[client, g]:,}" for g in most if counts[client, g]),
         )
     middle = {name: float(np.median(values)) for name, values in features.items()}
     column = max(middle, key=middle.__getitem__, default=None)
@@ -164,8 +161,8 @@ def _clients(
         f"{np.median(partition.sizes):,g}",
         f"{np.median(missing):.1%}",
         "" if compared is None else f"{np.median(compared):.3f}",
-        "" if column is None else f"{escape(column)} {middle[column]:.2f}",
-        escape(", ".join(f"{name} {total:,}" for name, total in _largest(names, counts))),
+        "" if column is None else f"{column} {middle[column]:.2f}",
+        ", ".join(f"{name} {total:,}" for name, total in _largest(names, counts)),
     )
     predicted = "labels" if "label" in dataset.train.fields else "targets"
     table.caption = (

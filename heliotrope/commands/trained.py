@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
-from rich.console import Console
 from torch import nn
 
 from heliotrope import config
-from heliotrope.config import Run
+from heliotrope.config import Mode, Run
 from heliotrope.data import Dataset, Examples
 from heliotrope.data.preparation import Preparation, from_json
 from heliotrope.errors import ConfigError, closest
 from heliotrope.models import build
 from heliotrope.models.personal import personal_names
+from heliotrope.plugin_loading import raised
 from heliotrope.runs import checkpoint
 from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.runs.directory import RunDirectory
+from heliotrope.system.console import plain_console
 from heliotrope.system.resources import pick_device
 from heliotrope.tasks import Task, task_of
 
-__all__ = ["Trained", "keys_and_values", "read_checkpoint", "read_config", "trained_model"]
+__all__ = [
+    "Trained",
+    "keys_and_values",
+    "read_checkpoint",
+    "read_config",
+    "read_result",
+    "trained_model",
+]
+
+_LARGEST = 1e308  # of numbers: nothing that is computed with them overflows
 
 
 def keys_and_values(
@@ -61,6 +73,44 @@ def read_config(directory: Path) -> Run:
     return config.from_resolved(path)
 
 
+def read_result(directory: Path) -> Mapping[str, Any]:
+    """Return the result.json of a finished run, whose claims are of the right types.
+
+    Raises `ConfigError` if there is none, or if it is not what a run writes.
+    """
+    path = RunDirectory(directory).result
+    if not path.exists():
+        raise ConfigError(
+            f"run={directory} is not finished: it has no result.json. Go on with resume=true first."
+        )
+    try:
+        result: Mapping[str, Any] = json.loads(path.read_bytes())
+        _check_result(result)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} is not what a run writes: {raised(error, '')}. Restore the file, or train the "
+            "run again."
+        ) from error
+    return result
+
+
+def _check_result(result: Mapping[str, Any]) -> None:
+    """Raise something unless mode, privacy and examples are such as we write them."""
+    if result["mode"] not in get_args(Mode):  # it names a package
+        raise ValueError(f"mode={result['mode']!r:.40}")
+    numbers = {"examples_seen": result["examples_seen"]}
+    privacy = result.get("privacy")
+    if privacy is not None:
+        numbers["delta"] = privacy["delta"]
+        optional = {key: privacy.get(key) for key in ("epsilon", "clip", "noise_multiplier")}
+        numbers |= {key: value for key, value in optional.items() if value is not None}
+        if not isinstance(privacy["unit"], str):
+            raise TypeError(f"unit={privacy['unit']!r:.40}")
+    for key, value in numbers.items():
+        if type(value) not in (int, float) or not 0 <= value < _LARGEST:
+            raise ValueError(f"{key}={value!r:.40}")
+
+
 def read_checkpoint(directory: Path, name: str | None) -> tuple[Checkpoint, Preparation]:
     """Return a run's newest checkpoint, or the one called `name`, and the preparation in it.
 
@@ -77,7 +127,7 @@ def read_checkpoint(directory: Path, name: str | None) -> tuple[Checkpoint, Prep
         raise ConfigError(
             f"checkpoint={name} is not in {root}. There are: {', '.join(found) or 'none yet'}."
         )
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     saved = (
         checkpoint.load(root / name)
         if name is not None

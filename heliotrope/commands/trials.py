@@ -21,8 +21,9 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
-from heliotrope.errors import ConfigError
+from heliotrope.errors import ConfigError, writing
 from heliotrope.runs.project import TRIALS
+from heliotrope.system.durable import write_whole
 
 __all__ = ["Drawing", "Trials", "drawn_trials"]
 
@@ -108,14 +109,16 @@ class Drawing:
                 )
         else:
             given = self._typed.get("seed")
-            number = int(given) if given is not None and given.isdigit() else None
+            number = int(given) if given is not None and given.isdecimal() else None
             self.trials = Trials.drawn(points, selection, mean, number)
         return [[list(job) for job in self.trials.jobs]] if self.trials.jobs else []
 
     def write(self, sweep: Path) -> None:
-        """Leave in the directory of the sweep what was drawn: it is not drawn again."""
-        if self.trials is not None and not (sweep / TRIALS).exists():
-            (sweep / TRIALS).write_text(json.dumps(asdict(self.trials), indent=1))
+        """Leave in the directory of the sweep what was drawn, durably: it is not drawn again."""
+        if self.trials is None or (sweep / TRIALS).exists():
+            return
+        with writing(sweep / TRIALS):
+            write_whole(sweep / TRIALS, json.dumps(asdict(self.trials), indent=1).encode())
 
     def _mean(self) -> float:
         selection, given = self._typed["privacy.selection"], self._typed.get("privacy.trials", "")

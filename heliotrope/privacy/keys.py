@@ -8,7 +8,12 @@ from typing import ClassVar, TypeVar
 
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import noise_for
-from heliotrope.privacy.mechanisms import GaussianMechanism, Mechanism
+from heliotrope.privacy.mechanisms import (
+    LEAST_NOISE,
+    MOST_NOISE,
+    GaussianMechanism,
+    Mechanism,
+)
 
 __all__ = ["NoiseKeys", "RecordKeys"]
 
@@ -37,6 +42,12 @@ class NoiseKeys:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{self.key}.{name}={value:g} must be above 0, and a number.")
+        noise = self.noise_multiplier
+        if noise is not None and not LEAST_NOISE <= noise <= MOST_NOISE:
+            raise ConfigError(
+                f"{self.key}.noise_multiplier={noise:g} is beyond what epsilon can be computed "
+                f"for, {LEAST_NOISE:g} to {MOST_NOISE:g}. Set one such as 1."
+            )
         if self.noise_multiplier is None and self.target_epsilon is None:
             raise ConfigError(
                 f"{self.key}.noise_multiplier is not set. Set it, such as 1, or "

@@ -14,11 +14,14 @@ from typing import Any
 from heliotrope.errors import LedgerError, RunFailedError, writing
 from heliotrope.privacy.accountant import Spent
 from heliotrope.privacy.charges import ProjectCharges
+from heliotrope.privacy.lines import count_of, whole_lines
 from heliotrope.privacy.mechanisms import GaussianMechanism, fields_of, mechanism_of
+from heliotrope.system.durable import sync_folder
 
 __all__ = ["Ledger", "release_stamp"]
 
-_Charges = dict[str, tuple[GaussianMechanism, int]]  # by release
+_Charge = tuple[str, GaussianMechanism, int, list[str]]  # release, mechanism, count and clients
+_BEGINNING = b'{"release": '  # of every line
 
 
 class Ledger:
@@ -32,7 +35,7 @@ class Ledger:
     Parameters
     ----------
     path
-        Of the file, one JSON object a line. A line that a crash has cut off was never released.
+        Of the file, one JSON object a line; see `heliotrope.privacy.lines` for the last one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,23 +48,22 @@ class Ledger:
         self._saved: dict[str, dict[str, Any]] = {}
         self._disk = ThreadPoolExecutor(1)
         self._synced: Future[None] | None = None
-        whole = 0
-        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-            if line.endswith(b"\n"):
-                self._read(line, whole)
-                whole += len(line)
+        data, whole = path.read_bytes() if path.exists() else b"", 0
+        for charge, end in whole_lines(data, _BEGINNING, _read, self._refused):
+            self._note(*charge)
+            whole = end
         with writing(path):
             self._file = path.open("ab")
             self._file.truncate(whole)
+            if whole and data[whole - 1 : whole] != b"\n":
+                self._file.write(b"\n")
+            sync_folder(path.parent)
 
-    def _read(self, line: bytes, at: int) -> None:
-        try:
-            self._note(*_parsed(json.loads(line)))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RunFailedError(
-                f"{self._path}, byte {at}: {line!r} is no charge of a privacy ledger. What was "
-                "spent cannot be told from it: restore the file, or begin in another directory."
-            ) from error
+    def _refused(self, _number: int, at: int, line: bytes) -> RunFailedError:
+        return RunFailedError(
+            f"{self._path}, byte {at}: {line[:200]!r} is no charge of a privacy ledger. What was "
+            "spent cannot be told from it: restore the file, or begin in another directory."
+        )
 
     def _note(
         self, release: str, mechanism: GaussianMechanism, count: int, clients: Sequence[str]
@@ -174,12 +176,18 @@ def _accounts(clients: Sequence[str]) -> Sequence[str | None]:
     return clients or (None,)
 
 
-def _parsed(line: dict[str, Any]) -> tuple[str, GaussianMechanism, int, list[str]]:
+def _read(line: bytes) -> _Charge:
+    return _parsed(json.loads(line))
+
+
+def _parsed(line: dict[str, Any]) -> _Charge:
     """Return release, mechanism, count and clients of a line; raises if it is none."""
     fields = dict(line)
-    release, count = str(fields.pop("release")), int(fields.pop("count", 1))
-    clients = [str(client) for client in fields.pop("clients", ())]
-    return release, mechanism_of(fields), count, clients
+    release, count = str(fields.pop("release")), count_of(fields.pop("count", 1))
+    clients = fields.pop("clients", [])
+    if not isinstance(clients, list):  # a text would be its letters
+        raise TypeError("no list of clients")
+    return release, mechanism_of(fields), count, [str(client) for client in clients]
 
 
 def release_stamp(*fixed: Any) -> str:

@@ -15,7 +15,11 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from heliotrope.privacy.lines import count_of
+
 __all__ = [
+    "LEAST_NOISE",
+    "MOST_NOISE",
     "Adjacency",
     "CorrelatedSums",
     "GaussianMechanism",
@@ -25,6 +29,9 @@ __all__ = [
     "mechanism_of",
     "noise_weights",
 ]
+
+LEAST_NOISE, MOST_NOISE = 1e-9, 1e8
+"""Noise multipliers that accountants can compute with: less promises nothing to anybody."""
 
 Sampling = Literal["poisson", "fixed", "none"]
 _SAMPLINGS = get_args(Sampling)
@@ -187,8 +194,13 @@ def mechanism_of(fields: Mapping[str, Any]) -> GaussianMechanism:
     given = dict(fields)
     kind = given.pop("kind", None)
     found = Mechanism(**given) if kind is None else _KINDS[kind](**given)
-    drawn = 0 < found.cohort <= found.population and 0 <= found.noise_multiplier < math.inf
-    known = found.band > 0 if isinstance(found, CorrelatedSums) else found.sampling in _SAMPLINGS
-    if not (drawn and known):
+    drawn = count_of(found.cohort, 1) <= count_of(found.population, 1)
+    noise = found.noise_multiplier
+    noisy = type(noise) in (int, float) and (noise == 0 or LEAST_NOISE <= noise <= MOST_NOISE)
+    if isinstance(found, CorrelatedSums):
+        known = count_of(found.band, 1) > 0 and isinstance(found.stream, str)
+    else:
+        known = found.sampling in _SAMPLINGS
+    if not (drawn and noisy and known):
         raise ValueError(f"{given} is no mechanism")
     return found

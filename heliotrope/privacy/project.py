@@ -23,19 +23,21 @@ from typing import IO, Any
 
 from heliotrope.errors import LedgerError
 from heliotrope.privacy.accountant import Spent
+from heliotrope.privacy.lines import count_of, whole_lines
 from heliotrope.privacy.mechanisms import (
     CorrelatedSums,
     GaussianMechanism,
     fields_of,
     mechanism_of,
 )
+from heliotrope.system.durable import sync_folder
 from heliotrope.system.locks import NoLocksError, lock
 
 __all__ = ["Budget", "Entry", "People", "ProjectLedger", "Sweep", "added"]
 
 _VERSION = 1
 _LAST = 2.0**38  # seconds since 1970: some thousand years, which dates can have
-_BEGINNING = b'{"ledger": '  # of every line: what is cut off, and does not begin so, is not ours
+_BEGINNING = b'{"ledger": '  # of every line
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ class ProjectLedger:
                 if not self._is_still(file):  # it was replaced while we waited
                     continue
                 if made:
-                    _sync_folder(self.path.parent)
+                    sync_folder(self.path.parent)
                 file.seek(0)
                 yield file
                 return
@@ -255,19 +257,16 @@ class ProjectLedger:
         """Return the newest entries, and how many bytes are whole lines."""
         found: dict[tuple[str, str], Entry] = {}
         whole = 0
-        for number, line in enumerate(data.splitlines(keepends=True), 1):
-            try:
-                entry = Entry.from_line(line)
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                if not line.endswith(b"\n") and _is_cut_off(line):
-                    break
-                raise LedgerError(
-                    f"{self.path}, line {number} is no entry of a privacy ledger: {line[:60]!r}. "
-                    "What was spent cannot be told without it. Restore the file, or name another."
-                ) from error
+        for entry, end in whole_lines(data, _BEGINNING, Entry.from_line, self._refused):
             found[entry.key] = entry
-            whole += len(line)
+            whole = end
         return list(found.values()), whole
+
+    def _refused(self, number: int, _at: int, line: bytes) -> LedgerError:
+        return LedgerError(
+            f"{self.path}, line {number} is no entry of a privacy ledger: {line[:60]!r}. "
+            "What was spent cannot be told without it. Restore the file, or name another."
+        )
 
 
 class Transaction:
@@ -299,10 +298,14 @@ def added(*several: Spent) -> Spent:
     return [(mechanism, count) for mechanism, count in found.items() if count]
 
 
+def _can_be(sweep: Sweep) -> bool:
+    drawn = sweep.selection in ("geometric", "poisson") and 1 <= sweep.mean < math.inf
+    count_of(sweep.drawn)
+    return isinstance(sweep.directory, str) and (sweep.selection is None or drawn)
+
+
 def _counted(fields: dict[str, Any]) -> tuple[GaussianMechanism, int]:
-    count = int(fields.pop("count"))
-    if count < 0:  # would take from what others have spent
-        raise ValueError("a count below 0")
+    count = count_of(fields.pop("count"))
     return mechanism_of(fields), count
 
 
@@ -315,21 +318,8 @@ def _check(entry: Entry) -> None:
         0 <= entry.delta <= 1,
         0 <= entry.time < _LAST,
         budget is None or (budget.epsilon > 0 and 0 < budget.delta <= 1),
-        sweep is None or sweep.selection is None or 1 <= sweep.mean < math.inf,
+        isinstance(entry.ended, bool),
+        sweep is None or _can_be(sweep),
     ]
     if not all(fits):
         raise ValueError("no entry that was written by a run")
-
-
-def _is_cut_off(line: bytes) -> bool:
-    """Return whether a last line is the beginning of one of ours; a crash may leave zeros of it."""
-    left = line.rstrip(b"\0")
-    return left.startswith(_BEGINNING) or _BEGINNING.startswith(left)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

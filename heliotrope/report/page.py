@@ -89,14 +89,15 @@ def render(runs: Sequence[RunRecord]) -> str:
 
 def _notes(run: RunRecord) -> list[str]:
     """Return what a reader must know of a run before anything else."""
-    canaries = (run.result or {}).get("canaries")
-    if not canaries:
+    canaries = run.detail("canaries") or {}
+    planted, included = (number(canaries.get(key)) for key in ("planted", "included"))
+    if planted is None or included is None:
         return list(run.notes)
-    planted = (
-        f"{canaries['planted']:,} canary {canaries['unit']}s of random numbers were planted for an "
-        f"audit; {canaries['included']:,} of them took part in training."
+    told = (
+        f"{planted:,.0f} canary {canaries.get('unit', 'participant')}s of random numbers were "
+        f"planted for an audit; {included:,.0f} of them took part in training."
     )
-    return [*run.notes, planted]
+    return [*run.notes, told]
 
 
 def _title(runs: Sequence[RunRecord], named: Sequence[str]) -> str:

@@ -38,6 +38,7 @@ from heliotrope.runs.checkpoint_files import (
     signed,
     whole,
 )
+from heliotrope.system.durable import sync_folder
 from heliotrope.system.tensor_file import Digest, write_bytes, write_tensors
 
 __all__ = [
@@ -151,13 +152,13 @@ def _save(root: Path, checkpoint: Checkpoint, part: Shard, go_on: Callable[[], b
     order = {"model": list(checkpoint.model), "arrays": list(checkpoint.arrays)}
     manifest = {"schema": _SCHEMA, "progress": checkpoint.progress, "files": files, "order": order}
     write_bytes(temporary / "manifest.json", signed(manifest))
-    _sync_directory(temporary)
+    sync_folder(temporary)
     replaced = root / f"{final.name}{_REPLACED}"
     if final.exists():  # the same progress, reached again after a resume
         shutil.rmtree(replaced, ignore_errors=True)
         final.rename(replaced)
     temporary.rename(final)
-    _sync_directory(root)
+    sync_folder(root)
     shutil.rmtree(replaced, ignore_errors=True)
     return final
 
@@ -308,12 +309,4 @@ def _directories(root: Path) -> list[Path]:
     found = {path.name: path for path in root.iterdir() if path.is_dir()}
     for name in [name for name in found if name.endswith(_REPLACED)]:
         found.setdefault(name.removesuffix(_REPLACED), found[name])  # the swap was interrupted
-    return [found[name] for name in sorted(filter(str.isdigit, found), key=int)]
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return [found[name] for name in sorted(filter(str.isdecimal, found), key=int)]

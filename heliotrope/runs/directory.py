@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from heliotrope.config import GROUPS, Mode, Run, conf_dir, from_resolved
 from heliotrope.config.horizon import horizon_of, refuse_another_horizon
@@ -22,6 +21,7 @@ from heliotrope.config.redaction import without_passwords
 from heliotrope.errors import RunDirectoryError, writing
 from heliotrope.runs.changed_plugins import refuse_changed_plugins
 from heliotrope.runs.events import strict
+from heliotrope.system.console import plain_console
 from heliotrope.system.locks import LEASE, Holder, NoLocksError, lock
 
 __all__ = ["MAY_CHANGE", "RunDirectory", "flat", "git_commit", "versions"]
@@ -163,12 +163,10 @@ class RunDirectory:
         holder, seen = Holder.named_in(file), self._signs_of_life()
         if holder is None or holder.near:
             self._refuse(holder)
-        Console(stderr=True).print(
+        plain_console(stderr=True).print(
             f"hydra.run.dir={self.path} is in use by {holder}. Waiting up to {LEASE:g} s to see "
             "whether that machine has died: its lock then ends.",
             soft_wrap=True,
-            markup=False,
-            highlight=False,
         )
         deadline = time.monotonic() + LEASE
         while not lock(file):

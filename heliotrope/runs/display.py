@@ -38,7 +38,8 @@ class _Output(Console):
     """The standard output; what to do when nobody reads it any more is `closed`'s to say."""
 
     def __init__(self, closed: Callable[[], None]) -> None:
-        super().__init__(width=None if Console().is_terminal else 120, soft_wrap=True)
+        width = None if Console().is_terminal else 120
+        super().__init__(width=width, soft_wrap=True, emoji=False)
         self._closed = closed
 
     def on_broken_pipe(self) -> None:

@@ -246,6 +246,38 @@ def test_a_client_beyond_the_bounds_is_lost_by_name() -> None:
     assert "it weighs 15, where 14 is the most" in failure.reason
 
 
+def test_a_metric_that_clients_do_not_tell_is_named() -> None:
+    secure = SecureGrid(_Loopback(_app(), (1, 2, 3)), _KEYS, 100, told=("loss",))
+    with pytest.raises(SecureAggregationError, match="stage 3"):
+        _rounds(secure, 1)
+    assert {failure.client for failure in secure.failures} == {1, 2, 3}
+    assert all("asks for the metric loss" in failure.reason for failure in secure.failures)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        ConfigRecord({"kind": "Survivors", "alive": [-1], "dropped": [1]}),
+        ConfigRecord({"kind": "Survivors", "alive": [2**64], "dropped": [1]}),
+        ConfigRecord({"kind": "ForwardedShares", "shares.clients": [-1], "shares.bytes": [b"x"]}),
+    ],
+    ids=str,
+)
+def test_a_number_that_no_client_has_is_refused(record: ConfigRecord) -> None:
+    kind = {"Survivors": Survivors, "ForwardedShares": ForwardedShares}[str(record["kind"])]
+    with pytest.raises(RefusedMessageError, match="a number that no client has"):
+        decoded(kind, record)
+
+
+def test_a_round_without_all_its_records_is_refused() -> None:
+    setup = Setup(bytes(32), 2, 2, 32, 13, 7)
+    message = Message(
+        RecordDict({SECURE: encoded(setup)}), dst_node_id=1, message_type=MessageType.TRAIN
+    )
+    (reply,) = _Loopback(_app(), (1, 2)).send_and_receive([message])
+    assert "a round without heliotrope.secure.quantizer" in str(reply.error)
+
+
 def test_an_app_under_secure_aggregation_does_not_train_for_a_server_without() -> None:
     grid = _Loopback(_app(), (1, 2))
     message = Message(

@@ -20,7 +20,7 @@ from heliotrope.config import Run
 from heliotrope.data import Dataset, Examples, Info
 from heliotrope.data.preparation import Preparation
 from heliotrope.tasks import Classification
-from tests.support import classification, compose, everything, labelled
+from tests.support import classification, compose, everything, fresh_seed, labelled
 
 _MEMBERS, _OTHERS, _EPOCHS = 150, 150, 60
 _TASK = classification("noise", (12,), ("a", "b", "c"))
@@ -101,6 +101,24 @@ def test_the_area_is_that_of_all_pairs() -> None:
     assert attack.high - attack.low == pytest.approx(2 * 1.96 * np.std(again), rel=0.25)
 
 
+@pytest.mark.parametrize(("members", "others"), [(1, 1), (2, 2), (3, 3), (1, 50), (50, 2), (9, 9)])
+def test_luck_of_few_examples_is_no_finding(members: int, others: int) -> None:
+    generator = np.random.default_rng(fresh_seed())
+    tries = [
+        attack_of("x", generator.random(members), generator.random(others)).low > 0.5
+        for _ in range(1000)
+    ]
+    assert np.mean(tries) < 0.05  # 0.025 are promised: 16 times the deviation more
+
+
+def test_an_interval_of_scores_that_do_not_overlap_is_that_of_the_areas_not_refuted() -> None:
+    apart = attack_of("x", np.full(1, 1.0), np.zeros(1))
+    assert (apart.auc, apart.high) == (1.0, 1.0)
+    assert apart.low < 0.25  # of one pair; half of all guesses are right by luck
+    many = attack_of("x", np.full(1000, 1.0), np.zeros(1000))
+    assert 0.99 < many.low < 1.0
+
+
 def test_rates_keep_to_their_false_positives_with_ties() -> None:
     inside, outside = np.repeat([0.0, 1.0], 500), np.repeat([0.0, 1.0], [995, 5])
     few, more = attack_of("x", inside, outside).rates
@@ -114,7 +132,8 @@ def test_odd_scores() -> None:
     one = attack_of("x", np.array([1.0]), np.array([1.0]))
     assert (one.auc, one.rates[0].found) == (0.5, 0)
     same = attack_of("x", np.zeros(50), np.zeros(50))
-    assert (same.auc, same.low, same.high) == (0.5, 0.5, 0.5)
+    assert same.auc == 0.5
+    assert same.low < 0.5 < same.high
     best = attack_of("x", np.full(50, np.inf), np.zeros(50))
     assert (best.auc, best.rates[0].found, best.rates[0].high) == (1.0, 1.0, 1.0)
     assert attack_of("x", np.full(50, np.nan), np.zeros(50)).auc == 0

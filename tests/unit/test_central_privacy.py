@@ -173,6 +173,8 @@ def test_each_client_is_drawn_with_the_same_probability_by_itself() -> None:
         ((0.0, 1.0, None, None, "poisson"), "clip=0"),
         ((1.0, -1.0, None, None, "poisson"), "noise_multiplier=-1"),
         ((1.0, 0.0, None, None, "poisson"), "noise_multiplier=0"),
+        ((1.0, 1e-200, None, None, "poisson"), "noise_multiplier=1e-200"),
+        ((1.0, 1e200, None, None, "fixed"), r"noise_multiplier=1e\+200"),
         ((math.nan, 1.0, None, None, "poisson"), "clip=nan"),
         ((math.inf, 1.0, None, None, "poisson"), "clip=inf"),
         ((1.0, math.nan, None, None, "poisson"), "noise_multiplier=nan"),

@@ -123,6 +123,15 @@ def test_arrays_with_absurd_claims_are_refused(tmp_path: Path, kind: str) -> Non
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize("name", ["²", "①", "5²"])
+def test_a_folder_whose_name_is_hardly_a_number_is_none_of_ours(tmp_path: Path, name: str) -> None:
+    path = forged(tmp_path)
+    (path.parent / name).mkdir()
+    found = checkpoint.latest(path.parent, pytest.fail)
+    assert found is not None
+    assert checkpoint.path_of(path.parent, found.progress) == path
+
+
 def test_arrays_that_the_manifest_does_not_name_are_refused(tmp_path: Path) -> None:
     path = forged(tmp_path)
     change_manifest(path, lambda manifest: manifest["order"]["model"].remove("0.bias"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from heliotrope.errors import RunFailedError
 from heliotrope.privacy.accountant import Mechanism
 from heliotrope.privacy.ledger import Ledger
+from heliotrope.privacy.mechanisms import fields_of
 
 _ONE, _OTHER = Mechanism("poisson", 1.0, 10, 100), Mechanism("poisson", 2.0, 10, 100)
 
@@ -59,12 +62,55 @@ def test_what_a_checkpoint_knows_is_charged_if_the_file_is_lost(tmp_path: Path) 
     ledger.close()
 
 
-@pytest.mark.parametrize("line", ["{}\n", "[1]\n", "nonsense\n", '{"release": "x", "noise": 1}\n'])
+def test_a_whole_line_without_its_end_counts(tmp_path: Path) -> None:
+    path = tmp_path / "privacy.jsonl"
+    _written(path, ("round 1 a", _ONE), ("round 2 a", _ONE)).close()
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))  # as an editor may leave it
+    _written(path, ("round 2 a", _ONE), ("round 3 a", _OTHER)).close()
+    assert _spent(path) == {_ONE: 2, _OTHER: 1}
+
+
+def test_the_entry_of_a_new_file_in_its_folder_is_durable_before_a_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    _written(tmp_path / "privacy.jsonl", ("round 1 a", _ONE)).close()
+    assert tmp_path.stat().st_ino in synced
+
+
+def _line(**changed: object) -> str:
+    return json.dumps({"release": "round 1 a", **fields_of(_ONE), **changed}) + "\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}\n",
+        "[1]\n",
+        "nonsense\n",
+        "nonsense",
+        '{"release": "x", "noise": 1}\n',
+        "[" * 100_000 + "\n",
+        _line(count=-1),  # would take from what others have spent
+        _line(count=math.inf),
+        _line(count="3"),
+        _line(count=True),
+        _line(clients="abc"),
+        _line(cohort=1.5),
+        _line(population=math.inf),  # of whom nobody is ever drawn
+        _line(noise_multiplier=True),
+        _line(noise_multiplier=1e-200),
+        _line(noise_multiplier=10**400),
+    ],
+    ids=lambda line: line[:120],
+)
 def test_a_file_that_is_no_ledger_is_not_taken_for_an_empty_one(line: str, tmp_path: Path) -> None:
     path = tmp_path / "privacy.jsonl"
     path.write_text(line)
     with pytest.raises(RunFailedError, match=r"privacy\.jsonl, byte 0"):
         Ledger(path)
+    assert path.read_text() == line
 
 
 def test_clients_have_accounts_of_their_own_charged_once_each(tmp_path: Path) -> None:

@@ -318,6 +318,15 @@ def test_the_command_shows_who_spent_what(tmp_path: Path, heliotrope: Command) -
     assert "trial of a sweep" in told
 
 
+def test_the_command_shows_names_as_they_are(tmp_path: Path, heliotrope: Command) -> None:
+    path = tmp_path / "ledger.jsonl"
+    _charges(path, name="a[/red]", purpose="b[/red]").reserve([(_ONE, 1)])
+    code, told, _ = heliotrope("privacy", f"ledger={path}")
+    assert code == 0
+    assert "a[/red]" in told
+    assert "b[/red]" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -367,6 +376,9 @@ def test_correlated_noise_of_two_runs_is_not_taken_for_one_stream(tmp_path: Path
         {"budget": {"epsilon": "x", "delta": 1e-3}},
         {"people": {"source": "digits", "content": None, "unit": "client"}},
         {"sweep": {"directory": "/s", "selection": "geometric", "mean": 0.0, "drawn": 1}},
+        {"sweep": {"directory": "/s", "selection": "other", "mean": 2.0, "drawn": 1}},
+        {"sweep": {"directory": ["/s"], "selection": None, "mean": 0.0, "drawn": 1}},
+        {"ended": "no"},
         *(
             {"spent": [{**fields_of(_ONE), "count": 3, **part}]}
             for part in (
@@ -378,6 +390,13 @@ def test_correlated_noise_of_two_runs_is_not_taken_for_one_stream(tmp_path: Path
                 {"cohort": 0},
                 {"population": 0},
                 {"sampling": "other"},
+                {"count": math.inf},
+                {"count": 1.5},
+                {"count": True},
+                {"cohort": 1.5},
+                {"population": math.inf},
+                {"noise_multiplier": 1e-200},
+                {"noise_multiplier": 10**400},
             )
         ),
     ],

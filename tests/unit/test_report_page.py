@@ -97,6 +97,14 @@ def test_metrics_of_other_tasks_are_plotted(tmp_path: Path) -> None:
     assert "Confusion matrices" not in page.text
 
 
+@pytest.mark.parametrize(
+    "canaries", [5, [1], {"planted": "x", "included": 1}, {"planted": 5}, {"included": None}]
+)
+def test_canaries_that_no_run_has_planted_are_left_out(canaries: object, tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path, outcome={**result(), "canaries": canaries}))
+    assert "canary" not in page.text
+
+
 def test_what_is_better_is_what_the_run_says(tmp_path: Path) -> None:
     goal = {"metric": "test/rmse", "value": 2.0, "reached": True}
     ways = {"rmse": "min", "r2": "max"}

@@ -384,8 +384,27 @@ def test_the_server_refuses_what_nobody_could_have_sent() -> None:
     other = max(play.vectors)
     with pytest.raises(RefusedMessageError, match="32 bytes"):
         server.receive_advertisement(Advertisement(other, bytes(3), bytes(32)))
+    low_order = replace(play.clients[other].advertise(), masking_key=bytes(32))
+    with pytest.raises(RefusedMessageError, match=f"client {other} is refused: its public key"):
+        server.receive_advertisement(low_order)
     with pytest.raises(RefusedMessageError, match="too late"):
         server.receive_input(MaskedInput(number, Vector.zeros(play.setup)))
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33, 64])
+def test_shares_of_another_length_lose_their_sender_and_no_more(length: int) -> None:
+    play = _play(5, 3, 4)
+    survivors = play.mask(play.share(play.advertise()))
+    bad = min(survivors)
+    wrong = play.clients[bad].reveal(survivors[bad])
+    wrong = replace(wrong, seeds={owner: bytes(length) for owner in wrong.seeds})
+    with pytest.raises(RefusedMessageError, match=f"client {bad} is refused: its shares are not"):
+        play.server.receive_revealed(wrong)
+    del survivors[bad]
+    total = Vector.zeros(play.setup)
+    for vector in play.vectors.values():
+        total.add(vector)
+    assert _same(play.open(survivors), total)
 
 
 def test_an_input_of_another_length_or_type_is_refused() -> None:

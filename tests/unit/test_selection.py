@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from dp_accounting import dp_event, rdp
 
 from federated.job import run_job
-from heliotrope.commands.trials import Trials
+from heliotrope.commands.trials import Drawing, Trials
 from heliotrope.privacy.accountant import epsilon, epsilon_of_best
 from heliotrope.privacy.mechanisms import Mechanism
 from heliotrope.privacy.project import Entry, People, ProjectLedger, Sweep
@@ -47,6 +49,23 @@ def test_the_number_of_trials_has_the_distribution_that_is_accounted_for(selecti
     assert all(abs(chosen[f"a={n}"] / sum(chosen.values()) - 1 / 3) < 0.03 for n in (1, 2, 3))
     seeds = [job[-1] for trials in drawn for job in trials.jobs]
     assert len(set(seeds)) > 0.999 * len(seeds)  # trials are independent, also of one combination
+
+
+def test_what_was_drawn_is_durable_before_a_trial_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[bool, bool]] = []  # of a folder, when the file was there
+
+    def fsync(file: int) -> None:
+        of_folder = stat.S_ISDIR(os.fstat(file).st_mode)
+        synced.append((of_folder, (tmp_path / "trials.json").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    drawing = Drawing([], None)
+    drawing.trials = Trials("poisson", 2.0, (("seed=1",),))
+    drawing.write(tmp_path)
+    assert synced == [(False, False), (True, True)]
+    assert Trials.read(tmp_path) == drawing.trials
 
 
 @pytest.mark.parametrize(("selection", "shape"), [("geometric", 1.0), ("poisson", math.inf)])

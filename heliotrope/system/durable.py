@@ -1,0 +1,34 @@
+"""What is to be there after a loss of power: a file's entry in its folder, beside its content."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["sync_folder", "write_whole"]
+
+
+def sync_folder(path: Path) -> None:
+    """Return when the entries of the folder `path` are on the disk: files made, renamed, removed.
+
+    Raises `OSError`.
+    """
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all, and is on the disk when this returns.
+
+    Raises `OSError`.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    sync_folder(path.parent)
