@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
@@ -24,7 +25,7 @@ from ..engine.start_loss import start_loss
 from ..privacy.canaries import with_canary_clients
 from ..privacy.names import record_of
 from ..secure_aggregation.names import secure_aggregation_of
-from .local_guard import SERVERS_NOISE, LocalGuard, local_of
+from .local_guard import LEDGER, SERVERS_NOISE, LocalGuard, local_of
 from .messages import content_of, evaluate_reply, read_arrays, to_record, train_reply
 from .secure_client import secure_aggregation_mod
 
@@ -42,8 +43,9 @@ def client_app(run: Run) -> ClientApp:
     for a `SecureGrid` of the server.
 
     With `federated/privacy=local` a client adds noise by itself, from the operating system's
-    cryptographic generator, and tells nothing else; with the other kinds that protect clients, the
-    server adds it. What a reply's record `privacy` says.
+    cryptographic generator, and tells nothing else; what it has spent over all runs is in the file
+    `node_config["privacy-ledger"]`. With the other kinds that protect clients, the server adds
+    noise. What a reply's record `privacy` says.
 
     Raises `ConfigError` for attackers who know the updates of others, and for a local noise that
     follows from a target: a deployed client knows neither those nor how many rounds there will be;
@@ -73,7 +75,8 @@ def client_app(run: Run) -> ClientApp:
         training, client = _training_context(text), _client(context)
         guard = None
         if local is not None:
-            guard = LocalGuard(local, len(training.population.training()), context.state)
+            clients = len(training.population.training())
+            guard = LocalGuard(local, clients, context.state, _ledger(context))
             instruction = guard.admit(instruction)
         instruction = replace(instruction, states=_states(context))
         stack = train_client(training, weights, instruction, client)
@@ -111,6 +114,12 @@ def client_app(run: Run) -> ClientApp:
 
 def _client(context: Context) -> int:
     return int(context.node_config["partition-id"])
+
+
+def _ledger(context: Context) -> Path | None:
+    """Return where the client counts what it spends over runs; None if its node names no file."""
+    named = context.node_config.get(LEDGER)
+    return None if named is None else Path(str(named))
 
 
 def _states(context: Context) -> ClientStates | None:

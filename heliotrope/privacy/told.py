@@ -14,6 +14,12 @@ from heliotrope.privacy.secure_noise import SEEDED_SOURCE
 __all__ = ["promise", "promise_to_each", "result", "result_of_each"]
 
 
+_SHAPE = (
+    "what the model's shape follows from is public: the columns and classes that there are, and "
+    "how long inputs can be"
+)
+
+
 def promise(
     keys: NoiseKeys, mechanism: GaussianMechanism, spent: Spent, delta: float, end: str
 ) -> str:
@@ -42,7 +48,7 @@ def result(
         "accountant": whole.accountant,
         "epsilon_rdp": whole.rdp,
         "noise_source": SEEDED_SOURCE,
-        "assumptions": list(assumptions),
+        "assumptions": [*assumptions, _SHAPE],
         "clip": keys.clip,
         "noise_multiplier": mechanism.noise_multiplier,
         "releases": sum(count for _, count in spent),
@@ -83,7 +89,7 @@ def result_of_each(
         "accountant": said.pop("accountant"),
         "epsilon_rdp": said.pop("epsilon_rdp"),
         "noise_source": SEEDED_SOURCE,
-        "assumptions": list(assumptions),
+        "assumptions": [*assumptions, _SHAPE],
         "clip": keys.clip,
         **said,
     }

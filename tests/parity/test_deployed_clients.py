@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from federated.strategies.mean import MeanStrategy
 from federated.updates import UNCLIPPED
 from heliotrope.config import Run
 from heliotrope.data import load
-from heliotrope.errors import ConfigError, MessageError
+from heliotrope.errors import ConfigError, LedgerError, MessageError
 from heliotrope.privacy.accountant import Mechanism, epsilon
 from heliotrope.tasks import task_of
 from tests.support import assert_same_tensors, compose
@@ -222,3 +223,27 @@ def test_a_deployed_client_with_local_privacy_refuses_what_it_cannot_account_for
         app(_asked(clients), node)
     with pytest.raises(ConfigError, match="noise_multiplier is not set"):
         client_app(compose("federated", *local, "federated.privacy.noise_multiplier=null"))
+
+
+def test_a_deployed_client_keeps_to_its_budget_also_in_other_runs(tmp_path: Path) -> None:
+    """Of Flower's state for a node, another run, or a SuperNode that begins anew, has nothing."""
+    ledger = tmp_path / "spent.jsonl"
+    mechanism, louder = (Mechanism("none", noise, 1, 1) for noise in (0.5, 1.0))
+    budget = epsilon([(mechanism, 1), (louder, 1)], 4**-1.1).value + 1e-3
+    local = (*_SMALL, *_LOCAL, *_PRIVATE, f"federated.privacy.target_epsilon={budget}")
+    clients = _clients(compose("federated", *local))
+
+    def taken(run_id: int, noise: float) -> Message:
+        run = compose("federated", *local, f"federated.privacy.noise_multiplier={noise}")
+        config = {"partition-id": 1, "privacy-ledger": str(ledger)}
+        return client_app(run)(_asked(clients), Context(run_id, 1, config, RecordDict(), {}))
+
+    said = [taken(n, noise).content.config_records["privacy"] for n, noise in ((1, 0.5), (2, 1.0))]
+    assert [each["participations"] for each in said] == [1, 2]
+    assert said[1]["epsilon"] == pytest.approx(budget - 1e-3)
+    with pytest.raises(MessageError, match="taken part in 2 rounds"):
+        taken(3, 1.0)
+    assert len(ledger.read_text().splitlines()) == 2
+    ledger = tmp_path / "missing" / "spent.jsonl"
+    with pytest.raises(LedgerError, match=r"privacy-ledger=.*spent\.jsonl.*may write to"):
+        taken(4, 1.0)
