@@ -64,7 +64,8 @@ class SecureRounds:
     @property
     def expected_quantizer(self) -> Quantizer:
         """That of rounds as the configuration has them."""
-        return self.quantizer(equal_weights=self._privacy is not None, clip=None)
+        privacy = self._privacy
+        return self.quantizer(equal_weights=bool(privacy and privacy.equal_weights), clip=None)
 
     def begin(
         self, instruction: Instruction, weights: Weights, cohort: Sequence[int]

@@ -12,7 +12,7 @@ from heliotrope.config import Run
 from heliotrope.errors import ConfigError
 
 from .engine.context import TrainingContext
-from .privacy.base import TRUSTED_SERVER, ClippedSum
+from .privacy.base import TRUSTED_SERVER, ClientPrivacy, ClippedSum
 from .privacy.names import privacy_of
 from .secure_aggregation.graph import degree_of, share_threshold
 from .secure_aggregation.names import secure_aggregation_of
@@ -72,6 +72,21 @@ class SecureSetting:
         return {**privacy, "assumptions": said}
 
 
+def _check_cohorts(run: Run, privacy: ClientPrivacy, settings: SecAgg, clients: int) -> None:
+    """Raise `ConfigError` if a round has too few clients, as is known beforehand."""
+    cfg = run.federated
+    cohort, threshold = cfg.clients_per_round, settings.threshold_of(cfg.clients_per_round)
+    least = privacy.least_cohort(cohort, clients, cfg.rounds)
+    if least < threshold:
+        fits = next(size for size in range(cohort, clients + 1) if clients % size == 0)
+        raise ConfigError(
+            f"federated/privacy={cfg.privacy.name} takes {clients} clients in turn, of which "
+            f"federated.clients_per_round={cohort} leaves {least} for the last round of a pass, "
+            f"where federated.secure_aggregation.threshold={threshold} are needed. Set "
+            f"federated.clients_per_round={fits}, which leaves no rest."
+        )
+
+
 def secure_setting(run: Run, context: TrainingContext, strategy: Strategy) -> SecureSetting | None:
     """Return the secure aggregation of a run; `ConfigError` for what it does not go with."""
     cfg, settings = run.federated, secure_aggregation_of(run.federated)
@@ -98,6 +113,8 @@ def secure_setting(run: Run, context: TrainingContext, strategy: Strategy) -> Se
             f"is told by federated.privacy.clip={privacy.clip:g}. Set "
             "federated.secure_aggregation.range=null."
         )
+    if privacy is not None:
+        _check_cohorts(run, privacy, settings, len(context.population.training()))
     rounds = SecureRounds(settings, context)
     settings.check_precision(rounds.expected_quantizer)
     return SecureSetting(settings, rounds, cohort)

@@ -17,7 +17,7 @@ from heliotrope.privacy.accountant import Mechanism, RunningBound, Spent, rounds
 from heliotrope.privacy.ledger import Ledger, release_stamp
 from heliotrope.privacy.project import added
 from heliotrope.privacy.told import promise, result
-from heliotrope.runs.private_sums import settings_of_sums
+from heliotrope.runs.private_sums import decided_by, settings_of_sums
 
 from .dpsgd import DpSgd
 
@@ -58,6 +58,7 @@ class Account:
         self._delta = privacy.delta_for(examples)
         self._steps = -(-examples // cfg.batch_size)
         self._stamp = stamp_of(run, content)
+        self._decided = decided_by(run, "distributed")
         self._ledger = Ledger(path)
         self._ledger.restore(saved or {})
         latest, steps = self._ledger.latest, self._steps * cfg.epochs
@@ -129,7 +130,7 @@ class Account:
 
     def result(self) -> dict[str, Any]:
         """Return what result.json says."""
-        told = self._privacy.assumptions()
+        told = [*self._privacy.assumptions(), *self._decided]
         return result(self._privacy, self.mechanism, self._ledger.spent, self._delta, told)
 
     def close(self) -> None:

@@ -19,6 +19,8 @@ from .central import Central
 
 __all__ = ["Adaptive", "update_noise"]
 
+_HIGHEST = 700.0  # exponent of a float64 that is finite
+
 
 def update_noise(noise: float, count_noise: float) -> float | None:
     """Return z_Delta = (z^-2 - z_b^-2)^-1/2, with which sum and count make a mechanism of noise z.
@@ -82,8 +84,13 @@ class Adaptive(Central):
         return self.update_multiplier(mechanism) * self.reach(mechanism) * clip
 
     def next_clip(self, clip: float, unclipped: float) -> float:
-        """Return C exp(-eta_C (b - gamma)): shorter where more than gamma were left alone."""
-        return clip * math.exp(-self.clip_learning_rate * (unclipped - self.quantile))
+        """Return C exp(-eta_C (b - gamma)): shorter where more than gamma were left alone.
+
+        Where the noise on the share is too large, that may be infinite or 0, with which no round
+        can be done.
+        """
+        exponent = -self.clip_learning_rate * (unclipped - self.quantile)
+        return clip * math.exp(exponent) if exponent < _HIGHEST else math.inf
 
     def assumptions(self) -> list[str]:
         """Return what the figure depends on, a sentence each."""

@@ -23,10 +23,20 @@ class ClientPrivacy(NoiseKeys):
 
     key: ClassVar[str] = "federated.privacy"
     everyone: ClassVar[str] = "clients"
+    equal_weights: ClassVar[bool] = True
+    """Whether each client weighs 1 in a round's sum, whatever its examples."""
+
+    @abstractmethod
+    def assumptions(self) -> list[str]:
+        """Return what the figure depends on, a sentence each."""
 
     def transforms(self) -> tuple[UpdateTransform, ...]:
         """Return what is done to each client's update for the server, attackers' too."""
         return ()
+
+    def least_cohort(self, cohort: int, clients: int, rounds: int) -> int:  # noqa: ARG002
+        """Return how many clients the smallest round has that is not left to chance."""
+        return cohort
 
     def own_transforms(self, *, deployed: bool) -> tuple[UpdateTransform, ...]:  # noqa: ARG002
         """Return what each client does to its update by itself, `deployed` or simulated."""
@@ -55,7 +65,3 @@ class ClippedSum(ClientPrivacy):
     @abstractmethod
     def deviation(self, mechanism: GaussianMechanism) -> float:
         """Return the standard deviation of the noise on the sum, in units of the weights."""
-
-    @abstractmethod
-    def assumptions(self) -> list[str]:
-        """Return what the figure depends on, a sentence each."""

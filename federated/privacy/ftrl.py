@@ -41,6 +41,11 @@ class Ftrl(ClippedSum):
         """Return the mechanism of the rounds, with a noise multiplier of 1."""
         return CorrelatedSums(1.0, cohort, population, self.band)
 
+    def least_cohort(self, cohort: int, clients: int, rounds: int) -> int:
+        """Return how many clients the smallest round has: the last of a pass has the rest."""
+        full, rest = divmod(clients, cohort)
+        return rest if rest and rounds > full else cohort
+
     def deviation(self, mechanism: GaussianMechanism) -> float:
         """Return the standard deviation of the independent numbers that the noise is made of."""
         return mechanism.noise_multiplier * self.clip

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 from heliotrope.config import FederatedConfig, Run
 from heliotrope.data import Examples, Partition, Traits, partition
@@ -28,6 +29,8 @@ __all__ = ["Record", "local_steps", "names_of", "schedule", "turns_of"]
 @dataclass(frozen=True)
 class Record(RecordKeys, ClientPrivacy):
     """The keys of `federated/privacy=record`; see `choices.record`."""
+
+    equal_weights: ClassVar[bool] = False
 
     def delta_for(self, count: int) -> float:
         """Return the delta for a client of so many examples."""

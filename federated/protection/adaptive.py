@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from flwr.serverapp.strategy import Strategy
 
 from heliotrope.config import Run
 from heliotrope.data import Exchange
+from heliotrope.errors import RunFailedError
 
 from ..aggregation import Mean
 from ..engine.context import TrainingContext
@@ -49,6 +51,15 @@ class AdaptiveSum(NoisySum):
         self._clip = saved.get("clip", self._clip)
 
     def told(self, server_round: int) -> dict[str, bool | float]:
+        if not 0 < self._clip < math.inf:
+            key = self._keys.key
+            raise RunFailedError(
+                f"{key}.clip became {self._clip:g} after round {server_round - 1}: the noisy share "
+                "of updates that were not clipped, which it follows, is mostly noise. Lower "
+                f"{key}.count_noise={self._keys.count_deviation(self._cohort):g} to a part of "
+                f"federated.clients_per_round={self._cohort}, or {key}.clip_learning_rate="
+                f"{self._keys.clip_learning_rate:g}."
+            )
         return {**super().told(server_round), CLIP: self._clip}
 
     def _deviation(self) -> float:

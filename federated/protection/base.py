@@ -14,7 +14,7 @@ from heliotrope.config import Run
 from heliotrope.data import Exchange
 from heliotrope.privacy.charges import ProjectCharges
 from heliotrope.privacy.ledger import Ledger, release_stamp
-from heliotrope.runs.private_sums import settings_of_sums
+from heliotrope.runs.private_sums import decided_by, settings_of_sums
 
 from ..aggregation import Mean
 from ..engine.context import TrainingContext
@@ -41,6 +41,8 @@ class Protection(ABC):
         Of the run's ledger.
     """
 
+    _privacy: ClientPrivacy
+    _run: Run
     _ledger: Ledger
     last_round: int
     """The last round that the budget has room for; it may change from round to round."""
@@ -92,9 +94,9 @@ class Protection(ABC):
     def told(self, server_round: int) -> Mapping[str, bool | float]:  # noqa: ARG002
         """Return what the cohort is told beside the weights, by the names of `flower.messages`.
 
-        By default, to weigh 1 each in the sum, whatever their examples.
+        By default, to weigh 1 each in the sum if the keys say so.
         """
-        return {EQUAL_WEIGHTS: True}
+        return {EQUAL_WEIGHTS: True} if self._privacy.equal_weights else {}
 
     def release(
         self,
@@ -116,6 +118,10 @@ class Protection(ABC):
     @abstractmethod
     def saved(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, as JSON can hold it."""
+
+    def _assumptions(self) -> list[str]:
+        """Return what the promise depends on, a sentence each."""
+        return [*self._privacy.assumptions(), *decided_by(self._run, "federated")]
 
     @abstractmethod
     def result(self) -> dict[str, Any]:

@@ -32,6 +32,8 @@ __all__ = ["NoisySum"]
 class NoisySum(Protection):
     """Draws cohorts, charges rounds, and adds the noise."""
 
+    _privacy: ClippedSum
+
     def __init__(self, privacy: ClippedSum, run: Run, context: TrainingContext, path: Path) -> None:
         self._privacy, self._run, self._ledger = privacy, run, Ledger(path)
         self._population = context.population
@@ -154,7 +156,7 @@ class NoisySum(Protection):
         return self._ledger.saved()
 
     def result(self) -> dict[str, Any]:
-        told = self._privacy.assumptions()
+        told = self._assumptions()
         return result(self._privacy, self._mechanism, self._ledger.spent, self._delta, told)
 
     def close(self) -> None:

@@ -34,6 +34,8 @@ class NoisyClients(Protection):
     take part in every round, so that a strategy can need so many.
     """
 
+    _privacy: Local
+
     def __init__(self, privacy: Local, run: Run, context: TrainingContext, path: Path) -> None:
         self._privacy, self._run, self._ledger = privacy, run, Ledger(path)
         self._population = context.population
@@ -141,7 +143,7 @@ class NoisyClients(Protection):
 
     def result(self) -> dict[str, Any]:
         """Return what result.json says: of the clients, who are many, the most."""
-        said = result_of_each(self._privacy, self._accounts, self._privacy.assumptions())
+        said = result_of_each(self._privacy, self._accounts, self._assumptions())
         each = said.pop("clients").values()
         return said | {
             "noise_multiplier": max(client["noise_multiplier"] for client in each),

@@ -19,6 +19,7 @@ from heliotrope.training.separable import check_separable
 
 from ..engine.context import TrainingContext
 from ..privacy.record import Record, names_of, schedule, turns_of
+from ..secure_aggregation.names import secure_aggregation_of
 from ..strategies.conditions import check_strategy
 from ..updates import StepNoise
 from .base import Protection, stamp_of
@@ -33,6 +34,8 @@ class PrivateClients(Protection):
     Who is drawn for which round follows from the seed and from the budgets, so that it is known
     when a run begins: `target_epsilon` gives each client the noise for the rounds it takes part in.
     """
+
+    _privacy: Record
 
     def __init__(self, privacy: Record, run: Run, context: TrainingContext, path: Path) -> None:
         self._privacy, self._run, self._ledger = privacy, run, Ledger(path)
@@ -139,10 +142,6 @@ class PrivateClients(Protection):
         self._accounts.charge(self._release(server_round), cohort)
         return cohort
 
-    def told(self, server_round: int) -> Mapping[str, bool | float]:  # noqa: ARG002
-        """Return nothing: clients weigh as many as their examples, whose number is public."""
-        return {}
-
     def numbers(self, server_round: int) -> dict[str, float]:
         cohort, accounts = self._cohorts[server_round], self._accounts.accounts
         each = {f"{_BOUND}/{accounts[c].name}": self._accounts.bound(c) for c in cohort}
@@ -152,7 +151,7 @@ class PrivateClients(Protection):
         return self._ledger.saved()
 
     def result(self) -> dict[str, Any]:
-        return result_of_each(self._privacy, self._accounts, self._privacy.assumptions())
+        return result_of_each(self._privacy, self._accounts, self._assumptions())
 
     def close(self) -> None:
         self._ledger.close()
@@ -162,8 +161,10 @@ _BOUND = "privacy/epsilon_rdp"
 
 
 def least_cohort(run: Run, clients: int) -> int:
-    """Return how many clients of a round the strategy needs at least."""
-    cfg = run.federated
+    """Return how many clients of a round the strategy, or secure aggregation, needs at least."""
+    cfg, secure = run.federated, secure_aggregation_of(run.federated)
+    if secure is not None:
+        return secure.threshold_of(cfg.clients_per_round)  # all that it goes with need just one
     for size in range(1, cfg.clients_per_round):
         try:
             check_strategy(replace(cfg, clients_per_round=size), clients)

@@ -63,6 +63,8 @@ class NoiseKeys:
                     f"promises nothing. Set {self.key}.delta, such as 1e-5."
                 )
             return float(count**-1.1)
+        if self.delta == count == 1:
+            raise ConfigError(f"{self.key}.delta=1 promises nothing. Set it lower, such as 1e-5.")
         if not 0 < self.delta <= 1 / count:
             raise ConfigError(
                 f"{self.key}.delta={self.delta:g} must lie above 0 and be at most 1/{count}="

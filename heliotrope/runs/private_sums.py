@@ -1,4 +1,4 @@
-"""What the sums depend on that a private run adds noise to: whose noise must not be used twice.
+"""What the sums of a private run depend on, and what decides which of its models is released.
 
 Noise follows from a run's seed, so that a run repeats itself. If a run of other settings added the
 same noise to other sums, the difference of what both release would have no noise at all, whatever
@@ -14,7 +14,7 @@ from heliotrope.config import Mode, Run
 from heliotrope.config.horizon import horizon_of
 from heliotrope.runs.directory import MAY_CHANGE, flat
 
-__all__ = ["settings_of_sums"]
+__all__ = ["decided_by", "settings_of_sums"]
 
 _CHANGE_SUMS = {"plugins", "device", "data.dir"}  # of what may change in a run that goes on
 # What changes no sum, or by rounding only: how clients are trained, evaluated and told of.
@@ -47,3 +47,24 @@ def settings_of_sums(run: Run, mode: Mode) -> dict[str, Any]:
         if key not in without_effect and not key.startswith((f"{other}.", "cluster.", "privacy."))
     }
     return {**found, "horizon": horizon_of(run, mode).length}
+
+
+def decided_by(run: Run, mode: Mode) -> list[str]:
+    """Return what a promise depends on where evaluations decide what is released, a sentence each.
+
+    They have no noise: when a run ends, or which of its models are kept, tells of the examples
+    that are evaluated.
+    """
+    cfg, decides = run.distributed, {}
+    if run.target.stop:
+        decides["target.metric", "when the run ends"] = run.target.metric
+    if mode == "distributed":
+        early = ("distributed.early_stopping.metric", "when the run ends")
+        decides[early] = cfg.early_stopping.metric
+        decides["distributed.best_metric", "which models are kept"] = cfg.best_metric
+    return [
+        f"{key}={metric} decides {what}, without noise: the examples of the "
+        f"{metric.partition('/')[0]} split are not protected"
+        for (key, what), metric in decides.items()
+        if metric is not None
+    ]

@@ -43,6 +43,9 @@ def _squared_lengths(rows: Tensor) -> Tensor:
 
 def is_product(module: nn.Module) -> bool:
     """Return whether a layer's gradient is a product of what goes in and of that by the output."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks  # noqa: SLF001
+    if hooked or "forward" in vars(module):  # what comes out may be something else
+        return False
     if type(module) is nn.Linear:
         return True
     return (

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from heliotrope.data import Batch
 from heliotrope.data.windows import length_of
 from heliotrope.errors import ConfigError
 from heliotrope.models.layers.seeded import SeededLayer
@@ -57,6 +58,12 @@ def check_separable(chosen: str, model: nn.Module, task: Task) -> None:
             f"{chosen}: a pass in training changes the model's {changed}, which tells of examples "
             "without noise. Leave that out, such as by track_running_stats=False, or by "
             "max_norm=None of an embedding."
+        )
+    if _tells_of_earlier(model, task):
+        raise ConfigError(
+            f"{chosen}: what the model makes of an example changes with those that it was given "
+            "before, so that one changes the gradients of others. Keep nothing of an example in "
+            "the model from one pass to the next."
         )
     if _tells_of_padding(model, task):
         raise ConfigError(
@@ -111,12 +118,8 @@ def changed_by_a_pass(model: nn.Module, task: Task, *, trained: bool = True) -> 
         for name, value in tried.named_parameters()
         if trained or not value.requires_grad
     }
-    example = {
-        name: value + 1 if value.is_floating_point() else value
-        for name, value in task.facts.example.items()
-    }
     with isolated_rng(0), torch.no_grad():
-        task.call(tried, example)
+        task.call(tried, _shifted(task.facts.example))
     after = dict(tried.named_buffers())
     for name, value in before.items():
         if not torch.equal(value, after[name]):
@@ -128,3 +131,41 @@ def changed_by_a_pass(model: nn.Module, task: Task, *, trained: bool = True) -> 
         if written or present.get(name) is not parameter or not torch.equal(parameter, value):
             return f"parameter {name}"
     return None
+
+
+def _tells_of_earlier(model: nn.Module, task: Task) -> bool:
+    """Return whether the loss of an example depends on which one the model was given before it.
+
+    So it does where a pass keeps something of its example, whatever in: an attribute, a closure.
+    A pass that fails says nothing, nor does a model that cannot be copied.
+    """
+    example = task.facts.example
+    losses = []
+    try:
+        for before in (example, _shifted(example) | _other_numbers(task)):
+            tried = copy.deepcopy(model).train()
+            with isolated_rng(0):
+                task.call(tried, before)
+            with isolated_rng(0), torch.no_grad():
+                losses.append(task.losses(task.call(tried, example), example))
+    except Exception:  # noqa: BLE001 - whatever a user's code may raise
+        return False
+    return not torch.equal(*losses)
+
+
+def _shifted(example: Batch) -> Batch:
+    """Return another example of the same shape: numbers are 1 more, whole ones as they are."""
+    return {
+        name: value + 1 if value.is_floating_point() else value for name, value in example.items()
+    }
+
+
+def _other_numbers(task: Task) -> Batch:
+    """Return the inputs of an example that are numbers of something, such as words: all 1."""
+    lengths = {length_of(name) for name in task.facts.example}
+    inputs = {name: task.facts.example[name] for name in task.inputs}
+    return {
+        name: torch.ones_like(value)
+        for name, value in inputs.items()
+        if not value.is_floating_point() and name not in lengths
+    }

@@ -12,6 +12,7 @@ import torch
 
 from federated.job import run_job
 from federated.population import Population
+from federated.protection.record import least_cohort
 from federated.secure_aggregation.messages import (
     Advertisement,
     EncryptedShares,
@@ -20,6 +21,7 @@ from federated.secure_aggregation.messages import (
     Vector,
 )
 from federated.secure_aggregation.server import Server
+from federated.secure_rounds import SecureRounds
 from heliotrope.errors import ConfigError, HeliotropeError, SecureAggregationError
 from heliotrope.runs import checkpoint
 from tests.support import compose
@@ -195,6 +197,39 @@ def test_result_json_says_who_is_trusted_with_what(tmp_path: Path) -> None:
     assert secret["privacy"]["epsilon"] == plain["privacy"]["epsilon"]
     told = secret["secure_aggregation"]
     assert (told["threshold"], told["neighbours"], told["shares"], told["bits"]) == (4, 4, 4, 32)
+
+
+@pytest.mark.parametrize("kind", ["central", "local", "record"])
+def test_the_step_that_is_told_is_that_of_the_rounds(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[float] = []
+    begin = SecureRounds.begin
+
+    def noted(*arguments: Any) -> Any:
+        found = begin(*arguments)
+        used.append(found.quantizer.step)
+        return found
+
+    monkeypatch.setattr(SecureRounds, "begin", noted)
+    privacy = (f"federated/privacy={kind}", "federated.privacy.noise_multiplier=1")
+    clip = () if kind == "record" else ("federated.privacy.clip=0.1",)
+    told = _train(tmp_path / "run", 1, "data.fit=none", *privacy, *clip)["secure_aggregation"]
+    assert used == [told["step"]]
+
+
+def test_clients_in_turn_of_whom_too_few_are_left_for_a_round_are_refused(tmp_path: Path) -> None:
+    turns = ("federated/privacy=ftrl", "federated.privacy.noise_multiplier=4", "data.fit=none")
+    four = "federated.clients_per_round=4"  # of ten: two are left for the third round
+    with pytest.raises(ConfigError, match=r"leaves 2 for the last round .*clients_per_round=5,"):
+        _train(tmp_path / "run", 3, *turns, four)
+    _train(tmp_path / "short", 2, *turns, four)
+
+
+def test_a_run_ends_where_fewer_clients_have_budget_than_a_sum_takes() -> None:
+    privacy = ("federated/privacy=record", "federated.privacy.noise_multiplier=1")
+    run = compose("federated", *_SMALL, *privacy)
+    assert least_cohort(run, 10) == 4
 
 
 def _failing(monkeypatch: pytest.MonkeyPatch, lost: int) -> None:

@@ -19,7 +19,7 @@ from federated.protection.adaptive import AdaptiveSum
 from federated.updates import UNCLIPPED, Instruction, Stack
 from heliotrope.config import Run
 from heliotrope.data import load
-from heliotrope.errors import ConfigError
+from heliotrope.errors import ConfigError, RunFailedError
 from heliotrope.privacy.accountant import Mechanism
 from heliotrope.tasks import task_of
 from tests.support import compose
@@ -155,6 +155,15 @@ def test_a_round_of_nobody_moves_the_clip_by_noise_alone(tmp_path: Path) -> None
     noise = (np.array(shares) - 0.5) * 50
     assert abs(noise.mean()) < 5 * 3 / 20
     assert noise.std() == pytest.approx(3, rel=5 / math.sqrt(800))
+
+
+def test_a_clip_that_the_noise_on_the_share_drives_away_is_named(tmp_path: Path) -> None:
+    run, context, keys = _setting("federated.privacy.count_noise=1e6")
+    with closing(AdaptiveSum(keys, run, context, tmp_path / "privacy.jsonl")) as protection:
+        protection.begin(0, {})
+        protection.release(1, None, context.global_weights)
+        with pytest.raises(RunFailedError, match=r"clip became .* Lower .*count_noise=1e\+06"):
+            protection.told(2)
 
 
 @pytest.mark.parametrize(("norm", "moves"), [(0.01, 30 / 2), (9.0, -30 / 2)])

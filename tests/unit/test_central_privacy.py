@@ -126,7 +126,9 @@ def test_where_no_update_is_finite_all_are_left_out() -> None:
     assert reduction.partial() is None
 
 
-def test_one_client_alone_needs_a_delta() -> None:
+def test_one_client_alone_needs_a_delta_below_1() -> None:
+    with pytest.raises(ConfigError, match="delta=1 promises nothing"):
+        Central(1.0, 1.0, 1.0, None, "poisson").delta_for(1)
     with pytest.raises(ConfigError, match="delta=null is 1"):
         Central(1.0, 1.0, None, None, "poisson").delta_for(1)
     assert Central(1.0, 1.0, 1e-5, None, "poisson").delta_for(1) == 1e-5

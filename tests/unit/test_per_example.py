@@ -194,6 +194,32 @@ def test_weights_that_something_else_uses_are_found_where_the_trial_has_no_gradi
         torch.testing.assert_close(gradient.double(), value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+class _Hooked(nn.Module):
+    """A layer whose outputs a hook changes, below a head that begins with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(144, 9), nn.Linear(9, 3)
+        nn.init.zeros_(self.head.weight)
+        self.inner.register_forward_hook(lambda _module, _inputs, outputs: outputs * 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.inner(images.flatten(1)).tanh())
+        return outputs
+
+
+def test_outputs_that_a_hook_changes_are_seen_where_the_trial_has_no_gradient() -> None:
+    torch.manual_seed(fresh_seed())
+    model, batch = _Hooked().train(), _batch(6)
+    add = ClippedGradients(model, _TASK, _CLIP)
+    nn.init.normal_(model.head.weight)
+    add(batch)
+    for name, value in _reference(model, batch).items():
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        torch.testing.assert_close(gradient.double(), value, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_a_layer_that_comes_to_be_called_otherwise_than_in_the_trial_is_no_error() -> None:
     torch.manual_seed(fresh_seed())
     model, batch = _CalledMore().train(), _batch(6)

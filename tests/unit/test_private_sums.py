@@ -5,8 +5,25 @@ from __future__ import annotations
 import pytest
 
 from heliotrope.config import Mode
-from heliotrope.runs.private_sums import settings_of_sums
+from heliotrope.runs.private_sums import decided_by, settings_of_sums
 from tests.support import compose
+
+
+def test_a_promise_says_by_which_examples_a_run_is_ended_or_chosen() -> None:
+    stop = ("target.metric=validation/accuracy", "target.value=0.9")
+    assert decided_by(compose("federated", "target.metric=null"), "federated") == []
+    assert decided_by(compose("federated", *stop, "target.stop=false"), "federated") == []
+    (said,) = decided_by(compose("federated", *stop), "federated")
+    assert said.startswith("target.metric=validation/accuracy decides when the run ends")
+    assert said.endswith("the examples of the validation split are not protected")
+    early = "distributed.early_stopping.metric=test/loss"
+    best = ("distributed.keep_best=2", "distributed.best_metric=validation/loss")
+    told = decided_by(compose("distributed", *stop, early, *best), "distributed")
+    assert [each.partition("=")[0] for each in told] == [
+        "target.metric",
+        "distributed.early_stopping.metric",
+        "distributed.best_metric",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from distributed.privacy.names import privacy_of
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import Mechanism
 from heliotrope.privacy.ledger import Ledger
+from heliotrope.training.separable import check_separable
 from tests.support import compose, fresh_seed, small_task
 
 _PRIVATE = (
@@ -67,11 +68,58 @@ class _Counting(nn.Linear):
         return super().forward(inputs)
 
 
+class _Codebook(nn.Linear):
+    """Follows its inputs in a weight that no optimizer trains."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.code = nn.Parameter(torch.zeros(4), requires_grad=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.code.lerp_(inputs.mean(dim=0), 0.1)
+        return super().forward(inputs + self.code)
+
+
+class _Remembering(nn.Linear):
+    """Follows its inputs in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.seen = torch.zeros(4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs = super().forward(inputs - self.seen)
+        self.seen = inputs.detach().mean(dim=0)
+        return outputs
+
+
+class _Watched(nn.Linear):
+    """Counts its passes, which tells of no example, and keeps the last outputs to be looked at."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.passes, self.last = 0, torch.zeros(1, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        outputs = super().forward(inputs) / (1 + 0.1 * self.passes)
+        self.last = outputs.detach()
+        return outputs
+
+
+def test_a_model_that_keeps_nothing_of_examples_which_it_uses_is_let_through() -> None:
+    check_separable("distributed/privacy=dpsgd", _Watched(), small_task(3, (4,)))
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [
         (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), "1 is a BatchNorm1d.* Use GroupNorm"),
         (_Counting(), "changes the model's buffer mean"),
+        (_Codebook(), "changes the model's parameter code"),
+        (_Remembering(), "changes with those that it was given before"),
     ],
 )
 def test_models_that_mix_examples_are_refused(model: nn.Module, said: str) -> None:
