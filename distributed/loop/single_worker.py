@@ -24,8 +24,7 @@ __all__ = ["SingleWorker"]
 class SingleWorker:
     """Takes steps as a worker of `run` does, in its precision, compiled, with recomputation.
 
-    Raises `ConfigError` for a strategy that divides the weights: alone, a worker has them all; and
-    for privacy, whose promise would not count these steps.
+    Raises `ConfigError` for a strategy that divides the weights: alone, a worker has them all.
     """
 
     def __init__(self, run: Run, model: nn.Module, task: Task) -> None:
@@ -34,12 +33,6 @@ class SingleWorker:
             raise ConfigError(
                 "distributed.strategy=fsdp divides the weights among workers, but batch sizes are "
                 "tried by one. Set distributed.strategy=ddp to try them with whole weights."
-            )
-        if cfg.privacy.name != "none":
-            raise ConfigError(
-                f"distributed/privacy={cfg.privacy.name} accounts for the steps of a run, not for "
-                "those that are tried before. Set distributed/privacy=none to try some, on data "
-                "that need not be protected."
             )
         if cfg.compile:
             check_compiler()

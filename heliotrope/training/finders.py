@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from heliotrope.config import Run
 from heliotrope.data import load
-from heliotrope.errors import RunFailedError
+from heliotrope.errors import ConfigError, RunFailedError
 from heliotrope.models import build
 from heliotrope.seeding import seed, torch_generator
 from heliotrope.system.resources import pick_device
@@ -85,9 +85,18 @@ _MakeTrainer = Callable[[Run, nn.Module, Task], Trainer]
 
 
 class _Trial:
-    """A model of `run` in training, from its first weights on."""
+    """A model of `run` in training, from its first weights on.
+
+    Raises `ConfigError` for privacy, whose promise would not count these steps.
+    """
 
     def __init__(self, run: Run, trainer: _MakeTrainer = _Plain) -> None:
+        if (privacy := run.distributed.privacy.name) != "none":
+            raise ConfigError(
+                f"distributed/privacy={privacy} accounts for the steps of a run, not for those "
+                "that are tried before, and what is found by them tells of the examples. Set "
+                "distributed/privacy=none to try some, on data that need not be protected."
+            )
         dataset = load(run.data, run.seed, task=run.task_name)
         device = pick_device(run.device)
         self._seed = run.seed

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,11 @@ from distributed.loop.single_worker import SingleWorker
 from distributed.privacy.account import Account
 from distributed.privacy.checks import check_private
 from distributed.privacy.names import privacy_of
+from heliotrope.config import Run
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import Mechanism
 from heliotrope.privacy.ledger import Ledger
+from heliotrope.training.finders import Finding, find_batch_size, find_lr
 from heliotrope.training.separable import check_separable
 from tests.support import compose, fresh_seed, small_task
 
@@ -129,10 +133,12 @@ def test_models_that_mix_examples_are_refused(model: nn.Module, said: str) -> No
         check_private(run, model, task, dataset)
 
 
-def test_steps_that_are_tried_before_a_run_are_refused() -> None:
-    run, task = compose("distributed", *_PRIVATE), small_task(3, (4,))
+@pytest.mark.parametrize(
+    "find", [find_lr, partial(find_batch_size, trainer=SingleWorker)], ids=["lr", "batch_size"]
+)
+def test_steps_that_are_tried_before_a_run_are_refused(find: Callable[[Run], Finding]) -> None:
     with pytest.raises(ConfigError, match=r"Set distributed/privacy=none"):
-        SingleWorker(run, nn.Linear(4, 3), task)
+        find(compose("distributed", *_PRIVATE))
 
 
 def test_each_example_is_drawn_by_itself() -> None:
