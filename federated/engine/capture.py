@@ -16,13 +16,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from heliotrope.seeding import generator_states, same_generator_states
 
 from .recorder import NotCapturableError, Recorder, memory_of
 
-__all__ = ["CapturedStep", "Gradient", "NotCapturableError", "Step", "capture", "eager_step"]
+__all__ = [
+    "CapturedStep",
+    "Gradient",
+    "Losses",
+    "NotCapturableError",
+    "Step",
+    "capture",
+    "check_ends",
+    "eager_step",
+]
 
 
 _LITTLE = 1e-3  # added where a check perturbs weights and inputs: some of them may be zero
@@ -56,12 +65,15 @@ class CapturedStep:
         Of all that the forward pass makes.
     pure
         Whether it uses no tensors but those it is given, such as buffers of the model.
+    graph
+        What was recorded.
     """
 
     replay: Callable[..., tuple[Tensor, Sequence[Gradient]]]
     work: int
     activation_bytes: int
     pure: bool
+    graph: fx.Graph
 
     def __call__(
         self,
@@ -130,7 +142,9 @@ def capture(
     if not same_generator_states(before, generator_states()):
         raise NotCapturableError("it draws from a process-wide random generator")
     program = recorder.program(total, gradients)
-    step = CapturedStep(program, recorder.work, kept, pure=not recorder.constants)
+    step = CapturedStep(
+        program.forward, recorder.work, kept, pure=not recorder.constants, graph=program.graph
+    )
 
     rows = factors.dim() - 1
     other = [p * 1.25 + _LITTLE for p in parameters]
@@ -138,6 +152,36 @@ def capture(
     rolled = {name: _moved(value).roll(1, rows) for name, value in batch.items()}
     _check_equal(step(other, seeds, rolled, factors), eager(other, seeds, rolled, factors))
     return step
+
+
+def check_ends(
+    step: CapturedStep,
+    losses: Losses,
+    parameters: Sequence[Tensor],
+    keys: Mapping[str, Tensor],
+    batch: Mapping[str, Tensor],
+    factors: Tensor,
+) -> None:
+    """Check a stack's step, on its first and its last client, against the eager one of these.
+
+    Raises `NotCapturableError` if they are not the same.
+    """
+    ends = [0, len(factors) - 1]
+    total, gradients = step(parameters, keys, batch, factors)
+    taken = [_rows(gradient, ends) for gradient in gradients]
+    expected = eager_step(losses)(
+        [p[ends] for p in parameters],
+        {name: key[ends] for name, key in keys.items()},
+        {name: value[ends] for name, value in batch.items()},
+        factors[ends],
+    )
+    _check_equal((total[ends], taken), expected)
+
+
+def _rows(gradient: Gradient, rows: list[int]) -> Gradient:
+    if isinstance(gradient, tuple):
+        return gradient[0][rows], gradient[1][rows]
+    return None if gradient is None else gradient[rows]
 
 
 def _moved(value: Tensor) -> Tensor:

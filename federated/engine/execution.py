@@ -7,6 +7,7 @@ best.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..algorithms import ClientAlgorithm
@@ -31,6 +32,7 @@ _HEAVY = 100_000_000
 _WORTH_THREADS = 2_000_000
 _STACK = 128  # clients trained together; beyond, nothing gets faster
 _STACK_BYTES = 1 << 28  # of weights, gradients, optimizer's state and activations of a stack
+_DEVIATIONS = 5  # of a Poisson cohort's size, beyond which it is trained in two stacks
 _MOST_LANES = 4096  # beyond what any machine has CPUs for
 
 
@@ -116,8 +118,8 @@ def execution_plan(
     work = _work(context, verdict)
     if kind == "batched":
         stack = cfg.stack_size or min(_STACK, most_stacked(context, verdict))
-        stack = max(1, min(stack, cohort))
-        return ExecutionPlan(kind, _threads(context, threads, stack * work), stack)
+        stack = max(1, min(stack, _largest_cohort(context, cohort)))
+        return ExecutionPlan(kind, _threads(context, threads, min(stack, cohort) * work), stack)
     lanes = 1
     if may_have_lanes(kind, context, verdict):
         lanes = cfg.lanes or (threads if work >= _WORTH_THREADS else 1)
@@ -144,6 +146,16 @@ def most_stacked(context: TrainingContext, verdict: Verdict) -> int:
     weights = sum(p.nbytes for p in context.model.parameters())
     each = 5 * weights + (verdict.activation_bytes or 0)  # trained, final, gradient, two slots
     return int(max(1, _STACK_BYTES // each))
+
+
+def _largest_cohort(context: TrainingContext, cohort: int) -> int:
+    """Return the clients that a round may well have: of Poisson sampling, `cohort` are expected.
+
+    A few clients in a second stack would take as many steps as the first.
+    """
+    if getattr(context.federated.privacy, "sampling", None) != "poisson":
+        return cohort
+    return min(len(context.population), cohort + math.ceil(_DEVIATIONS * math.sqrt(cohort)))
 
 
 def _threads(context: TrainingContext, threads: int, work: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["quicker"]
+__all__ = ["quicker", "sizes_that_choose"]
 
 _aten = torch.ops.aten
 _LARGE = 1_500_000  # multiplications of a product, from which oneDNN makes up for its start
@@ -28,6 +28,15 @@ def quicker(
         return operator
     fits, function = _QUICKER[operator]
     return function if fits(*args) else operator
+
+
+def sizes_that_choose(
+    operator: Callable[..., Any], args: tuple[Any, ...]
+) -> list[tuple[int, ...]] | None:
+    """Return the shapes by which `quicker` chooses; None if there is nothing to choose from."""
+    if operator not in _QUICKER:
+        return None
+    return [tuple(value.shape) for value in args if isinstance(value, Tensor)]
 
 
 def _is_large(left: Tensor, right: Tensor) -> bool:

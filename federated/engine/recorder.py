@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .kernels import quicker
+from .kernels import quicker, sizes_that_choose
 from .layers.recurrent_native import native_work
 
 __all__ = ["NotCapturableError", "Recorder", "memory_of"]
@@ -84,6 +84,7 @@ class _Tape:
             func, tuple(tree_map(self._node, args)), tree_map(self._node, kwargs)
         )
         node.meta["quicker"] = quicker(func, args, kwargs)
+        node.meta["chosen_by"] = sizes_that_choose(func, args)
         self._count(func, args, result)
         if isinstance(result, Tensor):
             self._remember(result, node)
@@ -196,8 +197,8 @@ class Recorder(_Tape, TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.work += 2 * args[0].numel() * args[2][0].numel()
         self.work += native_work(func, args)
 
-    def program(self, total: Tensor, gradients: Sequence[Tensor | None]) -> Callable[..., Any]:
-        """Return the recorded graph as a function of its inputs."""
+    def program(self, total: Tensor, gradients: Sequence[Tensor | None]) -> fx.GraphModule:
+        """Return the recorded graph, whose `forward` is a function of its inputs."""
         factors = [
             None if g is None else self._apart(self._factors(self._node(g))) for g in gradients
         ]
@@ -209,8 +210,7 @@ class Recorder(_Tape, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._graph.eliminate_dead_code()
         for node in self._graph.nodes:
             node.target = _directly(node.meta.get("quicker", node.target))
-        program: Callable[..., Any] = fx.GraphModule(self._root, self._graph).forward
-        return program
+        return fx.GraphModule(self._root, self._graph)
 
     def _same_as(self, node: fx.Node) -> fx.Node | None:
         """Return an earlier node with the same value, if `node` does nothing."""

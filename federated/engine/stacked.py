@@ -26,11 +26,20 @@ from ..algorithms import gradient_term
 from ..client_state import ClientStates
 from ..updates import Instruction, Stack, Weights
 from .batch_plan import BatchPlan
-from .capture import CapturedStep, NotCapturableError, Step, capture, eager_step
+from .capture import (
+    CapturedStep,
+    Losses,
+    NotCapturableError,
+    Step,
+    capture,
+    check_ends,
+    eager_step,
+)
 from .context import TrainingContext
 from .layers.seeded_functions import FunctionDraws, function_key, may_draw
 from .layers.stackable import Stackable
 from .local_optimizer import LocalOptimizer
+from .resizing import StackSizes
 from .time_limit import UNLIMITED, Limit
 
 __all__ = ["FastTrainer"]
@@ -75,6 +84,7 @@ class FastTrainer:
         self._stackable = Stackable(self._model, self._draws)
         self._seeded = seeded_layers(self._model)
         self._steps: dict[_Shape, Step] = {}
+        self._sizes = StackSizes()
         self.captured = {} if captured is None else captured
 
     def costs(self) -> tuple[int, int] | None:
@@ -255,30 +265,45 @@ class FastTrainer:
     def _new_step(self, shape: _Shape, given: _Given) -> Step:
         parameters, keys, batch, factors = given
         stacked = factors.dim() == 2
-        losses = vmap(self._losses, randomness="error") if stacked else self._losses
+        losses: Losses = vmap(self._losses, randomness="error") if stacked else self._losses
         with torch.inference_mode(mode=False):
-            copies = [p.clone() for p in parameters]
             try:
                 if not self._captures:  # on a GPU, autograd works in threads of its own, unseen
                     raise NotCapturableError("it runs on a GPU, or is not to be captured")
                 with _capturing:
                     if shape in self.captured:
                         return self.captured[shape]
+                    resized = self._resized(shape, given, losses) if stacked else None
+                    if resized is not None:
+                        return resized
                     step = capture(
                         losses,
-                        copies,
+                        [p.clone() for p in parameters],
                         {name: key.clone() for name, key in keys.items()},
                         {name: value.clone() for name, value in batch.items()},
                         factors.clone(),
                     )
                     if step.pure:
                         self.captured[shape] = step
+                    if stacked:
+                        self._sizes.add(shape, step)
             except NotCapturableError as error:
                 if not stacked:
                     raise
                 _log.info("stacked steps are not captured: %s", error)
                 return eager_step(losses)
         _log.info("captured a step of shape %s", tuple(factors.shape))
+        return step
+
+    def _resized(self, shape: _Shape, given: _Given, losses: Losses) -> Step | None:
+        """Return the step of a stack that follows from those of two other sizes, if it does."""
+        step = self._sizes.step(shape)
+        if step is not None:
+            try:
+                check_ends(step, losses, *given)
+            except NotCapturableError as error:
+                _log.info("a step of shape %s is recorded: %s", shape[0], error)
+                return None
         return step
 
     def _losses(

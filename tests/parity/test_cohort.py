@@ -207,3 +207,21 @@ def test_updates_are_clipped_alike_in_every_kind_of_training(kind: str) -> None:
         each = zip(cohort, sizes, strict=True)
         mean = sum(expected[client][name] * size for client, size in each) / sum(sizes)
         torch.testing.assert_close(found[name], mean, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_cohort_of_any_size_is_trained_alike_whichever_came_before(model: str) -> None:
+    """Steps for a new number of clients are made of earlier ones, to the bit."""
+    seed = fresh_seed()
+    draw = random.Random(seed)
+    run = federated_run(model, PARTITIONS[0], "federated.partition.clients=30 seed=5")
+    clients = context_of(run)[0]
+    weights, order = clients.global_weights, Instruction(3)
+    trainer = FastTrainer(clients)
+    for size in draw.sample([1, 2, 19, *draw.sample(range(3, 19), 3)], 6):
+        cohort = sorted(draw.sample(range(30), size))
+        ours = trainer.train_stacked(weights, order, cohort)
+        fresh = FastTrainer(clients).train_stacked(weights, order, cohort)
+        assert ours.clients == fresh.clients
+        assert ours.loss_sums == fresh.loss_sums
+        assert_same_tensors(ours.arrays, fresh.arrays)

@@ -51,3 +51,22 @@ def test_the_choice_is_the_same_every_time() -> None:
         run = federated_run(model, PARTITIONS[0], "seed=5")
         first, again = (_decide(context_of(run)[0]) for _ in range(2))
         assert first == again
+
+
+def test_a_poisson_cohort_that_is_larger_than_expected_is_one_stack() -> None:
+    """A second stack of the few that are too many would take as many steps as the first."""
+    settings = (
+        "federated/privacy=central federated.privacy.noise_multiplier=1 data.fit=none "
+        "federated.clients_per_round=4"
+    )
+    many = "federated.partition.clients=60"
+    for sampling, more, most in (
+        ("poisson", many, 4 + 5 * 2),
+        ("poisson", "federated.partition.clients=6", 6),
+        ("poisson", f"{many} federated.stack_size=7", 7),
+        ("fixed", many, 4),
+    ):
+        keys = f"{settings} federated.privacy.sampling={sampling} {more}"
+        clients, _ = context_of(federated_run(MODELS[0], PARTITIONS[0], keys))
+        choice = _decide(clients).execution
+        assert choice == ExecutionPlan("batched", 1, most)
