@@ -90,7 +90,7 @@ def test_the_step_of_any_stack_has_the_bits_of_its_own_recording() -> None:
         assert step is not None
         check_ends(step, _STACKED, *given)
         own = capture(_STACKED, *given)
-        assert (step.work, step.activation_bytes) == (own.work, own.activation_bytes)
+        assert step.work == own.work
         for ours, theirs in zip(_tensors(step, given), _tensors(own, given), strict=True):
             assert torch.equal(ours, theirs)
 
