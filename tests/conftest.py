@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -70,6 +70,23 @@ def type_(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Type:
         return type_command(monkeypatch, mode, *arguments, job=job)
 
     return typed
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return the files and folders that were made durable from now on, in order."""
+    found: list[Path] = []
+
+    def noting(real: Callable[[int], None]) -> Callable[[int], None]:
+        def sync(descriptor: int) -> None:
+            found.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+            real(descriptor)
+
+        return sync
+
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, noting(getattr(os, name)))
+    return found
 
 
 @pytest.fixture

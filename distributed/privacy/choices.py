@@ -32,7 +32,7 @@ def dpsgd(
         keeps all epochs within target_epsilon.
     delta
         The probability with which epsilon may fail, at most 1 in the number of training examples;
-        null: that number to the power of -1.1.
+        null: that number to the power of -1.1, if that is ten or more.
     target_epsilon
         What may be spent: the run stops before an epoch that would spend more.
     """

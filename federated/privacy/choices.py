@@ -37,7 +37,7 @@ def central(
         rounds within target_epsilon.
     delta
         The probability with which epsilon may fail, at most 1 in the number of clients; null: that
-        number to the power of -1.1.
+        number to the power of -1.1, if that is ten or more.
     target_epsilon
         What may be spent: the run stops before it spends more.
     sampling
@@ -117,7 +117,7 @@ def ftrl(
         null: the least that keeps all rounds within target_epsilon.
     delta
         The probability with which epsilon may fail, at most 1 in the number of clients; null: that
-        number to the power of -1.1.
+        number to the power of -1.1, if that is ten or more.
     target_epsilon
         What may be spent: the run stops before it spends more.
     band
@@ -144,7 +144,7 @@ def local(
         the clip; null: the least that keeps each client's rounds within target_epsilon.
     delta
         The probability with which epsilon may fail, at most 1 in the number of clients; null: that
-        number to the power of -1.1.
+        number to the power of -1.1, if that is ten or more.
     target_epsilon
         What each client may spend: the run stops before one spends more.
     """
@@ -173,7 +173,7 @@ def record(
         the least that keeps all of its rounds within target_epsilon.
     delta
         The probability with which epsilon may fail, at most 1 in the number of a client's
-        examples; null: for each client that number to the power of -1.1.
+        examples; null: for each client that number to the power of -1.1, if it is ten or more.
     target_epsilon
         What each client may spend: it is not drawn for a round that would spend more.
     """

@@ -21,8 +21,8 @@ from heliotrope.audit.inversion import Inversion, inverted, why_not_inverted
 from heliotrope.audit.membership import Membership
 from heliotrope.audit.page import render
 from heliotrope.audit.terminal import tell
+from heliotrope.commands.arguments import keys_and_values
 from heliotrope.commands.trained import (
-    keys_and_values,
     read_checkpoint,
     read_config,
     read_result,

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from heliotrope import config
+from heliotrope.commands.arguments import keys_and_values
 from heliotrope.commands.trained import (
-    keys_and_values,
     read_checkpoint,
     read_config,
     trained_model,

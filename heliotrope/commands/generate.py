@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from heliotrope import config
+from heliotrope.commands.arguments import keys_and_values
 from heliotrope.commands.output import standard_output
-from heliotrope.commands.trained import Trained, keys_and_values, read_checkpoint, read_config
+from heliotrope.commands.trained import Trained, read_checkpoint, read_config
 from heliotrope.data.columns import Pieces, Raw
 from heliotrope.data.info import UNKNOWN
 from heliotrope.data.preparation import Preparation

@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from heliotrope.commands.arguments import keys_and_values
 from heliotrope.config.project import ProjectConfig
-from heliotrope.errors import ConfigError, LedgerError, closest
+from heliotrope.errors import ConfigError, LedgerError
 from heliotrope.privacy.accountant import Epsilon
 from heliotrope.privacy.mechanisms import GaussianMechanism
 from heliotrope.privacy.project import Budget, Entry, ProjectLedger
@@ -64,13 +65,8 @@ def spent_by(ledger: Path, sweep: Path) -> list[str]:
 
 
 def _parsed(arguments: Sequence[str]) -> ProjectConfig:
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    known = tuple(vars(ProjectConfig()))
-    for key in given:
-        if key not in ("ledger", "budget", "delta"):
-            raise ConfigError(
-                f"privacy ledger=FILE takes budget=E and delta=D, not {key}.{closest(key, known)}"
-            )
+    file = "FILE, the one that runs have as privacy.ledger"
+    given = keys_and_values(arguments, "privacy", ("ledger", "budget", "delta"), {"ledger": file})
     if not given["ledger"]:
         raise ConfigError("ledger= names no file. Name the one that runs have as privacy.ledger.")
     numbers: dict[str, float] = {}

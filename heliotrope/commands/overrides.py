@@ -180,6 +180,8 @@ def _unreadable(override: str, reason: str, sweeping: bool) -> str:
 
 def _meant(word: str) -> str:
     """Return what to type instead of a word without an equals sign."""
+    if word in known_keys():
+        return f" Write {word}=VALUE without spaces."
     name = re.split(r"[./:]", word)[-1]
     for group in GROUPS:
         if name in choice_names(group):

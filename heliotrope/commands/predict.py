@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from heliotrope import config
+from heliotrope.commands.arguments import keys_and_values
 from heliotrope.commands.output import standard_output
-from heliotrope.commands.trained import Trained, keys_and_values, read_checkpoint, read_config
+from heliotrope.commands.trained import Trained, read_checkpoint, read_config
 from heliotrope.config.checks.data import check_csv_format
 from heliotrope.config.checks.shared import check_shared
 from heliotrope.config.run import Run

@@ -112,7 +112,7 @@ def privacy_command(arguments: Sequence[str]) -> None:
 
     `ledger=FILE [budget=E] [delta=D]`: print what runs with privacy.ledger=FILE have spent.
     """
-    if any(argument.startswith("ledger=") for argument in arguments):
+    if any(argument.partition("=")[0] == "ledger" for argument in arguments):
         show_ledger(arguments)
         return
     modes: tuple[Mode, Mode] = ("federated", "distributed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +14,7 @@ from heliotrope import config
 from heliotrope.config import Mode, Run
 from heliotrope.data import Dataset, Examples
 from heliotrope.data.preparation import Preparation, from_json
-from heliotrope.errors import ConfigError, closest
+from heliotrope.errors import ConfigError
 from heliotrope.models import build
 from heliotrope.models.personal import personal_names
 from heliotrope.plugin_loading import raised
@@ -25,38 +25,9 @@ from heliotrope.system.console import plain_console
 from heliotrope.system.resources import pick_device
 from heliotrope.tasks import Task, task_of
 
-__all__ = [
-    "Trained",
-    "keys_and_values",
-    "read_checkpoint",
-    "read_config",
-    "read_result",
-    "trained_model",
-]
+__all__ = ["Trained", "read_checkpoint", "read_config", "read_result", "trained_model"]
 
 _LARGEST = 1e308  # of numbers: nothing that is computed with them overflows
-
-
-def keys_and_values(
-    arguments: Sequence[str], command: str, keys: Sequence[str], needed: Mapping[str, str]
-) -> dict[str, str]:
-    """Return what `command` was given as key=value; `needed` says what some of its keys are.
-
-    Raises `ConfigError` for another key, and for one of `needed` that is not given.
-    """
-    given: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in keys:
-            raise ConfigError(
-                f"{command} takes key=value with the keys {', '.join(keys)}, "
-                f"not '{argument}'.{closest(key, keys)}"
-            )
-        given[key] = value
-    for key, what in needed.items():
-        if key not in given:
-            raise ConfigError(f"{command} needs {key}={what}.")
-    return given
 
 
 def read_config(directory: Path) -> Run:

@@ -3,7 +3,8 @@
 Files of experiments are passed on, and so is a run's config.yaml. Hydra would call what
 `hydra.callbacks`, handlers of its logging and `_target_` name, set variables that make other
 processes load code, import packages to search them for files, and read any environment variable
-by `${oc.env:NAME}`. None of these is needed here: code comes in by `plugins=` alone.
+by `${oc.env:NAME}`. None of these is needed here: code comes in by `plugins=` alone, and by what an
+installed package configures for a choice of Hydra's that is typed, such as `hydra/sweeper=optuna`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import yaml  # type: ignore[import-untyped]
 from hydra._internal.config_loader_impl import ConfigLoaderImpl  # not public: comes before all else
 from omegaconf import DictConfig, OmegaConf
 
+from heliotrope.config.hydra_choices import HydraChoices, leaves
 from heliotrope.errors import ConfigError
 
 __all__ = ["refuse_blown_up", "refuse_code", "refuse_interpolations", "refusing_code"]
 
-_OF_HYDRA = ("hydra._internal.core_plugins.", "hydra_plugins.")  # the latter are installed
+_OF_HYDRA = "hydra._internal.core_plugins."
+_INSTANTIATED = ("hydra.launcher", "hydra.sweeper")
 _OF_LOGGING = ("logging.StreamHandler", "logging.FileHandler", "logging.Formatter")
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 _LOGGING = ("hydra.job_logging", "hydra.hydra_logging")
@@ -38,9 +41,21 @@ def refusing_code() -> Iterator[None]:
     """
     real = ConfigLoaderImpl.load_configuration
 
-    def load(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
-        composed = real(self, *args, **kwargs)
-        refuse_code(composed.get("hydra"))
+    def load(
+        self: ConfigLoaderImpl,
+        config_name: str | None,
+        overrides: list[str],
+        *args: Any,
+        **kwargs: Any,
+    ) -> DictConfig:
+        try:
+            composed = real(self, config_name, overrides, *args, **kwargs)
+        except KeyError as error:
+            raise ConfigError(
+                f"hydra.job.env_copy names {error}, a variable that is not set. Leave it out."
+            ) from error
+        typed = HydraChoices(overrides, self.get_search_path(), real)
+        refuse_code(composed.get("hydra"), typed)
         return composed
 
     OmegaConf.clear_resolver("oc.env")
@@ -52,7 +67,7 @@ def refusing_code() -> Iterator[None]:
         setattr(ConfigLoaderImpl, "load_configuration", real)  # noqa: B010
 
 
-def refuse_code(hydra: Any) -> None:
+def refuse_code(hydra: Any, typed: HydraChoices) -> None:
     """Raise `ConfigError` naming what in Hydra's own part of a configuration is code."""
     if not isinstance(hydra, DictConfig):
         return
@@ -60,6 +75,11 @@ def refuse_code(hydra: Any) -> None:
     if values.get("searchpath"):
         _refuse_search(values["searchpath"])
     job = values.get("job") or {}
+    if job.get("env_copy"):
+        raise ConfigError(
+            f"hydra.job.env_copy={job['env_copy']} would copy variables to other processes, which "
+            "have them anyway. Leave it out."
+        )
     if job.get("env_set"):
         raise ConfigError(
             f"hydra.job.env_set={job['env_set']} would set variables that make programs load code. "
@@ -67,15 +87,31 @@ def refuse_code(hydra: Any) -> None:
         )
     if values.get("callbacks"):
         raise ConfigError(f"hydra.callbacks.{next(iter(values['callbacks']))} is code. {_PLUGINS}")
-    for key, value in _leaves(values, "hydra"):
+    installed = typed.installed()
+    for key, value in leaves(values, "hydra"):
+        if (key, value) in installed:
+            continue
         last = key.rpartition(".")[2]
         if last == "_target_" and not (
-            key in ("hydra.launcher._target_", "hydra.sweeper._target_")
-            and str(value).startswith(_OF_HYDRA)
+            key.removesuffix("._target_") in _INSTANTIATED and str(value).startswith(_OF_HYDRA)
         ):
             raise ConfigError(f"{key}={value} names code. {_PLUGINS}")
         if key.startswith(_LOGGING):
             _refuse_logging(key, last, value)
+    for part in _INSTANTIATED:
+        _refuse_arguments(part, values[part.removeprefix("hydra.")], typed)
+
+
+def _refuse_arguments(part: str, values: Mapping[str, Any], typed: HydraChoices) -> None:
+    """Raise `ConfigError` if an installed package is told what was not typed: it may mean code."""
+    if str(values.get("_target_")).startswith(_OF_HYDRA):
+        return
+    for key, value in leaves({n: v for n, v in values.items() if n != "params"}, part):
+        if (key, value) not in typed.installed() and not typed.names(key):
+            raise ConfigError(
+                f"{key}={value} stands in a file, and {values['_target_']} could take it for code. "
+                "Type it on the command line."
+            )
 
 
 def _refuse_logging(key: str, last: str, value: object) -> None:
@@ -110,20 +146,9 @@ def _refuse_variable(name: str, *_default: object) -> NoReturn:
     )
 
 
-def _leaves(tree: object, key: str) -> Iterator[tuple[str, object]]:
-    if isinstance(tree, Mapping):
-        for name, value in tree.items():
-            yield from _leaves(value, f"{key}.{name}")
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _leaves(value, key)
-    else:
-        yield key, tree
-
-
 def refuse_interpolations(values: Any, source: str) -> None:
     """Raise `ConfigError` if the config of a run refers to anything: we write it resolved."""
-    for key, value in _leaves(OmegaConf.to_container(values, resolve=False), ""):
+    for key, value in leaves(OmegaConf.to_container(values, resolve=False), ""):
         if isinstance(value, str) and "${" in value:
             raise ConfigError(
                 f"{source}: {key.lstrip('.')}={value[:60]} refers to something else, which the "

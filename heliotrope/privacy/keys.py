@@ -18,6 +18,7 @@ from heliotrope.privacy.mechanisms import (
 __all__ = ["NoiseKeys", "RecordKeys"]
 
 _M = TypeVar("_M", bound=GaussianMechanism)
+_FEWEST = 10  # participants for whom delta has a default, of at most 0.08
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,22 @@ class NoiseKeys:
     def delta_for(self, count: int) -> float:
         """Return the delta for so many; `ConfigError` if it promises too little."""
         if self.delta is None:
-            if count == 1:
+            if count < _FEWEST:
                 raise ConfigError(
-                    f"{self.key}.delta=null is 1 for one of the {self.everyone} alone, which "
-                    f"promises nothing. Set {self.key}.delta, such as 1e-5."
+                    f"{self.key}.delta=null has no default for {count} of the {self.everyone}: "
+                    f"{count}^-1.1 is {_default(count):.2g}, and a promise that may fail with such "
+                    f"a probability says little. Set {self.key}.delta, such as 1e-5."
                 )
-            return float(count**-1.1)
+            return _default(count)
         if self.delta == count == 1:
             raise ConfigError(f"{self.key}.delta=1 promises nothing. Set it lower, such as 1e-5.")
         if not 0 < self.delta <= 1 / count:
+            remedy = "=null for {count}^-1.1" if count >= _FEWEST else ", such as 1e-5"
             raise ConfigError(
                 f"{self.key}.delta={self.delta:g} must lie above 0 and be at most 1/{count}="
                 f"{1 / count:g}: with more, to publish the data of one of the {count} "
-                f"{self.everyone} would count as private. Set {self.key}.delta=null for "
-                f"{count}^-1.1."
+                f"{self.everyone} would count as private. Set {self.key}.delta"
+                f"{remedy.format(count=count)}."
             )
         return self.delta
 
@@ -109,3 +112,8 @@ class RecordKeys(NoiseKeys):
         """
         expected = min(batch, examples)
         return self.with_noise(Mechanism("poisson", 1.0, expected, examples), steps, noise)
+
+
+def _default(count: int) -> float:
+    """Return a delta that is below one in `count`."""
+    return float(count**-1.1)

@@ -229,7 +229,6 @@ class ProjectLedger:
     @contextmanager
     def _locked(self) -> Iterator[IO[bytes]]:
         while True:
-            made = not self.path.exists()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+b") as file:
                 try:
@@ -241,7 +240,7 @@ class ProjectLedger:
                     ) from error
                 if not self._is_still(file):  # it was replaced while we waited
                     continue
-                if made:
+                if not os.fstat(file.fileno()).st_size:  # new, or of one that has died since
                     sync_folder(self.path.parent)
                 file.seek(0)
                 yield file

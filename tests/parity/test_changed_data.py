@@ -49,12 +49,15 @@ def test_other_classes_or_scales_are_refused(
     assert checkpoint.latest(directory / "checkpoints", print) is not None
 
 
+_CENTRAL = "federated/privacy=central federated.privacy.noise_multiplier=1"
+
+
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(
     ("mode", "privacy"),
     [
         ("distributed", "distributed/privacy=dpsgd distributed.privacy.noise_multiplier=1"),
-        ("federated", "federated/privacy=central federated.privacy.noise_multiplier=1"),
+        ("federated", f"{_CENTRAL} federated.privacy.delta=1e-3"),
     ],
 )
 def test_private_runs_on_data_that_differ_have_noise_of_their_own(

@@ -135,7 +135,11 @@ def test_a_deployed_client_sends_no_longer_update_than_it_may() -> None:
         assert float(torch.cat(steps).norm()) == pytest.approx(0.05, rel=1e-4)
 
 
-_PRIVATE = ("data.fit=none", "federated.privacy.noise_multiplier=0.5")
+_PRIVATE = (
+    "data.fit=none",
+    "federated.privacy.noise_multiplier=0.5",
+    "federated.privacy.delta=1e-3",
+)
 _LOCAL = ("federated/privacy=local", "federated.privacy.clip=0.05")
 
 
@@ -202,12 +206,12 @@ def test_a_deployed_client_with_local_privacy_trusts_nobody() -> None:
     said = replies[1].content.config_records["privacy"]
     assert "os.urandom" in str(said["noise-source"])
     assert said["participations"] == 2
-    spent = epsilon([(Mechanism("none", 0.5, 1, 1), 2)], 4**-1.1)
+    spent = epsilon([(Mechanism("none", 0.5, 1, 1), 2)], 1e-3)
     assert said["epsilon"] == pytest.approx(spent.value)
 
 
 def test_a_deployed_client_with_local_privacy_refuses_what_it_cannot_account_for() -> None:
-    budget = epsilon([(Mechanism("none", 0.5, 1, 1), 1)], 4**-1.1).value + 1e-3
+    budget = epsilon([(Mechanism("none", 0.5, 1, 1), 1)], 1e-3).value + 1e-3
     local = (*_SMALL, *_LOCAL, *_PRIVATE, f"federated.privacy.target_epsilon={budget}")
     run = compose("federated", *local)
     clients = _clients(run)
@@ -229,7 +233,7 @@ def test_a_deployed_client_keeps_to_its_budget_also_in_other_runs(tmp_path: Path
     """Of Flower's state for a node, another run, or a SuperNode that begins anew, has nothing."""
     ledger = tmp_path / "spent.jsonl"
     mechanism, louder = (Mechanism("none", noise, 1, 1) for noise in (0.5, 1.0))
-    budget = epsilon([(mechanism, 1), (louder, 1)], 4**-1.1).value + 1e-3
+    budget = epsilon([(mechanism, 1), (louder, 1)], 1e-3).value + 1e-3
     local = (*_SMALL, *_LOCAL, *_PRIVATE, f"federated.privacy.target_epsilon={budget}")
     clients = _clients(compose("federated", *local))
 

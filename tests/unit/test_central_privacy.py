@@ -129,9 +129,16 @@ def test_where_no_update_is_finite_all_are_left_out() -> None:
 def test_one_client_alone_needs_a_delta_below_1() -> None:
     with pytest.raises(ConfigError, match="delta=1 promises nothing"):
         Central(1.0, 1.0, 1.0, None, "poisson").delta_for(1)
-    with pytest.raises(ConfigError, match="delta=null is 1"):
-        Central(1.0, 1.0, None, None, "poisson").delta_for(1)
-    assert Central(1.0, 1.0, 1e-5, None, "poisson").delta_for(1) == 1e-5
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 9])
+def test_delta_has_no_default_for_so_few_that_it_would_be_large(count: int) -> None:
+    named = rf"federated.privacy.delta=null has no default for {count} of the clients"
+    with pytest.raises(ConfigError, match=named):
+        Central(1.0, 1.0, None, None, "poisson").delta_for(count)
+    assert Central(1.0, 1.0, 1e-5, None, "poisson").delta_for(count) == 1e-5
+    with pytest.raises(ConfigError, match=r"Set federated.privacy.delta, such as 1e-5\.$"):
+        Central(1.0, 1.0, 2.0, None, "poisson").delta_for(count)
 
 
 def test_the_noise_has_the_deviation_that_is_accounted_for() -> None:

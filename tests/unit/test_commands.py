@@ -141,7 +141,7 @@ def test_only_damaged_checkpoints_are_a_failure(
     [
         ((), ("run=DIR",)),
         (("rum=x",), ("rum=x", "Did you mean 'run'?")),
-        (("run",), ("'run'",)),
+        (("run",), ("run has no value", "run=DIR")),
         (("run={run}", "checkpoint=00000009"), ("checkpoint=00000009", "00000001, 00000002")),
         (("run={run}", "checkpoint=."), ("checkpoint=.", "00000001")),
         (("run={run}", "data=mnst"), ("data=mnst", "Did you mean 'mnist'?")),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from heliotrope.config import from_resolved, from_yaml
-from heliotrope.config.code_refused import refuse_blown_up
+from heliotrope.config import conf_dir, from_resolved, from_yaml, register_for
+from heliotrope.config.code_refused import refuse_blown_up, refusing_code
 from heliotrope.errors import ConfigError
 from tests.support import Type, compose
 
@@ -69,6 +73,14 @@ FILES = {
     "variables for other processes": (
         "hydra: {job: {env_set: {LD_PRELOAD: /tmp/evil.so}}}",
         "hydra.job.env_set={'LD_PRELOAD'",
+    ),
+    "variables copied into the configuration": (
+        "hydra: {job: {env_copy: [A_SECRET]}}",
+        "hydra.job.env_copy=['A_SECRET']",
+    ),
+    "variables to copy that are not set": (
+        "hydra: {job: {env_copy: [NO_SUCH_VARIABLE]}}",
+        "NO_SUCH_VARIABLE",
     ),
     "packages to search": ("hydra: {searchpath: ['pkg://antigravity']}", "searchpath"),
     "a target of our own keys": (
@@ -163,6 +175,95 @@ def test_what_hydra_has_of_its_own_still_works(type_: Type) -> None:
         job=lambda run, _: ran.append(run.name),
     )
     assert (code, ran) == (0, ["quickstart"])
+
+
+# --- what installed packages configure ----------------------------------------------------
+
+SWEEPER = {
+    "_target_": "hydra_plugins.installed.Sweeper",
+    "sampler": {"_target_": "installed.Sampler", "seed": None},
+    "space": None,
+}
+LOGGING = {
+    "version": 1,
+    "formatters": {"colours": {"()": "logging.BufferingFormatter"}},
+    "root": {"level": "INFO"},
+    "disable_existing_loggers": False,
+}
+
+
+@pytest.fixture
+def _installed() -> Iterator[None]:
+    """Configure Hydra as a package does that brings a sweeper and a kind of logging."""
+    store = ConfigStore.instance()
+    kinds = {"sweeper": SWEEPER, "job_logging": LOGGING}
+    for kind, node in kinds.items():
+        store.store("installed", node, group=f"hydra/{kind}", provider="installed")
+    yield
+    for kind in kinds:
+        del store.repo["hydra"][kind]["installed.yaml"]
+
+
+@pytest.mark.usefixtures("_installed")
+def test_what_installed_packages_configure_for_typed_choices_is_taken_with_its_code() -> None:
+    typed = [
+        *("hydra/job_logging=installed", "hydra/sweeper=installed"),
+        *("hydra.sweeper.space=mine.space", "+hydra.sweeper.n=3"),
+    ]
+    register_for(typed)
+    with refusing_code(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        hydra = hydra_compose("config", typed, return_hydra_config=True).hydra
+    assert hydra.sweeper == {**SWEEPER, "space": "mine.space", "n": 3}
+    assert hydra.job_logging.formatters == LOGGING["formatters"]
+
+
+@pytest.mark.usefixtures("_installed")
+@pytest.mark.parametrize(
+    ("content", "typed", "said"),
+    [
+        (
+            "hydra: {sweeper: {space: os.abort}}",
+            ["hydra/sweeper=installed"],
+            "hydra.sweeper.space=os.abort stands in a file, and hydra_plugins.installed.Sweeper",
+        ),
+        (
+            "hydra: {sweeper: {sampler: {_target_: os.abort}}}",
+            ["hydra/sweeper=installed"],
+            "hydra.sweeper.sampler._target_=os.abort names code",
+        ),
+        (
+            "hydra: {sweeper: {_target_: hydra_plugins.installed.Sweeper}}",
+            [],
+            "hydra.sweeper._target_=hydra_plugins.installed.Sweeper names code",
+        ),
+        (
+            "hydra: {job_logging: {formatters: {colours: {'()': os.abort}}}}",
+            ["hydra/job_logging=installed"],
+            "hydra.job_logging.formatters.colours.()=os.abort names code",
+        ),
+        (
+            "name: theirs",
+            ["hydra/job_logging=theirs", "--config-dir=theirs"],
+            "hydra.job_logging.formatters.colours.()=os.abort names code",
+        ),
+    ],
+)
+def test_what_a_file_says_to_an_installed_package_is_refused(
+    content: str,
+    typed: list[str],
+    said: str,
+    type_: Type,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("theirs.yaml").write_text(f"{HEADER}{content}\n")
+    folder = Path("theirs/hydra/job_logging")
+    folder.mkdir(parents=True)
+    evil = LOGGING | {"formatters": {"colours": {"()": "os.abort"}}}
+    (folder / "theirs.yaml").write_text(yaml.safe_dump(evil))
+    code = type_("federated", "experiment=theirs.yaml", *typed, job=_never)
+    error = capsys.readouterr().err
+    assert said in error
+    assert code == 2
 
 
 # --- a run's own config.yaml --------------------------------------------------------------

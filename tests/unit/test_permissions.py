@@ -24,7 +24,12 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.mark.usefixtures("no_report")
 def test_all_of_a_run_has_the_permissions_that_the_umask_leaves(umask: int, tmp_path: Path) -> None:
     directory = tmp_path / "mine"
-    private = ("data.fit=none", "federated/privacy=central", "federated.privacy.noise_multiplier=1")
+    private = (
+        "data.fit=none",
+        "federated/privacy=central",
+        "federated.privacy.noise_multiplier=1",
+        "federated.privacy.delta=1e-3",
+    )
     run_job(compose("federated", *SMALL, "federated.rounds=1", *private), directory)
     found = {path: stat.S_IMODE(path.stat().st_mode) for path in directory.rglob("*")}
     assert {"config.yaml", "privacy.jsonl", "result.json", "checkpoints"} <= {

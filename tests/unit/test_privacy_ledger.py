@@ -40,6 +40,12 @@ def test_a_ledger_is_read_again_and_the_same_release_is_charged_once(tmp_path: P
     again.close()
 
 
+def test_a_new_ledger_is_durable_with_its_name(tmp_path: Path, synced: list[Path]) -> None:
+    path = tmp_path / "privacy.jsonl"
+    _written(path, ("round 1 a", _ONE)).close()
+    assert set(synced) == {tmp_path, path}
+
+
 def test_a_line_that_was_cut_off_was_never_released(tmp_path: Path) -> None:
     path = tmp_path / "privacy.jsonl"
     _written(path, ("round 1 a", _ONE), ("round 2 a", _ONE)).close()

@@ -62,6 +62,19 @@ for n in range(200):
 """
 
 
+def test_a_new_file_is_durable_with_its_name(tmp_path: Path, synced: list[Path]) -> None:
+    path = tmp_path / "ledger.jsonl"
+    _charges(path).reserve([(_ONE, 1)])
+    assert set(synced) == {tmp_path, path}
+    synced.clear()
+    path.write_bytes(b"")  # of one that died between the two
+    _charges(path).reserve([(_ONE, 1)])
+    assert set(synced) == {tmp_path, path}
+    synced.clear()
+    _charges(path).reserve([(_ONE, 2)])
+    assert synced == [path]
+
+
 def test_two_processes_that_write_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     command = [sys.executable, "-c", _WRITER, str(path)]
@@ -333,6 +346,9 @@ def test_the_command_shows_names_as_they_are(tmp_path: Path, heliotrope: Command
         (["ledger=nothing.jsonl"], "ledger=nothing.jsonl cannot be read: No such file"),
         (["ledger=empty.jsonl"], "ledger=empty.jsonl has no entry"),
         (["ledger="], "ledger= names no file"),
+        (["ledger"], "ledger has no value. Write, without spaces, ledger=FILE"),
+        (["ledger", "empty.jsonl"], "ledger has no value. Write, without spaces, ledger=FILE"),
+        (["ledger=empty.jsonl", "budget"], "budget has no value"),
         (["ledger=empty.jsonl", "delta=2"], "delta=2 must be above 0"),
         (["ledger=empty.jsonl", "buget=2"], "Did you mean 'budget'?"),
     ],
