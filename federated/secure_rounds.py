@@ -13,6 +13,7 @@ from .aggregation.masked import Layout
 from .engine.context import TrainingContext
 from .engine.thread_lane import Reply
 from .privacy.base import ClippedSum
+from .privacy.local import Local
 from .privacy.names import privacy_of
 from .secure_aggregation.masking import Masking
 from .secure_aggregation.quantization import Quantizer
@@ -41,6 +42,10 @@ class SecureRounds:
         self._most = len(self._training) if self._poisson else self._cohort  # clients in a sum
         weights = sorted(context.weights_of(self._training))[-self._most :]
         self._largest, self._total = max(1, weights[-1]), max(1, sum(weights))
+        self._limit = settings.range or DEFAULT_RANGE
+        if isinstance(self._privacy, Local):
+            needed = self._privacy.limit(self._cohort, len(self._training), cfg.rounds)
+            self._limit = settings.within(needed)
 
     def quantizer(self, *, equal_weights: bool, clip: float | None) -> Quantizer:
         """Return how numbers are made whole, where each client weighs 1 or by its examples.
@@ -49,7 +54,7 @@ class SecureRounds:
 
         Updates whose length is accounted for are rounded toward zero: none becomes longer.
         """
-        limit, central = self._settings.range or DEFAULT_RANGE, False
+        limit, central = self._limit, False
         if isinstance(self._privacy, ClippedSum):
             limit, central = (clip or self._privacy.clip) * _ROUNDED, True
         return Quantizer(

@@ -26,6 +26,7 @@ from .central import Normals
 __all__ = ["Local", "NoisyUpdate"]
 
 _REACH = 2  # clips that neighbours' updates can be apart
+_DEVIATIONS = 8  # that no noise of a run exceeds: a chance of 1e-15 for each weight
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ class Local(ClientPrivacy):
         """
         uses = self.uses(rounds, cohort, clients)
         return self.with_noise(self.released(cohort, clients), uses, noise)
+
+    def limit(self, cohort: int, clients: int, rounds: int) -> float:
+        """Return what no weight of a noisy update exceeds."""
+        multiplier = self.mechanism(cohort, clients, rounds, None).noise_multiplier
+        return self.clip * (1 + _DEVIATIONS * _REACH * multiplier)
 
     def assumptions(self) -> list[str]:
         """Return what the figure depends on, a sentence each."""

@@ -71,6 +71,16 @@ class SecAgg:
                 f"{_KEY}.neighbours={cohort - 1} or less, or null for all others."
             )
 
+    def within(self, needed: float) -> float:
+        """Return a range in which there is room for `needed`; `ConfigError` if it is smaller."""
+        if self.range is not None and self.range < needed:
+            raise ConfigError(
+                f"{_KEY}.range={self.range:g}, but federated/privacy=local adds noise to updates, "
+                f"with which weights go up to {needed:.4g}: the server would refuse them. Set "
+                f"{_KEY}.range=null, which fits the noise."
+            )
+        return needed if self.range is None else self.range
+
     def check_precision(self, quantizer: Quantizer) -> None:
         """Raise `ConfigError` if so few bits are left that the mean would be coarse."""
         if self._fine(quantizer):

@@ -17,7 +17,7 @@ from federated.engine.context import TrainingContext, assemble, divide
 from federated.engine.execution import ExecutionPlan
 from federated.flower.app import _training_context, client_app
 from federated.flower.grid import CohortGrid
-from federated.flower.messages import read_arrays, stamp, to_record
+from federated.flower.messages import become_server, read_arrays, stamp, to_record
 from federated.pools.inprocess import InProcessPool
 from federated.strategies import ModelFacts, build_strategy
 from federated.strategies.mean import MeanStrategy
@@ -28,6 +28,12 @@ from heliotrope.errors import ConfigError, LedgerError, MessageError
 from heliotrope.privacy.accountant import Mechanism, epsilon
 from heliotrope.tasks import task_of
 from tests.support import assert_same_tensors, compose
+
+
+@pytest.fixture(autouse=True)
+def _server() -> None:
+    become_server()
+
 
 _SMALL = (
     "federated.partition.clients=4",

@@ -218,6 +218,15 @@ def test_the_step_that_is_told_is_that_of_the_rounds(
     assert used == [told["step"]]
 
 
+def test_the_range_has_room_for_the_noise_of_clients(tmp_path: Path) -> None:
+    noisy = ("data.fit=none", "federated/privacy=local", "federated.privacy.noise_multiplier=4")
+    _train(tmp_path / "fits", 1, *noisy)
+    events = map(json.loads, (tmp_path / "fits" / "metrics.jsonl").read_text().splitlines())
+    assert not [event for event in events if event["event"] == "failure"]
+    with pytest.raises(ConfigError, match=r"range=4, .* up to 65.*range=null"):
+        _train(tmp_path / "small", 1, *noisy, "federated.secure_aggregation.range=4")
+
+
 def test_clients_in_turn_of_whom_too_few_are_left_for_a_round_are_refused(tmp_path: Path) -> None:
     turns = ("federated/privacy=ftrl", "federated.privacy.noise_multiplier=4", "data.fit=none")
     four = "federated.clients_per_round=4"  # of ten: two are left for the third round
