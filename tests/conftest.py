@@ -13,7 +13,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import distributed  # noqa: F401 - before `heliotrope.distributed`, whose second copy it would be
+import federated  # noqa: F401
 from heliotrope import cli, registry
+from heliotrope.cluster.own_ray import LOOPBACK, keep_token_private, listening_here_only
 from heliotrope.config import Mode
 from heliotrope.plugin_loading import execution, importing
 from tests.support import Command, Started, Type, type_command
@@ -32,7 +35,10 @@ def ray_session() -> Iterator[ModuleType]:
     """Ray on this machine with two CPUs, started once; runs inside find it and leave it on."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    keep_token_private()
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    with listening_here_only(ray):
+        ray.init(num_cpus=2, _node_ip_address=LOOPBACK, **quiet)
     yield ray
     ray.shutdown()
 

@@ -82,19 +82,22 @@ def _cards(findings: Findings) -> list[tuple[str, str, str]]:
 
 
 def _verdict(findings: Findings) -> str:
-    """Return in a sentence what the membership attacks mean."""
+    """Return what the membership attacks mean for those whose data was used."""
     attacks = findings.membership.attacks if findings.membership else ()
-    better = [attack.name for attack in attacks if attack.low > 0.5]
+    better = [attack for attack in attacks if attack.low > 0.5]
     if not better:
         return (
-            "As far as these attacks show, members cannot be told from others better than by "
-            "guessing."
+            "These attacks did not tell training examples from others better than by guessing. "
+            "That is no proof that nobody can: other attacks, or more examples, might."
         )
-    rate = max(attack.rates[-1].found for attack in attacks)
+    best = max(better, key=lambda attack: attack.auc)
+    rate = best.rates[-1]
     return (
-        f"Members can be told from others better than by guessing (by {' and '.join(better)}): "
-        f"{rate:.1%} of them are found while {attacks[0].rates[-1].false_positives:.0%} of the "
-        "others are accused wrongly."
+        "The model tells of the data that it was trained on. Given one training example and one "
+        f"other, the best attack ({best.name}) takes the right one in {best.auc:.1%} of all cases "
+        f"({best.low:.1%} to {best.high:.1%} at 95 % confidence), where guessing does in 50 %. "
+        f"With at most {rate.false_positives:.0%} of the others taken for training examples, it "
+        f"finds {rate.found:.1%} of these ({rate.low:.1%} to {rate.high:.1%})."
     )
 
 

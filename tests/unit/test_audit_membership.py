@@ -14,8 +14,16 @@ from torch.nn import functional
 from federated.audit.shadows import _trained, membership_of
 from federated.engine.context import divide
 from federated.population import Population
+from heliotrope.audit.findings import Findings
 from heliotrope.audit.losses import losses_of
-from heliotrope.audit.membership import attack_of, confidences, halves, likelihood_ratios
+from heliotrope.audit.membership import (
+    Membership,
+    attack_of,
+    confidences,
+    halves,
+    likelihood_ratios,
+)
+from heliotrope.audit.page import render
 from heliotrope.config import Run
 from heliotrope.data import Dataset, Examples, Info
 from heliotrope.data.preparation import Preparation
@@ -117,6 +125,23 @@ def test_an_interval_of_scores_that_do_not_overlap_is_that_of_the_areas_not_refu
     assert apart.low < 0.25  # of one pair; half of all guesses are right by luck
     many = attack_of("x", np.full(1000, 1.0), np.zeros(1000))
     assert 0.99 < many.low < 1.0
+
+
+def test_the_page_says_in_words_what_the_best_attack_means() -> None:
+    def page(members: float) -> str:
+        generator = np.random.default_rng(fresh_seed())
+        inside, outside = generator.normal(members, 1, 500), generator.normal(0, 1, 500)
+        attack, luck = attack_of("loss", inside, outside), attack_of("LiRA", outside, outside)
+        found = Findings(
+            "mine", "federated", None, None, membership=Membership((luck, attack), 2, 1)
+        )
+        return " ".join(render(found).split())
+
+    told = page(2.0)
+    assert "the best attack (loss) takes the right one in 9" in told
+    assert "where guessing does in 50 %" in told
+    assert "no proof" not in told
+    assert "That is no proof that nobody can" in page(-2.0)
 
 
 def test_rates_keep_to_their_false_positives_with_ties() -> None:

@@ -46,13 +46,13 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     place = iter(range(9))
 
-    def made(body: str, task: str | None = None, **keys: Any) -> Dataset:
+    def made(body: str, task: str | None = None, *, hashed: bool = False, **keys: Any) -> Dataset:
         file = tmp_path / f"mine{next(place)}.py"
         name = f"own_{tmp_path.name}_{file.stem}".replace("-", "_")
         lines = "\n".join(f"    {line}" for line in body.splitlines())
         file.write_text(f"{_HEAD}@plugin.data\ndef {name}(*, size: int = 20):\n{lines}\n")
         plugin_loading.load([str(file)])
-        return load(config.chosen("data", name, **keys), 0, task=task)
+        return load(config.chosen("data", name, **keys), 0, task=task, hashed=hashed)
 
     return made
 
@@ -150,6 +150,18 @@ def test_what_differs_between_two_reads_is_read_for_each_batch_or_refused(make: 
     assert stack["image"].shape == (2, 2, 1, 4, 4)
     read_elsewhere = pickle.loads(pickle.dumps(found.train))  # noqa: S301 - our own
     assert torch.equal(everything(read_elsewhere)["label"], once["label"])
+
+
+def test_runs_on_items_that_are_read_later_are_told_apart_by_what_these_hold(make: Make) -> None:
+    def hashed(last: float, noisy: str = "Items") -> str | None:
+        changed = f"[(torch.full((2,), i * 1.0 if i < 99 else {last}), i % 2) for i in range(100)]"
+        # The test split is another, so that the last item is one of training.
+        body = f"train = {changed}\nreturn {noisy}(train), {noisy}(train[:4])"
+        return make(body, materialise=False, hashed=True).content
+
+    assert hashed(1.0) == hashed(1.0)
+    assert hashed(1.0) != hashed(2.0)
+    assert hashed(1.0, "Noisy") == hashed(2.0, "Noisy")  # each read differs: what it is not made of
 
 
 @pytest.mark.parametrize("given", ["{'age': 3.0}", "{'age': 3}", "3.0", "{'numeric': 3.0}"])
