@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ArrayRecord
 
@@ -50,7 +51,7 @@ def of_other_weights(before: ArrayRecord, after: ArrayRecord) -> str | None:
 
 
 def of_divergence(run: Run, before: ArrayRecord, *, updates_finite: bool = False) -> str:
-    """Return which learning rate to lower; `before` is the model that the clients began from.
+    """Return what to lower, such as a learning rate; `before` is what the clients began from.
 
     Weights beyond reason there are the server's doing, whose rate the strategy may have; and so
     is a new model that is not finite, where the clients' updates are.
@@ -60,6 +61,13 @@ def of_divergence(run: Run, before: ArrayRecord, *, updates_finite: bool = False
         return (
             f"federated/attack={attack} may have led there: set federated/strategy to a robust "
             f"rule other than {strategy.name}, such as geometric_median, or federated/attack=none."
+        )
+    privacy: Any = run.federated.privacy  # with the keys of its choice
+    if privacy.name != "none":
+        return (
+            f"The noise of federated/privacy={privacy.name} may have led there: lower "
+            f"federated.privacy.clip={privacy.clip:g}, which noise is in proportion to, or take "
+            f"more clients a round; or lower optimizer.lr={run.optimizer.lr:g}."
         )
     names = ("eta", "server_learning_rate")
     rates = [(f"federated.strategy.{name}", getattr(strategy, name, None)) for name in names]

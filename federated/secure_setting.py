@@ -45,7 +45,7 @@ class SecureSetting:
             f"secure aggregation: sums of {self.cohort} clients open with {told['threshold']} of "
             f"them left; {told['neighbours']} neighbours each, secrets open with "
             f"{told['shares']} shares; {self.settings.bits} bits, weights within "
-            f"{quantizer.limit:.4g}"
+            f"{quantizer.limit:.4g}, examples times update in steps of {quantizer.step:.4g}"
         )
 
     def told(self) -> dict[str, Any]:

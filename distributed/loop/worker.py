@@ -300,9 +300,16 @@ class Worker:
     def _check_finite(self, what: str, loss_sum: float) -> None:
         if not math.isfinite(loss_sum):
             epoch = self._epoch + (self._step > 0)
+            rate = self._run.optimizer.lr
+            privacy: Any = self._run.distributed.privacy  # with the keys of its choice
+            noisy = (
+                f" or distributed.privacy.clip={privacy.clip:g}, which noise is in proportion to,"
+                if privacy.name != "none"
+                else ""
+            )
             raise RunFailedError(
                 f"The {what} is {loss_sum} in epoch {epoch}: training has diverged. Lower "
-                f"optimizer.lr={self._run.optimizer.lr:g} and start again in another "
+                f"optimizer.lr={rate:g}{noisy} and start again in another "
                 "hydra.run.dir; the checkpoints here hold the epochs before."
             )
 

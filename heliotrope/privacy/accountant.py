@@ -34,6 +34,7 @@ __all__ = [
 
 _NEWEST, _OLDEST = (1, 0), (0, 6)  # of dp-accounting; before 0.6 PLD knows no replaced participant
 _UNIT = 1e-4  # of noise multipliers that are found
+_TIGHT_TARGET = 30.0  # up to which noise is found by PLD: 10 s at 8, minutes at 100, then no memory
 _PLD_UP_TO = 500.0  # epsilon by RDP: of a larger one PLD's tables would take gigabytes
 
 
@@ -98,8 +99,9 @@ def noise_for(
 ) -> float:
     """Return the least noise multiplier with which `rounds` stay within `target_epsilon`.
 
-    To 4 decimals, rounded up; that of `mechanism` does not matter.
-    Raises `ConfigError` if no noise suffices.
+    To 4 decimals, rounded up; that of `mechanism` does not matter. For targets above 30 it is the
+    least by RDP, which takes no minutes and is a little more. Raises `ConfigError`, whose message
+    begins with target_epsilon, if no noise suffices.
     """
     dp, *_ = _accounting()
 
@@ -120,13 +122,13 @@ def noise_for(
     try:
         with _quiet():
             noise = least(0)
-            if len(_accountants(mechanism)) > 1:
+            if len(_accountants(mechanism)) > 1 and target_epsilon <= _TIGHT_TARGET:
                 # PLD takes seconds for each try with little noise, RDP milliseconds.
                 noise = least(1, dp.LowerEndpointAndGuess(0.6 * noise, noise))
     except dp.mechanism_calibration.NoBracketIntervalFoundError as error:
         raise ConfigError(
-            f"No noise keeps {rounds} rounds within target_epsilon={target_epsilon:g} at delta="
-            f"{delta:g}. Raise target_epsilon or lower the rounds."
+            f"target_epsilon={target_epsilon:g} is less than any noise leaves of {rounds} releases "
+            f"at delta={delta:g}. Raise it, or train for less long."
         ) from error
     return round(math.ceil(noise / _UNIT) * _UNIT, 4)
 
@@ -277,11 +279,17 @@ def _accounting() -> tuple[Any, Any, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to oneself that RDP leaves out orders, which only makes its bound larger."""
-    logger = logging.getLogger("absl")
+    """Keep to oneself that RDP leaves out orders, which only makes its bound larger.
+
+    Where the root logger has no handler, absl gives it one for standard error, which would from
+    then on show all that anybody logs: it is given one that drops everything meanwhile.
+    """
+    logger, root, nothing = logging.getLogger("absl"), logging.getLogger(), logging.NullHandler()
     before = logger.level
     logger.setLevel(logging.ERROR)
+    root.addHandler(nothing)
     try:
         yield
     finally:
+        root.removeHandler(nothing)
         logger.setLevel(before)

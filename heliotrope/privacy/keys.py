@@ -94,7 +94,10 @@ class NoiseKeys:
         if noise is None:
             assert self.target_epsilon is not None
             delta = self.delta_for(mechanism.population)
-            noise = noise_for(mechanism, releases, delta, self.target_epsilon)
+            try:
+                noise = noise_for(mechanism, releases, delta, self.target_epsilon)
+            except ConfigError as error:
+                raise ConfigError(f"{self.key}.{error}") from error
         return replace(mechanism, noise_multiplier=noise)
 
 

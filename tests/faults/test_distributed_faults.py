@@ -119,6 +119,12 @@ def test_a_diverged_run_names_the_epoch_and_the_remedy(
     assert "diverged" in failure["reason"]
 
 
+def test_noise_is_named_where_private_training_diverged(tmp_path: Path) -> None:
+    private = ("distributed/privacy=dpsgd", "distributed.privacy.noise_multiplier=1")
+    with pytest.raises(RunFailedError, match=r"or distributed\.privacy\.clip=1e\+30, which"):
+        train(tmp_path, *INLINE, "data.fit=none", *private, "distributed.privacy.clip=1e30")
+
+
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file in the way")
     with pytest.raises(CheckpointError, match="could not be written"):

@@ -61,6 +61,13 @@ def test_simulated_attackers_are_a_reason_why_clients_diverged(tmp_path: Path) -
     assert "optimizer.lr" not in said
 
 
+def test_noise_is_a_reason_why_clients_diverged(tmp_path: Path) -> None:
+    run = compose("federated", "federated/privacy=central", "federated.privacy.clip=1e30")
+    failure = Failure(3, "update rejected: w holds NaN or infinite values", "diverged")
+    said = of_failure(run, tmp_path, failure, ArrayRecord())
+    assert "lower federated.privacy.clip=1e+30" in said
+
+
 def test_other_failures_have_remedies_of_their_own(
     failing: tuple[Run, Exception], tmp_path: Path
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import pytest
 
+from distributed.privacy.dpsgd import DpSgd
 from heliotrope.errors import ConfigError
 from heliotrope.privacy import accountant
 from heliotrope.privacy.accountant import (
@@ -110,3 +112,24 @@ def test_noise_that_protects_nobody_is_counted_by_rdp_in_little_memory() -> None
 
     assert spent.accountant == "RDP"
     assert 1e5 < spent.value == spent.rdp < math.inf
+
+
+@pytest.mark.parametrize("target", [1e3, 1e6])
+def test_noise_for_an_epsilon_that_promises_nothing_is_found_at_once(target: float) -> None:
+    mechanism = Mechanism("poisson", 1.0, 10, 10)
+    noise = noise_for(mechanism, 3, 0.08, target)
+    assert target / 2 < epsilon([(Mechanism("poisson", noise, 10, 10), 3)], 0.08).rdp <= target
+
+
+def test_a_target_that_no_noise_reaches_is_refused_with_its_key() -> None:
+    keys = DpSgd(1.0, None, None, 1e-6)
+    with pytest.raises(ConfigError, match=r"^distributed\.privacy\.target_epsilon=1e-06 .* 41 rel"):
+        keys.mechanism(32, 1294, 41, None)
+
+
+def test_accounting_leaves_the_root_logger_without_a_handler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    epsilon([(Mechanism("poisson", 0.05, 5, 20), 3)], 0.037)  # RDP warns that it leaves out orders
+    assert logging.getLogger().handlers == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import secrets
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from federated.secure_aggregation.masking import Masking
 from federated.secure_aggregation.messages import Setup, Vector
 from federated.secure_aggregation.quantization import BoundError, Quantizer
 from federated.secure_aggregation.settings import SecAgg
+from federated.secure_rounds import SecureRounds
+from federated.secure_setting import SecureSetting
 from federated.updates import Scaling, Stack
 from heliotrope.errors import ConfigError
 
@@ -211,3 +215,10 @@ def test_too_few_bits_for_range_and_cohort_are_refused_with_enough_of_them() -> 
     SecAgg(None, None, 32, None).check_precision(fine)
     with pytest.raises(ConfigError, match="bits=16"):  # the sum of the clients alone would wrap
         SecAgg(None, None, 16, None).check_precision(Quantizer(4.0, 16, 10**6, 1, 10**6))
+
+
+def test_the_step_is_told_before_training() -> None:
+    quantizer = Quantizer(1e30, 32, 10, 100, 1000)
+    rounds = cast("SecureRounds", SimpleNamespace(expected_quantizer=quantizer))
+    said = SecureSetting(SecAgg(None, None, 32, 1e30), rounds, 10).line()
+    assert f"within 1e+30, examples times update in steps of {quantizer.step:.4g}" in said
