@@ -15,6 +15,7 @@ __all__ = ["attackers_bounded", "check_strategy"]
 
 _KEY = "federated.strategy"
 _SELECTING = ("krum", "multikrum", "bulyan")
+_INPUTS_BESIDE = 3  # those that a rule that selects needs beside
 _OF_MAJORITIES = ("fedmedian", "geometric_median", "centered_clipping")
 
 
@@ -34,7 +35,7 @@ def check_strategy(cfg: FederatedConfig, clients: int) -> None:
         _check_clients(cfg, f"{_KEY}.beta={strategy.beta}", least_trimmed(strategy.beta))
     if kind in _SELECTING:
         bad = strategy.num_malicious_nodes
-        needed = (4 if kind == "bulyan" else 2) * bad + 3
+        needed = _inputs_for_each(kind) * bad + _INPUTS_BESIDE
         _check_clients(cfg, f"{_KEY}.num_malicious_nodes={bad}", needed)
     if kind == "multikrum":
         setting = f"{_KEY}.num_nodes_to_select={strategy.num_nodes_to_select}"
@@ -88,14 +89,24 @@ def _check_attackers(cfg: FederatedConfig, kind: str, attackers: int) -> None:
             f"{_enough_beta(attackers, inputs)}"
         )
     if kind in _SELECTING:
-        raise ConfigError(
-            f"{problem}but {_KEY}.num_malicious_nodes={bounded} are bounded. "
+        most = max(0, (inputs - _INPUTS_BESIDE) // _inputs_for_each(kind))
+        remedy = (
             f"Set {_KEY}.num_malicious_nodes={attackers}, or lower federated.attack.attackers."
+            if attackers <= most
+            else f"It can bound {most} of {inputs} at most: lower federated.attack.attackers."
+        )
+        raise ConfigError(
+            f"{problem}but {_KEY}.num_malicious_nodes={bounded} are bounded. {remedy}"
         )
     raise ConfigError(
         f"{problem}but federated/strategy={strategy.name} bounds less than half of them. Lower "
         f"federated.attack.attackers{'' if cfg.bucket_size == 1 else ' or bucket_size'}."
     )
+
+
+def _inputs_for_each(kind: str) -> int:
+    """Return how many inputs a rule that selects needs for each that is bad."""
+    return 4 if kind == "bulyan" else 2
 
 
 def _enough_beta(attackers: int, inputs: int) -> str:

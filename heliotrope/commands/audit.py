@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from heliotrope.commands.trained import (
 )
 from heliotrope.config import Run
 from heliotrope.data import Dataset, load
-from heliotrope.errors import ConfigError, closest, writing
+from heliotrope.errors import ConfigError, RunDirectoryError, RunFailedError, closest
 from heliotrope.models import build
 from heliotrope.models.personal import personal_names
 from heliotrope.modes import mode_module
@@ -106,9 +107,16 @@ def audit_run(
     Raises
     ------
     ConfigError
-        If it is no finished run, or a part that was asked for is not possible with it.
+        If it is no finished run, a part that was asked for is not possible with it, or nothing can
+        be written there.
+    RunFailedError
+        If that turns out at the end.
     """
     subject = _Subject.read(directory)
+    if not os.access(directory, os.W_OK):
+        raise RunDirectoryError(
+            f"run={directory} cannot be written, where audit.html and audit.json go. Name a copy."
+        )
     left_out = subject.impossible()
     for part in asked or ():
         if part in left_out:
@@ -138,13 +146,18 @@ def audit_run(
         inversions=inversions,
         left_out=left_out,
     )
-    path = directory / "audit.json"
-    with writing(path):
-        path.write_text(json.dumps(strict(findings.told()), indent=2) + "\n")
-    page = path.with_suffix(".html")
-    with writing(page):
-        page.write_text(render(findings, subject.columns), encoding="utf-8")
+    _write(directory / "audit.json", json.dumps(strict(findings.told()), indent=2) + "\n")
+    _write(directory / "audit.html", render(findings, subject.columns))
     return findings
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunFailedError(
+            f"{path} could not be written: {error.strerror or error}. Mend that and audit again."
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -87,7 +87,14 @@ def _attacked(name: str, attackers: int, *settings: str) -> object:
         ),
         ("multikrum", 0, ("federated.bucket_size=2", f"{_F}=2"), ("at least 7 buckets of 2",)),
         ("bulyan", 0, ("federated.bucket_size=2", f"{_F}=1"), ("at least 7 buckets of 2",)),
-        ("krum", 2, ("federated.bucket_size=2", f"{_F}=1"), ("2 of 5 buckets", f"Set {_F}=2")),
+        (
+            "krum",
+            2,
+            ("federated.bucket_size=2", f"{_F}=1"),
+            ("2 of 5 buckets", "bound 1 of 5 at most"),
+        ),
+        ("krum", 9, (), ("9 of 10 clients", "bound 3 of 10 at most: lower federated.attack")),
+        ("bulyan", 2, (), ("2 of 10 clients", "bound 1 of 10 at most")),
         ("centered_clipping", 5, (), ("5 of 10 clients", "less than half")),
         ("centered_clipping", 3, ("federated.bucket_size=2",), ("3 of 5 buckets",)),
         (
