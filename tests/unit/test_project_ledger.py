@@ -30,6 +30,7 @@ from tests.support import Command, environment
 
 _ONE = Mechanism("poisson", 1.0, 10, 100)
 _OTHER = Mechanism("poisson", 2.0, 20, 100)
+_QUIET = Mechanism("poisson", 4.0, 10, 100)  # its epsilon is computed six times as fast as _ONE's
 _FIXED = Mechanism("fixed", 2.0, 20, 100)
 _DIGITS = People("digits", "abc", "client")
 
@@ -98,14 +99,14 @@ from heliotrope.privacy.accountant import epsilon
 from heliotrope.privacy.charges import ProjectCharges
 from heliotrope.privacy.project import Budget, Entry, People, ProjectLedger
 people = People("digits", "abc", "client")
-epsilon([(Mechanism("poisson", 1.0, 10, 100), 1)], 1e-3)  # imports before the race
+epsilon([(Mechanism("poisson", 4.0, 10, 100), 1)], 1e-3)  # imports before the race
 entry = Entry(sys.argv[2], "/runs", "m", "federated", "training", people, 1e-3,
               budget=Budget(float(sys.argv[3]), 1e-3))
 print("ready", flush=True)
 sys.stdin.readline()
 try:
     charges = ProjectCharges(ProjectLedger(Path(sys.argv[1])), entry)
-    charges.reserve([(Mechanism("poisson", 1.0, 10, 100), 100)])
+    charges.reserve([(Mechanism("poisson", 4.0, 10, 100), 100)])
 except LedgerError:
     sys.exit(2)
 """
@@ -113,14 +114,14 @@ except LedgerError:
 
 def test_of_runs_that_begin_at_the_same_time_only_those_begin_that_fit(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    # 100 rounds spend 4.7844, 200 more than 7: see the reference values of the accountant.
+    # 100 rounds spend 0.62, 200 more than 0.8.
     command = [sys.executable, "-c", _BUYER, str(path)]
     pipe = subprocess.PIPE
     with ExitStack() as stack:
         buyers = [
             stack.enter_context(
                 subprocess.Popen(
-                    [*command, name, "5"], env=environment(), stdin=pipe, stdout=pipe, text=True
+                    [*command, name, "0.65"], env=environment(), stdin=pipe, stdout=pipe, text=True
                 )
             )
             for name in "ab"
@@ -134,7 +135,7 @@ def test_of_runs_that_begin_at_the_same_time_only_those_begin_that_fit(tmp_path:
             buyer.stdin.flush()
         codes = [buyer.wait(120) for buyer in buyers]
     assert sorted(codes) == [0, 2]
-    assert _spent(path) == {_ONE: 100}
+    assert _spent(path) == {_QUIET: 100}
 
 
 @pytest.mark.parametrize("cut", [1, 5, 200, "zeros"])
@@ -222,15 +223,16 @@ def test_what_was_not_planned_is_reserved_before_it_is_charged(tmp_path: Path) -
 def test_a_run_that_would_exceed_the_budget_stops_before_it_releases_more(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     run = Ledger(tmp_path / "privacy.jsonl")
-    run.charge_to(_charges(path, budget=Budget(4.8, 1e-3)))
-    run.reserve([(_ONE, 98)])
-    run.charge("rounds", _ONE, 98)
-    run.charge("again 1", _ONE)
-    run.charge("again 2", _ONE)  # 100 rounds spend 4.7844
-    with pytest.raises(RunFailedError, match=r"more than privacy\.budget=4\.8.*The run stops"):
-        run.charge("again 3", _ONE)
+    budget = epsilon([(_QUIET, 100)], 1e-3).value + 1e-4
+    run.charge_to(_charges(path, budget=Budget(budget, 1e-3)))
+    run.reserve([(_QUIET, 98)])
+    run.charge("rounds", _QUIET, 98)
+    run.charge("again 1", _QUIET)
+    run.charge("again 2", _QUIET)
+    with pytest.raises(RunFailedError, match=r"more than privacy\.budget=.*The run stops"):
+        run.charge("again 3", _QUIET)
     run.close()
-    assert _spent(path) == {_ONE: 100}
+    assert _spent(path) == {_QUIET: 100}
     assert "again 3" not in (tmp_path / "privacy.jsonl").read_text()
 
 
@@ -252,18 +254,18 @@ def test_composed_epsilon_is_that_of_dp_accounting(tmp_path: Path) -> None:
 
 
 def test_a_budget_composes_only_what_concerns_the_same_people(tmp_path: Path) -> None:
-    path, budget = tmp_path / "ledger.jsonl", Budget(5.0, 1e-3)
-    _charges(path, "a", budget=budget).reserve([(_ONE, 100)])
+    path, budget = tmp_path / "ledger.jsonl", Budget(0.65, 1e-3)  # for 100 rounds, not for 190
+    _charges(path, "a", budget=budget).reserve([(_QUIET, 100)])
     others = People("mnist", "xyz", "client")
-    _charges(path, "b", people=others, budget=budget).reserve([(_ONE, 100)])
+    _charges(path, "b", people=others, budget=budget).reserve([(_QUIET, 100)])
     for same in (People("moved", "abc", "client"), People("digits", "mended", "client")):
-        with pytest.raises(LedgerError, match=r"more than privacy\.budget=5"):
-            _charges(path, "c", people=same, budget=budget).reserve([(_ONE, 100)])
+        with pytest.raises(LedgerError, match=r"more than privacy\.budget=0\.65"):
+            _charges(path, "c", people=same, budget=budget).reserve([(_QUIET, 100)])
     # Data that was moved, and then mended, is still of the same people.
-    _charges(path, "d", people=People("moved", "abc", "client")).reserve([(_ONE, 1)])
-    with pytest.raises(LedgerError, match=r"more than privacy\.budget=5"):
+    _charges(path, "d", people=People("moved", "abc", "client")).reserve([(_QUIET, 1)])
+    with pytest.raises(LedgerError, match=r"more than privacy\.budget=0\.65"):
         _charges(path, "e", people=People("moved", "new", "client"), budget=budget).reserve(
-            [(_ONE, 90)]
+            [(_QUIET, 90)]
         )
     assert sorted(len(group.entries) for group in groups(ProjectLedger(path).entries())) == [1, 2]
 
