@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -146,6 +146,16 @@ def caught(name: str, seeds: range, checks: Callable[[int], list[Check]]) -> Non
     assert sum(any(name in check for check in each) for each in found) == len(seeds)
 
 
+def each_is_caught(
+    faults: Mapping[str, tuple[Callable[[pytest.MonkeyPatch], None], str]],
+    checks: Callable[[int], list[Check]],
+) -> None:
+    for plant, name in faults.values():
+        with pytest.MonkeyPatch.context() as patch:
+            plant(patch)
+            caught(name, SEEDS, checks)
+
+
 def test_nothing_is_found_where_nothing_is_wrong() -> None:
     clean(FEW, checks_of_steps, 6)
 
@@ -160,10 +170,7 @@ def test_a_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.slow
 def test_with_20_seeds_faults_are_found_and_nothing_else() -> None:
     clean(SEEDS, checks_of_steps, 6)
-    for plant, name in FAULTS.values():
-        with pytest.MonkeyPatch.context() as patch:
-            plant(patch)
-            caught(name, SEEDS, checks_of_steps)
+    each_is_caught(FAULTS, checks_of_steps)
 
 
 @pytest.mark.parametrize(
@@ -298,10 +305,7 @@ def test_a_planted_fault_of_rounds_is_found(fault: str, monkeypatch: pytest.Monk
 def test_with_20_seeds_faults_of_rounds_are_found_and_nothing_else() -> None:
     clean(SEEDS, checks_of_rounds, 7)
     clean(SEEDS, lambda seed: checks_of_rounds(seed, "adaptive"), 7)
-    for plant, name in ROUND_FAULTS.values():
-        with pytest.MonkeyPatch.context() as patch:
-            plant(patch)
-            caught(name, SEEDS, checks_of_rounds)
+    each_is_caught(ROUND_FAULTS, checks_of_rounds)
 
 
 def test_rounds_of_adaptive_clips_and_of_fixed_cohorts(monkeypatch: pytest.MonkeyPatch) -> None:
