@@ -201,7 +201,7 @@ def begin(
         with closing(account):
             display.say(account.promise(epoch))
             if (project := _project(run, run_dir, components, privacy)) is not None:
-                project.reserve(account.planned(epoch))
+                account.reserve(project, epoch)
             account.note_plan()
     run_dir.begin(run)
     canaries = components.dataset.canaries
@@ -285,7 +285,8 @@ def _account(
     privacy: DpSgd, run: Run, run_dir: RunDirectory, components: Components, saved: Any = None
 ) -> Account:
     dataset = components.dataset
-    return Account(privacy, run, len(dataset.train), run_dir.ledger, saved, dataset.content)
+    examples, content = len(dataset.train), dataset.content
+    return Account(privacy, run, examples, run_dir.ledger, saved, content, dataset.releases)
 
 
 def _spent(run: Run, run_dir: RunDirectory, components: Components) -> dict[str, Any] | None:
@@ -295,7 +296,7 @@ def _spent(run: Run, run_dir: RunDirectory, components: Components) -> dict[str,
         return None
     with closing(_account(privacy, run, run_dir, components)) as account:
         if (project := _project(run, run_dir, components, privacy)) is not None:
-            project.end(account.spent)
+            account.end(project)
         return account.result()
 
 

@@ -13,6 +13,7 @@ from heliotrope.config import Run
 from heliotrope.config.checks.schedule import check_factors
 from heliotrope.config.schedule import schedule_of
 from heliotrope.data import Exchange, Preparation, Traits, load
+from heliotrope.data.private_fit import fitted_privately
 from heliotrope.metrics.chosen import check_chosen_metrics
 from heliotrope.plugin_loading import refusing_exits
 from heliotrope.tasks import task_of
@@ -26,6 +27,7 @@ from .engine.context import TrainingContext, assemble, divide, owners_of, poison
 from .population.evaluated import clients_to_evaluate
 from .population.root import root_examples
 from .privacy.canaries import check_canaries, with_canary_clients
+from .privacy.names import privacy_of
 from .protection import check_protectable
 from .secure_setting import SecureSetting, secure_setting
 from .strategies import ModelFacts, build_strategy, reduces
@@ -78,20 +80,20 @@ def build_components(run: Run) -> Components:
     hashed = run.privacy.ledger is not None or run.federated.privacy.name != "none"
     dataset = load(run.data, run.seed, task=run.task_name, hashed=hashed)
     cfg = run.federated
+    partition = divide(run, dataset)
+    dataset = fitted_privately(run, dataset, privacy_of(cfg), partition)
     check_factors(schedule_of(cfg), cfg.lr_horizon or cfg.rounds, cfg.rounds)
     splits = {"validation": dataset.validation, "test": dataset.test}
     central = {name: split for name, split in splits.items() if len(split)}
     task = task_of(dataset, run)
     check_chosen_metrics(run, "federated", task.metrics.directions)
-    partition = divide(run, dataset)
     if (stamped := triggered(attack_of(run.federated), task, dataset)) is not None:
         central[TRIGGERED] = stamped
     owners = owners_of(run, central, dataset.train, partition)
     train = prepared_for(partition, dataset)
     clients = with_canary_clients(partition, run.audit.canaries, run.seed)
     context = poisoned(assemble(run, task, train, clients, central, owners), dataset)
-    if dataset.content is not None:
-        context = replace(context, content=dataset.content)
+    context = replace(context, content=dataset.content, releases=dataset.releases)
     check_canaries(run, personal=bool(context.personal))
     notes = check_step(run, context.model, task)
     check_batches(context, run.model.name)

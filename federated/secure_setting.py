@@ -96,6 +96,11 @@ def secure_setting(run: Run, context: TrainingContext, strategy: Strategy) -> Se
     cohort = cfg.clients_per_round
     settings.threshold_of(cohort)
     settings.check_neighbours(cohort)
+    if context.releases:
+        raise ConfigError(
+            f"{chosen} hides from the server what single clients send, and data.fit=private has "
+            "them tell it sums of their data. Set data.fit=none."
+        )
     if cfg.reduce == "none":
         raise ConfigError(f"{chosen} opens nothing but sums. Set federated.reduce=auto.")
     if not reduces(cfg, strategy):

@@ -8,14 +8,16 @@ has paid for all of it.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from heliotrope.config import Run
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import Mechanism, RunningBound, Spent, rounds_within
-from heliotrope.privacy.ledger import Ledger, release_stamp
-from heliotrope.privacy.project import added
+from heliotrope.privacy.charges import ProjectCharges
+from heliotrope.privacy.ledger import Ledger, Release, release_stamp
+from heliotrope.privacy.project import TRAINING, added
 from heliotrope.privacy.told import promise, result
 from heliotrope.runs.private_sums import decided_by, settings_of_sums
 
@@ -42,6 +44,8 @@ class Account:
         What a checkpoint kept of it, if the file is not trusted to be there.
     content
         A hash of the data.
+    releases
+        Statistics of the examples that were released to prepare them.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Account:
         path: Path,
         saved: Any = None,
         content: str | None = None,
+        releases: Sequence[Release] = (),
     ) -> None:
         cfg = run.distributed
         self._privacy, self._epochs, self._target = privacy, cfg.epochs, privacy.target_epsilon
@@ -61,15 +66,26 @@ class Account:
         self._decided = decided_by(run, "distributed")
         self._ledger = Ledger(path)
         self._ledger.restore(saved or {})
+        self._releases = releases
         latest, steps = self._ledger.latest, self._steps * cfg.epochs
         noise = None if latest is None else latest.noise_multiplier
-        self.mechanism: Mechanism = privacy.mechanism(cfg.batch_size, examples, steps, noise)
+        self.mechanism: Mechanism = privacy.mechanism(
+            cfg.batch_size, examples, steps, noise, before=self._statistics
+        )
         self._bound: tuple[Spent, RunningBound] | None = None
 
     def note_plan(self) -> None:
-        """Note the noise of the run, before anything is spent."""
+        """Note the noise of the run, before its first step, and charge the statistics."""
         self._ledger.charge("planned", self.mechanism, 0)
-        self._ledger.sync()
+        self._ledger.charge_all(self._releases)
+
+    def reserve(self, project: ProjectCharges, epoch: int) -> None:
+        """Tell the project what a run that has done `epoch` epochs will have spent in the end."""
+        project.reserve(self._planned(epoch), self._statistics)
+
+    def end(self, project: ProjectCharges) -> None:
+        """Give back what the project has reserved and will not be used."""
+        project.end(self._ledger.without((), purpose=TRAINING), self._ledger.statistics())
 
     def last_epoch(self, epoch: int) -> int:
         """Return the last epoch within the budget, of a run that has done `epoch` epochs.
@@ -94,22 +110,11 @@ class Account:
     def promise(self, epoch: int) -> str:
         """Return what a user is told before training goes on after `epoch` epochs."""
         last = self.last_epoch(epoch)
-        spent = self.planned(epoch)
+        spent = added(self._statistics, self._planned(epoch))
         end = f"epoch {last}" + (
             f" (the budget ends there, before epoch {self._epochs})" if last < self._epochs else ""
         )
         return promise(self._privacy, self.mechanism, spent, self._delta, end)
-
-    def planned(self, epoch: int) -> Spent:
-        """Return what will be spent in the end by a run that has done `epoch` epochs."""
-        left = (self.last_epoch(epoch) - epoch) * self._steps
-        planned = added(self._spent(epoch), [(self.mechanism, left)])
-        return list((Counter(dict(planned)) | Counter(dict(self.spent))).items())
-
-    @property
-    def spent(self) -> Spent:
-        """What is charged."""
-        return self._ledger.spent
 
     def charge(self, epoch: int) -> None:
         """Charge the steps of an epoch, counted from 1, before the first of them."""
@@ -131,15 +136,33 @@ class Account:
     def result(self) -> dict[str, Any]:
         """Return what result.json says."""
         told = [*self._privacy.assumptions(), *self._decided]
-        return result(self._privacy, self.mechanism, self._ledger.spent, self._delta, told)
+        spent, statistics = self._ledger.spent, self._ledger.statistics()
+        return result(self._privacy, self.mechanism, spent, self._delta, told, statistics)
 
     def close(self) -> None:
         """Close the ledger."""
         self._ledger.close()
 
+    @property
+    def _statistics(self) -> Spent:
+        """What statistics have spent, or will before the first step."""
+        return self._ledger.statistics(self._releases)
+
+    def _planned(self, epoch: int) -> Spent:
+        """Return what training will have spent in the end, of a run that has done `epoch`."""
+        left = (self.last_epoch(epoch) - epoch) * self._steps
+        planned = added(self._steps_of(epoch), [(self.mechanism, left)])
+        charged = self._ledger.without((), purpose=TRAINING)
+        return list((Counter(dict(planned)) | Counter(dict(charged))).items())
+
     def _spent(self, epoch: int) -> Spent:
         """Return all that is charged but the epochs to come, which are not charged again."""
-        return self._ledger.without({self._name(n) for n in range(epoch + 1, self._epochs + 1)})
+        return added(self._statistics, self._steps_of(epoch))
+
+    def _steps_of(self, epoch: int) -> Spent:
+        """Return what training was charged for up to `epoch`."""
+        coming = {self._name(n) for n in range(epoch + 1, self._epochs + 1)}
+        return self._ledger.without(coming, purpose=TRAINING)
 
     def _name(self, epoch: int) -> str:
         return f"epoch {epoch} {self._stamp}"

@@ -30,7 +30,8 @@ def check_private(run: Run, model: nn.Module, task: Task, dataset: Dataset) -> N
     if told:
         raise ConfigError(
             f"{chosen}: data.fit={run.data.fit} prepares all data by {', '.join(told)}, taken from "
-            "the training examples without noise. Set data.fit=none."
+            "the training examples without noise. Set data.fit=none, or data.fit=private, with "
+            "which means and deviations get noise and are charged."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from heliotrope.config import Run
 from heliotrope.data import Dataset
+from heliotrope.privacy.ledger import Release
 from heliotrope.training.noisy_steps import step_noise
 
 from ..communication.process_group import sum_over_ranks
@@ -26,7 +28,8 @@ def protected(
     """Return the protection that the configuration asks for, whose ledger is at `path`."""
     if privacy_of(run.distributed) is None:
         return None
-    return Protection(run, len(dataset.train), topology, device, path, dataset.content)
+    examples, content = len(dataset.train), dataset.content
+    return Protection(run, examples, topology, device, path, content, dataset.releases)
 
 
 class Protection:
@@ -43,6 +46,7 @@ class Protection:
         device: torch.device,
         path: Path,
         content: str | None = None,
+        releases: Sequence[Release] = (),
     ) -> None:
         privacy = privacy_of(run.distributed)
         assert privacy is not None
@@ -55,7 +59,9 @@ class Protection:
         self._noise = 0.0
         self._account: Account | None = None
         if topology.rank == 0:
-            self._account = Account(privacy, run, examples, path, content=content)
+            self._account = Account(
+                privacy, run, examples, path, content=content, releases=releases
+            )
 
     def begin(self, epoch: int) -> None:
         """Learn from rank 0 the noise, and the last epoch of a run that has done `epoch`."""

@@ -17,6 +17,7 @@ from heliotrope.data.columns import Raw
 from heliotrope.errors import ConfigError
 from heliotrope.models import build
 from heliotrope.models.pristine import Pristine
+from heliotrope.privacy.ledger import Release
 from heliotrope.seeding import isolated_rng, seed
 from heliotrope.tasks import Task, example_weights
 
@@ -58,6 +59,8 @@ class TrainingContext:
         Those that are the last clients, if there are any.
     content
         A hash of the data, if there is one.
+    releases
+        Statistics of the clients' data that were released to prepare it.
     """
 
     model: nn.Module
@@ -73,6 +76,7 @@ class TrainingContext:
     owners: Mapping[str, Partition] = field(default_factory=dict)
     canaries: CanaryClients | None = None
     content: str | None = None
+    releases: tuple[Release, ...] = ()
     record: Record | None = field(init=False, repr=False)  # how each example is protected
     personal: PersonalWeights = field(init=False, repr=False)
     example_weights: Tensor = field(init=False, repr=False)  # of `train`, int64 [N] on the CPU

@@ -133,6 +133,11 @@ def _states(context: Context) -> ClientStates | None:
 @lru_cache(maxsize=1)  # a process serves many messages of one run
 def _training_context(text: str) -> TrainingContext:
     run = from_yaml(text)
+    if run.data.fit == "private":
+        raise ConfigError(
+            "data.fit=private needs the sums of all clients' data, which deployed clients do not "
+            "tell yet. Set data.fit=none."
+        )
     dataset = load(run.data, run.seed, task=run.task_name)
     task = task_of(dataset, run)
     partition = divide(run, dataset)

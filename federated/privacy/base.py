@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
+from heliotrope.errors import ConfigError
+from heliotrope.privacy.accountant import Spent
 from heliotrope.privacy.keys import NoiseKeys
 from heliotrope.privacy.mechanisms import GaussianMechanism
 
 from ..aggregation import ClipNorm, UpdateTransform
 
-__all__ = ["TRUSTED_SERVER", "ClientPrivacy", "ClippedSum"]
+__all__ = ["TRUSTED_SERVER", "ClientPrivacy", "ClippedSum", "no_common_account"]
 
 TRUSTED_SERVER = "the server is trusted: it sees each client's update and adds the noise"
 """An assumption of a `ClippedSum`, unless secure aggregation keeps updates from the server."""
@@ -54,14 +56,29 @@ class ClippedSum(ClientPrivacy):
         return (ClipNorm(self.clip),)
 
     def mechanism(
-        self, cohort: int, clients: int, rounds: int, noise: float | None
+        self,
+        cohort: int,
+        clients: int,
+        rounds: int,
+        noise: float | None,
+        before: Spent = (),
     ) -> GaussianMechanism:
         """Return the mechanism of a round of `cohort` of `clients`.
 
-        `noise` is the multiplier of a run that goes on; None: as the keys say, for so many rounds.
+        `noise` is the multiplier of a run that goes on; None: as the keys say, for so many rounds
+        beside what is spent `before`.
         """
-        return self.with_noise(self.released(cohort, clients), rounds, noise)
+        return self.with_noise(self.released(cohort, clients), rounds, noise, before)
 
     @abstractmethod
     def deviation(self, mechanism: GaussianMechanism) -> float:
         """Return the standard deviation of the noise on the sum, in units of the weights."""
+
+
+def no_common_account(name: str) -> NoReturn:
+    """Refuse statistics of all clients together where each client has an account of its own."""
+    raise ConfigError(
+        f"federated/privacy={name} has an account for each client, and data.fit=private charges "
+        "all of them alike. Set data.fit=none, with which nothing is told, or federated/privacy="
+        "central."
+    )

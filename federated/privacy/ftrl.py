@@ -46,6 +46,10 @@ class Ftrl(ClippedSum):
         full, rest = divmod(clients, cohort)
         return rest if rest and rounds > full else cohort
 
+    def of_everybody(self, population: int, noise: float) -> CorrelatedSums:
+        """Return the mechanism of one sum over all, with noise independent of the rounds'."""
+        return CorrelatedSums(noise, population, population, 1, "statistics")
+
     def deviation(self, mechanism: GaussianMechanism) -> float:
         """Return the standard deviation of the independent numbers that the noise is made of."""
         return mechanism.noise_multiplier * self.clip

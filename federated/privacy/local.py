@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from heliotrope.privacy.secure_noise import SecureNormals
 from heliotrope.seeding import numpy_generator
 
 from ..aggregation import ClipNorm, UpdateContext, UpdateTransform
-from .base import ClientPrivacy
+from .base import ClientPrivacy, no_common_account
 from .central import Normals
 
 __all__ = ["Local", "NoisyUpdate"]
@@ -94,6 +94,10 @@ class Local(ClientPrivacy):
     def released(self, cohort: int, population: int) -> Mechanism:
         """Return the mechanism of a client's update, with a noise multiplier of 1."""
         return Mechanism("none", 1.0, cohort, population)
+
+    def of_everybody(self, population: int, noise: float) -> NoReturn:  # noqa: ARG002
+        """Raise `ConfigError`: nobody adds noise to a sum of all clients."""
+        no_common_account("local")
 
     def uses(self, releases: int, cohort: int, population: int) -> int:
         """Return in how many of so many rounds a client takes part at most: all in turn."""

@@ -11,17 +11,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from heliotrope.config import FederatedConfig, Run
 from heliotrope.data import Examples, Partition, Traits, partition
+from heliotrope.data.private_fit import statistics_of
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import Mechanism, rounds_within
 from heliotrope.privacy.accounts import Account
 from heliotrope.privacy.keys import RecordKeys
 
 from ..population import Population
-from .base import ClientPrivacy
+from .base import ClientPrivacy, no_common_account
 
 __all__ = ["Record", "local_steps", "names_of", "schedule", "turns_of"]
 
@@ -40,6 +41,10 @@ class Record(RecordKeys, ClientPrivacy):
                 "only one. Leave such clients out, or divide the data among fewer."
             )
         return super().delta_for(count)
+
+    def of_everybody(self, population: int, noise: float) -> NoReturn:  # noqa: ARG002
+        """Raise `ConfigError`: a sum of all clients is in no client's account."""
+        no_common_account("record")
 
     def assumptions(self) -> list[str]:
         """Return what the figure depends on, a sentence each."""
@@ -75,6 +80,7 @@ class Record(RecordKeys, ClientPrivacy):
 
     def silos(self, run: Run, train: Examples) -> list[tuple[Account, int]]:
         """Return the account of each client of a run that begins, and its rounds within budget."""
+        statistics_of(run, self, len(train))
         cfg = run.federated
         parts = partition(cfg.partition, Traits.of(train), run.seed)
         population = Population(parts, cfg.holdout_fraction, run.seed)

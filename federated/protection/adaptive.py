@@ -43,7 +43,8 @@ class AdaptiveSum(NoisySum):
     ) -> None:
         super().check(privacy, run, context, strategy, exchange)
         cohort, clients = run.federated.clients_per_round, len(context.population.training())
-        mechanism = privacy.mechanism(cohort, clients, run.federated.rounds, None)
+        before = [(each.mechanism, 1) for each in context.releases]
+        mechanism = privacy.mechanism(cohort, clients, run.federated.rounds, None, before)
         privacy.update_multiplier(mechanism)
 
     def begin(self, server_round: int, saved: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from heliotrope.data import Exchange
 from heliotrope.privacy.accountant import RunningBound, Spent, rounds_within
 from heliotrope.privacy.ledger import Ledger
 from heliotrope.privacy.mechanisms import GaussianMechanism
-from heliotrope.privacy.project import added
+from heliotrope.privacy.project import TRAINING, added
 from heliotrope.privacy.told import promise, result
 from heliotrope.seeding import numpy_generator
 
@@ -48,6 +48,7 @@ class NoisySum(Protection):
             if p.requires_grad and name in context.global_weights
         }
         self._stamp = stamp_of(run, context.content)
+        self._releases = context.releases
         self._mechanism: GaussianMechanism
         self._bound: RunningBound
         self._before: Spent = ()
@@ -73,12 +74,15 @@ class NoisySum(Protection):
         rounds = self._run.federated.rounds
         latest = self._ledger.latest
         noise = None if latest is None else latest.noise_multiplier
-        mechanism = self._privacy.mechanism(self._cohort, self._clients, rounds, noise)
+        statistics = self._ledger.statistics(self._releases)
+        mechanism = self._privacy.mechanism(
+            self._cohort, self._clients, rounds, noise, before=statistics
+        )
         self._mechanism = self._continued(mechanism, server_round)
         # Rounds that a crash has cut off are done again, alike: charged already, but still to come.
-        spent = self._ledger.without(
-            {self._release(n) for n in range(server_round + 1, rounds + 1)}
-        )
+        coming = {self._release(n) for n in range(server_round + 1, rounds + 1)}
+        done = self._ledger.without(coming, purpose=TRAINING)
+        spent = added(statistics, done)
         self._before, self._rounds_before = spent, server_round
         self._bound = RunningBound(self._mechanism, self._delta, spent)
         budget, left = self._privacy.target_epsilon, rounds - server_round
@@ -86,7 +90,8 @@ class NoisySum(Protection):
             within = rounds_within(self._mechanism, left, self._delta, budget, spent)
             self.last_round = server_round + within
         left = self.last_round - server_round
-        self._ledger.reserve(added(spent, [(self._mechanism, left)]))
+        self._ledger.reserve(added(done, [(self._mechanism, left)]), self._releases)
+        self._ledger.charge_all(self._releases)
 
     def _continued(self, mechanism: GaussianMechanism, server_round: int) -> GaussianMechanism:  # noqa: ARG002
         """Return the mechanism as it goes on after `server_round` rounds."""
@@ -157,7 +162,8 @@ class NoisySum(Protection):
 
     def result(self) -> dict[str, Any]:
         told = self._assumptions()
-        return result(self._privacy, self._mechanism, self._ledger.spent, self._delta, told)
+        spent, statistics = self._ledger.spent, self._ledger.statistics()
+        return result(self._privacy, self._mechanism, spent, self._delta, told, statistics)
 
     def close(self) -> None:
         self._ledger.close()

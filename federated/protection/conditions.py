@@ -55,9 +55,10 @@ def check_tells_nothing_else(run: Run, context: TrainingContext, exchange: Excha
                 f"{chosen(run)}: {name or 'the model'} is a {type(module).__name__}, whose running "
                 f"statistics are told without noise. Use GroupNorm, or track_running_stats=False."
             )
-    if exchange.bytes_up:
+    if exchange.bytes_up and not exchange.charged:
         raise ConfigError(
             f"{chosen(run)}: data.fit={run.data.fit} lets clients tell {', '.join(exchange.told)} "
             "without noise. Set data.fit=none, with which they tell nothing: numbers are scaled by "
-            "what is known without them, and words numbered by their hash."
+            "what is known without them, and words numbered by their hash; or data.fit=private, "
+            "with which means and deviations get noise and are charged."
         )

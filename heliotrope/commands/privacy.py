@@ -16,8 +16,9 @@ from heliotrope.commands.silos import PlansSilos, silo_table
 from heliotrope.config import Mode, Run
 from heliotrope.config.explain import composing
 from heliotrope.data import Traits, load, partition
+from heliotrope.data.private_fit import statistics_of
 from heliotrope.errors import ConfigError
-from heliotrope.privacy.accountant import noise_for
+from heliotrope.privacy.accountant import epsilon, noise_for
 from heliotrope.privacy.accounts import Account
 from heliotrope.privacy.keys import NoiseKeys
 from heliotrope.privacy.mechanisms import GaussianMechanism
@@ -46,6 +47,8 @@ class Plan:
         How long the run is, in rounds or epochs.
     releases
         Of each round or epoch: 1, or the steps of an epoch at this batch size.
+    before
+        What is spent on statistics before training.
     """
 
     mode: Mode
@@ -53,6 +56,7 @@ class Plan:
     mechanism: GaussianMechanism
     length: int
     releases: int
+    before: tuple[tuple[GaussianMechanism, int], ...] = ()
 
     @property
     def unit(self) -> str:
@@ -81,9 +85,14 @@ class Plan:
         mechanism = replace(self.mechanism, cohort=size)
         return replace(self, mechanism=mechanism, length=self.length * length, releases=releases)
 
-    def noise(self, target: float, delta: float) -> float:
-        """Return the noise multiplier with which the whole run stays within `target`."""
-        return noise_for(self.mechanism, self.uses, delta, target)
+    def noise(self, target: float, delta: float) -> float | None:
+        """Return the noise multiplier with which the whole run stays within `target`.
+
+        None if the statistics alone spend that.
+        """
+        if self.before and epsilon(self.before, delta).value >= target:
+            return None
+        return noise_for(self.mechanism, self.uses, delta, target, self.before)
 
 
 def plan_of(run: Run, mode: Mode) -> Plan | None:
@@ -101,10 +110,12 @@ def plan_of(run: Run, mode: Mode) -> Plan | None:
         count = len(train) + canaries
         batch = min(run.distributed.batch_size, count)
         drawn = keys.released(batch, count)
-        return Plan(mode, keys, drawn, run.distributed.epochs, -(-count // batch))
+        steps, before = -(-count // batch), tuple(statistics_of(run, keys, count))
+        return Plan(mode, keys, drawn, run.distributed.epochs, steps, before)
     clients = len(partition(run.federated.partition, Traits.of(train), run.seed)) + canaries
     drawn = keys.released(run.federated.clients_per_round, clients)
-    return Plan(mode, keys, drawn, run.federated.rounds, 1)
+    before = tuple(statistics_of(run, keys, clients))
+    return Plan(mode, keys, drawn, run.federated.rounds, 1, before)
 
 
 def privacy_command(arguments: Sequence[str]) -> None:
@@ -129,9 +140,10 @@ def privacy_command(arguments: Sequence[str]) -> None:
         console.print(silo_table(silos))
     for plan in protected:
         delta = plan.keys.delta_for(plan.mechanism.population)
-        mechanism = plan.keys.with_noise(plan.mechanism, plan.uses, None)
+        mechanism = plan.keys.with_noise(plan.mechanism, plan.uses, None, plan.before)
         end = f"{plan.unit} {plan.length}"
-        line = promise(plan.keys, mechanism, [(mechanism, plan.uses)], delta, end)
+        spent = [*plan.before, (mechanism, plan.uses)]
+        line = promise(plan.keys, mechanism, spent, delta, end)
         console.print(f"{plan.mode}: {line}")
         console.print(_table(plan, delta))
 
@@ -163,7 +175,8 @@ def _table(plan: Plan, delta: float) -> Table:
     cells = [(scaled, target) for scaled in plans for target in targets]
     found: dict[Plan, list[str]] = {}
     for scaled, target in track(cells, "finding noise", transient=True):
-        found.setdefault(scaled, []).append(f"{scaled.noise(target, delta):.2f}")
+        least = scaled.noise(target, delta)
+        found.setdefault(scaled, []).append("none" if least is None else f"{least:.2f}")
     for scaled, noise in found.items():
         table.add_row(f"{scaled.mechanism.cohort:,}", f"{scaled.length:,}", *noise)
     return table

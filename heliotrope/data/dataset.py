@@ -15,9 +15,13 @@ from heliotrope.data.examples import Examples
 from heliotrope.data.info import Info
 from heliotrope.data.partition import Partition
 from heliotrope.data.preparation import Preparation, Statistics, Step
+from heliotrope.data.preparation.counts import counted
 from heliotrope.privacy.canaries import Canaries
+from heliotrope.privacy.ledger import Release
 
 __all__ = ["Dataset", "Exchange", "Fitting"]
+
+_SUMS = 3 * 8  # bytes in which a client tells count, sum and sum of squares of a column
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,15 @@ class Exchange:
         What each client tells, such as "counts of 5,000 words".
     bytes_up, bytes_down
         Of all clients' messages together, and of the preparation that each gets.
+    charged
+        Whether that is released with noise, and counted as privacy spent.
     """
 
     fit: Fit
     told: tuple[str, ...]
     bytes_up: int
     bytes_down: int
+    charged: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +61,8 @@ class Fitting:
         What had to be known of them.
     preparation
         The result.
+    columns
+        Those whose means and deviations were released with noise.
     """
 
     steps: tuple[Step, ...]
@@ -62,9 +71,15 @@ class Fitting:
     test: Raw
     statistics: Statistics
     preparation: Preparation
+    columns: tuple[str, ...] = ()
 
     def exchange(self, partition: Partition) -> Exchange:
         """Return what these clients would send, so that no rows need to be pooled for the fit."""
+        if self.columns:
+            columns, clients = len(self.columns), len(partition)
+            told = (f"count, sum and sum of squares of {counted(columns)}, for noisy sums",)
+            up, down = columns * _SUMS * clients, self._reply_bytes * clients
+            return Exchange(self.preparation.fit, told, up, down, charged=True)
         total = 0
         for step, statistic in zip(self.steps, self.statistics.by_step, strict=True):
             if statistic is None:
@@ -74,9 +89,13 @@ class Fitting:
             else:
                 messages = (step.measure(self.train.subset(rows)) for rows in partition)
                 total += sum(len(message.to_bytes()) for message in messages)
-        reply = len(json.dumps(self.preparation.to_json()).encode()) if total else 0
+        reply = self._reply_bytes if total else 0
         told_by_each = self.statistics.told(self.steps)
         return Exchange(self.preparation.fit, told_by_each, total, reply * len(partition))
+
+    @property
+    def _reply_bytes(self) -> int:
+        return len(json.dumps(self.preparation.to_json()).encode())
 
     def by_client(self, partition: Partition) -> Examples:
         """Return the training examples, each client's fitted to its own.
@@ -110,6 +129,8 @@ class Dataset:
         Those that are the last rows of `train`, if there are any.
     content
         A hash of the training and validation examples together, if one was asked for.
+    releases
+        Statistics of `train` that `preparation` is made of, to be charged before it is used.
     """
 
     name: str
@@ -122,6 +143,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     canaries: Canaries | None = None
     content: str | None = None
+    releases: tuple[Release, ...] = ()
 
     @property
     def present(self) -> Tensor | None:

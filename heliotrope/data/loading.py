@@ -34,8 +34,9 @@ def load(
 
     The test split is the dataset's own and never depends on `run_seed`; the validation split
     does, and so does the preparation, which is fitted to the training examples without it. A
-    given `preparation`, such as a trained model's own, takes its place. `task` is the one that
-    is chosen; None for that which the data poses. With `hashed` the data say their `content`.
+    given `preparation`, such as a trained model's own, takes its place. With `data.fit=private`
+    nothing is fitted yet: see `heliotrope.data.private_fit`. `task` is the one that is chosen; None
+    for that which the data poses. With `hashed` the data say their `content`.
 
     Raises
     ------
@@ -68,7 +69,8 @@ def load(
     validation = found.train.subset(held_out)
     fitting = None
     if preparation is None:
-        fit = cast(Fit, cfg.fit)  # checked with the configuration
+        # Checked with the configuration; sums with noise come after the data are divided.
+        fit = "none" if cfg.fit == "private" else cast(Fit, cfg.fit)
         statistics = Statistics.of(found.steps, train, fit)
         preparation = Preparation.of(found.steps, statistics, fit, found.task)
         fitting = Fitting(found.steps, train, validation, found.test, statistics, preparation)

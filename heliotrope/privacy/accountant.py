@@ -95,18 +95,25 @@ def epsilon_of_best(spent: Spent, selection: str, mean: float, delta: float) -> 
 
 @lru_cache(maxsize=256)
 def noise_for(
-    mechanism: GaussianMechanism, rounds: int, delta: float, target_epsilon: float
+    mechanism: GaussianMechanism,
+    rounds: int,
+    delta: float,
+    target_epsilon: float,
+    before: _Used = (),
 ) -> float:
     """Return the least noise multiplier with which `rounds` stay within `target_epsilon`.
 
     To 4 decimals, rounded up; that of `mechanism` does not matter. For targets above 30 it is the
-    least by RDP, which takes no minutes and is a little more. Raises `ConfigError`, whose message
-    begins with target_epsilon, if no noise suffices.
+    least by RDP, which takes no minutes and is a little more. `before` is what is spent beside the
+    rounds. Raises `ConfigError`, whose message begins with target_epsilon, if no noise suffices.
     """
     dp, *_ = _accounting()
 
+    def spent(noise: float) -> Spent:
+        return [(replace(mechanism, noise_multiplier=noise), rounds), *before]
+
     def event(noise: float) -> Any:
-        return _composed(dp, [(replace(mechanism, noise_multiplier=noise), rounds)])
+        return _composed(dp, spent(noise))
 
     def least(kind: int, bracket: Any = None) -> float:
         found: float = dp.calibrate_dp_mechanism(
@@ -124,7 +131,10 @@ def noise_for(
             noise = least(0)
             if len(_accountants(mechanism)) > 1 and target_epsilon <= _TIGHT_TARGET:
                 # PLD takes seconds for each try with little noise, RDP milliseconds.
-                noise = least(1, dp.LowerEndpointAndGuess(0.6 * noise, noise))
+                lower = 0.6 * noise
+                while before and _tightest(_used(spent(lower)), delta)[0] <= target_epsilon:
+                    lower *= 0.6  # RDP leaves the rounds less than PLD does
+                noise = least(1, dp.LowerEndpointAndGuess(lower, noise))
     except dp.mechanism_calibration.NoBracketIntervalFoundError as error:
         raise ConfigError(
             f"target_epsilon={target_epsilon:g} is less than any noise leaves of {rounds} releases "

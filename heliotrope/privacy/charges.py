@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import time
 
 from heliotrope.errors import LedgerError, RunFailedError
 from heliotrope.privacy.accountant import RunningBound, Spent, epsilon
 from heliotrope.privacy.mechanisms import GaussianMechanism
-from heliotrope.privacy.project import Budget, Entry, ProjectLedger, added
+from heliotrope.privacy.project import (
+    STATISTICS,
+    TRAINING,
+    Budget,
+    Entry,
+    ProjectLedger,
+    added,
+)
 
 __all__ = ["ProjectCharges", "about_the_same"]
 
@@ -20,70 +27,83 @@ _BLOCK = 16  # releases that are reserved at once beyond what was planned: a lin
 
 
 class ProjectCharges:
-    """What one run has reserved.
+    """What one run has reserved, with an entry for each purpose.
 
     Parameters
     ----------
     ledger
         The project's.
     entry
-        The run's, without what it spends.
+        That of the run's training, without what it spends.
     """
 
     def __init__(self, ledger: ProjectLedger, entry: Entry) -> None:
         self._ledger, self._entry = ledger, entry
-        self._held: dict[GaussianMechanism, int] | None = None  # None: as the file says
+        self._held: dict[str, dict[GaussianMechanism, int]] = {}  # by purpose; others: as filed
 
-    def reserve(self, spent: Spent) -> None:
-        """Reserve what the run will have spent in the end, in place of what it had reserved.
+    def reserve(self, spent: Spent, statistics: Spent = ()) -> None:
+        """Reserve what training and statistics of the run will have spent in the end.
 
-        Raises `LedgerError` if that does not fit into the budget.
+        It takes the place of what they had reserved. Raises `LedgerError` if that does not fit
+        into the budget; then neither has reserved more.
         """
-        self._put(spent, ended=False)
+        self._put({TRAINING: spent, STATISTICS: statistics}, ended=False)
 
-    def cover(self, mechanism: GaussianMechanism, count: int) -> None:
-        """See to it that `count` uses of a mechanism by the run are charged, durably.
+    def cover(self, mechanism: GaussianMechanism, count: int, purpose: str = TRAINING) -> None:
+        """See to it that `count` uses of a mechanism for a purpose are charged, durably.
 
         Raises `RunFailedError` if the budget has no room for them.
         """
-        if self._held is None:
+        if purpose not in self._held:
+            key = self._entry_for(purpose).key
             with self._ledger.transaction() as now:
-                mine = [e.spent for e in now.entries if e.key == self._entry.key]
-                self._held = dict(added(*mine))
-        have = self._held.get(mechanism, 0)
+                mine = [e.spent for e in now.entries if e.key == key]
+                self._held[purpose] = dict(added(*mine))
+        have = self._held[purpose].get(mechanism, 0)
         if have >= count:
             return
-        held = list(self._held.items())
+        held = list(self._held[purpose].items())
         try:
             try:
-                self._put(added(held, [(mechanism, count + _BLOCK - have)]), ended=False)
+                more = added(held, [(mechanism, count + _BLOCK - have)])
+                self._put({purpose: more}, ended=False)
             except LedgerError:  # perhaps without the block there is room
-                self._put(added(held, [(mechanism, count - have)]), ended=False)
+                self._put({purpose: added(held, [(mechanism, count - have)])}, ended=False)
         except LedgerError as error:
             raise RunFailedError(f"{error} The run stops before it releases more.") from error
 
-    def end(self, spent: Spent) -> None:
-        """Give back what was not used: no more than `spent` is or will be released.
+    def end(self, spent: Spent, statistics: Spent = ()) -> None:
+        """Give back what was not used: no more than these is or will be released.
 
         If that fails, more is counted than was released, and a line of the log says so.
         """
         try:
-            self._put(spent, ended=True)
+            self._put({TRAINING: spent, STATISTICS: statistics}, ended=True)
         except LedgerError as error:
             _log.warning("what the run did not use stays reserved: %s", error)
 
-    def _put(self, spent: Spent, *, ended: bool) -> None:
-        entry = replace(self._entry, spent=tuple(spent), ended=ended, time=time())
+    def _entry_for(self, purpose: str) -> Entry:
+        return self._entry if purpose == TRAINING else replace(self._entry, purpose=purpose)
+
+    def _put(self, spent: Mapping[str, Spent], *, ended: bool) -> None:
         with self._ledger.transaction() as now:
-            before = next((e for e in now.entries if e.key == entry.key), None)
-            had = {} if before is None else dict(before.spent)
-            if any(count > had.get(mechanism, 0) for mechanism, count in spent):
-                _refuse_excess(self._ledger, entry, now.entries)
-            if (had, before is not None and before.ended) != (dict(spent), ended) and (
-                had or spent
-            ):
+            entries, changed = list(now.entries), []
+            for purpose, each in spent.items():
+                entry = replace(
+                    self._entry_for(purpose), spent=tuple(each), ended=ended, time=time()
+                )
+                before = next((e for e in entries if e.key == entry.key), None)
+                had = {} if before is None else dict(before.spent)
+                if any(count > had.get(mechanism, 0) for mechanism, count in each):
+                    _refuse_excess(self._ledger, entry, entries)
+                if (had, before is not None and before.ended) != (dict(each), ended) and (
+                    had or each
+                ):
+                    changed.append(entry)
+                    entries = [*(e for e in entries if e.key != entry.key), entry]
+            for entry in changed:  # of several purposes all, or none
                 now.put(entry)
-        self._held = dict(spent)
+        self._held |= {purpose: dict(each) for purpose, each in spent.items()}
 
 
 def about_the_same(entry: Entry, entries: Sequence[Entry]) -> list[Entry]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
 from heliotrope.errors import ConfigError
-from heliotrope.privacy.accountant import noise_for
+from heliotrope.privacy.accountant import Spent, noise_for
 from heliotrope.privacy.mechanisms import (
     LEAST_NOISE,
     MOST_NOISE,
@@ -81,21 +81,33 @@ class NoiseKeys:
         """Return the mechanism of a release, with a noise multiplier of 1."""
         return Mechanism("poisson", 1.0, cohort, population)
 
+    def of_everybody(self, population: int, noise: float) -> GaussianMechanism:
+        """Return the mechanism of one sum over all, with noise of this multiplier.
+
+        Neighbours are those of `released`, so that both compose. Raises `ConfigError` where each
+        has an account of its own.
+        """
+        return replace(self.released(population, population), noise_multiplier=noise)
+
     def uses(self, releases: int, cohort: int, population: int) -> int:  # noqa: ARG002
         """Return how many of so many releases concern one participant, in the worst case."""
         return releases
 
-    def with_noise(self, mechanism: _M, releases: int, noise: float | None) -> _M:
+    def with_noise(
+        self, mechanism: _M, releases: int, noise: float | None, before: Spent = ()
+    ) -> _M:
         """Return `mechanism` with its noise for so many releases.
 
-        `noise` is the multiplier of a run that goes on; None: as the keys say.
+        `noise` is the multiplier of a run that goes on; None: as the keys say. `before` is what is
+        spent beside the releases.
         """
         noise = noise or self.noise_multiplier
         if noise is None:
             assert self.target_epsilon is not None
             delta = self.delta_for(mechanism.population)
             try:
-                noise = noise_for(mechanism, releases, delta, self.target_epsilon)
+                target, spent = self.target_epsilon, tuple(before)
+                noise = noise_for(mechanism, releases, delta, target, spent)
             except ConfigError as error:
                 raise ConfigError(f"{self.key}.{error}") from error
         return replace(mechanism, noise_multiplier=noise)
@@ -108,13 +120,16 @@ class RecordKeys(NoiseKeys):
     unit: ClassVar[str] = "record"
     everyone: ClassVar[str] = "training examples"
 
-    def mechanism(self, batch: int, examples: int, steps: int, noise: float | None) -> Mechanism:
+    def mechanism(
+        self, batch: int, examples: int, steps: int, noise: float | None, before: Spent = ()
+    ) -> Mechanism:
         """Return the mechanism of a step that expects `batch` of `examples`, of so many `steps`.
 
-        `noise` is the multiplier of a run that goes on; None: as the keys say.
+        `noise` is the multiplier of a run that goes on; None: as the keys say, beside what is
+        spent `before`.
         """
         expected = min(batch, examples)
-        return self.with_noise(Mechanism("poisson", 1.0, expected, examples), steps, noise)
+        return self.with_noise(Mechanism("poisson", 1.0, expected, examples), steps, noise, before)
 
 
 def _default(count: int) -> float:

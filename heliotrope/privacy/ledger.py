@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,30 @@ from heliotrope.privacy.accountant import Spent
 from heliotrope.privacy.charges import ProjectCharges
 from heliotrope.privacy.lines import count_of, whole_lines
 from heliotrope.privacy.mechanisms import GaussianMechanism, fields_of, mechanism_of
+from heliotrope.privacy.project import STATISTICS, TRAINING, added
 from heliotrope.system.durable import sync_folder
 
-__all__ = ["Ledger", "release_stamp"]
+__all__ = ["Ledger", "Release", "release_stamp"]
 
-_Charge = tuple[str, GaussianMechanism, int, list[str]]  # release, mechanism, count and clients
+# Of a line: release, mechanism, count, clients and purpose.
+_Charge = tuple[str, GaussianMechanism, int, list[str], str]
 _BEGINNING = b'{"release": '  # of every line
+
+
+@dataclass(frozen=True)
+class Release:
+    """Statistics that a run releases once, before training.
+
+    Parameters
+    ----------
+    name
+        Another one if its noise is drawn afresh.
+    mechanism
+        By which they are released.
+    """
+
+    name: str
+    mechanism: GaussianMechanism
 
 
 class Ledger:
@@ -30,7 +49,8 @@ class Ledger:
     A release that is the same again, noise included, tells nothing new: it has the same name and is
     charged once. Noise drawn afresh gives it another name. A line may charge several releases of
     one mechanism, or none, to note which is planned. It charges the run, or clients by name, each
-    of whom has an account of its own where they differ in what they take part in.
+    of whom has an account of its own where they differ in what they take part in. What is released
+    beside training has a purpose of its own.
 
     Parameters
     ----------
@@ -44,7 +64,8 @@ class Ledger:
         self._charges: dict[
             str | None, dict[str, tuple[GaussianMechanism, int]]
         ] = {}  # None: of the run
-        self._totals: Counter[GaussianMechanism] = Counter()  # of the run
+        self._purposes: dict[str, str] = {}  # of releases that are not for training
+        self._totals: Counter[tuple[str, GaussianMechanism]] = Counter()  # of the run
         self._saved: dict[str, dict[str, Any]] = {}
         self._disk = ThreadPoolExecutor(1)
         self._synced: Future[None] | None = None
@@ -66,15 +87,23 @@ class Ledger:
         )
 
     def _note(
-        self, release: str, mechanism: GaussianMechanism, count: int, clients: Sequence[str]
+        self,
+        release: str,
+        mechanism: GaussianMechanism,
+        count: int,
+        clients: Sequence[str],
+        purpose: str,
     ) -> dict[str, Any]:
         """Take up a charge, and return its line."""
+        if purpose != TRAINING:
+            self._purposes[release] = purpose
         for client in _accounts(clients):
             self._charges.setdefault(client, {})[release] = (mechanism, count)
         if not clients:
-            self._totals[mechanism] += count
+            self._totals[purpose, mechanism] += count
         line = {"release": release, **fields_of(mechanism)}
         line |= {} if count == 1 else {"count": count}
+        line |= {} if purpose == TRAINING else {"purpose": purpose}
         line |= {"clients": list(clients)} if clients else {}
         self._saved["\n".join([release, *clients])] = line
         return line
@@ -83,13 +112,22 @@ class Ledger:
         """Charge a project, too, from now on; closing this then says that the run has ended."""
         self._project = project
 
-    def reserve(self, planned: Spent) -> None:
+    def reserve(self, planned: Spent, releases: Sequence[Release] = ()) -> None:
         """Tell the project what the run will have spent in the end, before it begins.
 
-        Raises `LedgerError` if the project's budget has no room for it.
+        `planned` is that of training alone. Raises `LedgerError` if the project's budget has no
+        room for it.
         """
         if self._project is not None:
-            self._project.reserve(list((Counter(dict(planned)) | self._totals).items()))
+            charged = {m: n for (purpose, m), n in self._totals.items() if purpose == TRAINING}
+            training = list((Counter(dict(planned)) | Counter(charged)).items())
+            self._project.reserve(training, self.statistics(releases))
+
+    def charge_all(self, releases: Sequence[Release]) -> None:
+        """Charge statistics, durably: they may be used when this returns."""
+        for release in releases:
+            self.charge(release.name, release.mechanism, purpose=STATISTICS)
+        self.sync()
 
     def charge(
         self,
@@ -97,6 +135,7 @@ class Ledger:
         mechanism: GaussianMechanism,
         count: int = 1,
         clients: Sequence[str] = (),
+        purpose: str = TRAINING,
     ) -> None:
         """Charge `mechanism` for a release, or a block of them, unless that is charged already.
 
@@ -113,8 +152,8 @@ class Ledger:
                     "privacy.ledger counts what runs tell of all clients alike; this protection "
                     "has an account for each client. Set privacy.ledger=null."
                 )
-            self._project.cover(mechanism, self._totals[mechanism] + count)
-        line = self._note(release, mechanism, count, [c for c in new if c is not None])
+            self._project.cover(mechanism, self._totals[purpose, mechanism] + count, purpose)
+        line = self._note(release, mechanism, count, [c for c in new if c is not None], purpose)
         with writing(self._path):
             self._file.write(f"{json.dumps(line)}\n".encode())
             self._file.flush()
@@ -143,33 +182,51 @@ class Ledger:
 
     @property
     def latest(self) -> GaussianMechanism | None:
-        """The mechanism that the run was charged for last; None if it was not charged."""
+        """The mechanism that training was charged for last; None if it was not charged."""
         return self.latest_of(None)
 
     def latest_of(self, client: str | None) -> GaussianMechanism | None:
-        """Return the mechanism that a client was charged for last; None if it was not charged."""
-        charges = self._charges.get(client, {})
-        return next((mechanism for mechanism, _ in reversed(charges.values())), None)
+        """Return the mechanism that a client was charged for last; None if it was not charged.
+
+        For training: statistics have noise of their own.
+        """
+        charges = reversed(self._charges.get(client, {}).items())
+        return next((m for release, (m, _) in charges if release not in self._purposes), None)
 
     @property
     def spent(self) -> Spent:
         """What was charged to the run, by mechanism."""
         return self.without(())
 
-    def without(self, releases: Container[str], client: str | None = None) -> Spent:
-        """Return what was charged to the run, or to a client, but for these, by mechanism."""
+    def without(
+        self, releases: Container[str], client: str | None = None, purpose: str | None = None
+    ) -> Spent:
+        """Return what was charged to the run, or to a client, but for these, by mechanism.
+
+        For one purpose; None: for all of them.
+        """
         found: Counter[GaussianMechanism] = Counter()
         for release, (mechanism, count) in self._charges.get(client, {}).items():
-            if count and release not in releases:
+            wanted = purpose in (None, self._purposes.get(release, TRAINING))
+            if count and wanted and release not in releases:
                 found[mechanism] += count
         return list(found.items())
+
+    def uncharged(self, releases: Sequence[Release]) -> Spent:
+        """Return what those of these statistics will spend that are not charged yet."""
+        charged = self._charges.get(None, {})
+        return added([(each.mechanism, 1) for each in releases if each.name not in charged])
+
+    def statistics(self, releases: Sequence[Release] = ()) -> Spent:
+        """Return what was charged for statistics, and will be for those of `releases`."""
+        return added(self.without((), purpose=STATISTICS), self.uncharged(releases))
 
     def close(self) -> None:
         """Close the file; what was reserved of the project's budget and not used is free again."""
         self._disk.shutdown()
         self._file.close()
         if self._project is not None:
-            self._project.end(self.spent)
+            self._project.end(self.without((), purpose=TRAINING), self.statistics())
 
 
 def _accounts(clients: Sequence[str]) -> Sequence[str | None]:
@@ -181,13 +238,15 @@ def _read(line: bytes) -> _Charge:
 
 
 def _parsed(line: dict[str, Any]) -> _Charge:
-    """Return release, mechanism, count and clients of a line; raises if it is none."""
+    """Return what a line says; raises if it says nothing."""
     fields = dict(line)
     release, count = str(fields.pop("release")), count_of(fields.pop("count", 1))
-    clients = fields.pop("clients", [])
+    clients, purpose = fields.pop("clients", []), fields.pop("purpose", TRAINING)
     if not isinstance(clients, list):  # a text would be its letters
         raise TypeError("no list of clients")
-    return release, mechanism_of(fields), count, [str(client) for client in clients]
+    if purpose not in (TRAINING, STATISTICS):
+        raise ValueError("no purpose")
+    return release, mechanism_of(fields), count, [str(client) for client in clients], purpose
 
 
 def release_stamp(*fixed: Any) -> str:

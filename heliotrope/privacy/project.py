@@ -33,7 +33,19 @@ from heliotrope.privacy.mechanisms import (
 from heliotrope.system.durable import sync_folder
 from heliotrope.system.locks import NoLocksError, lock
 
-__all__ = ["Budget", "Entry", "People", "ProjectLedger", "Sweep", "added"]
+__all__ = [
+    "STATISTICS",
+    "TRAINING",
+    "Budget",
+    "Entry",
+    "People",
+    "ProjectLedger",
+    "Sweep",
+    "added",
+]
+
+TRAINING, STATISTICS = "training", "statistics"
+"""Purposes of what a run releases."""
 
 _VERSION = 1
 _LAST = 2.0**38  # seconds since 1970: some thousand years, which dates can have
@@ -103,7 +115,7 @@ class Entry:
     directory, name, mode
         Where it is, its experiment, and how it trains.
     purpose
-        What was released for: training, a trial of a sweep, statistics, or an audit.
+        What was released for: training, a trial of a sweep, or statistics.
     people
         Whose data it is.
     delta

@@ -13,7 +13,10 @@ from heliotrope.privacy.secure_noise import SEEDED_SOURCE
 
 __all__ = ["promise", "promise_to_each", "result", "result_of_each"]
 
-
+_STATISTICS = (
+    "means and deviations of the data were released with noise before training, and are charged; "
+    "the bounds of their columns are public, and were not taken from the data"
+)
 _SHAPE = (
     "what the model's shape follows from is public: the columns and classes that there are, and "
     "how long inputs can be"
@@ -38,9 +41,11 @@ def result(
     spent: Spent,
     delta: float,
     assumptions: Sequence[str],
+    statistics: Spent = (),
 ) -> dict[str, Any]:
-    """Return what result.json says of a run that has `spent` so much."""
+    """Return what result.json says of a run that has `spent` so much, with `statistics`."""
     whole = epsilon(spent, delta)
+    told = [*assumptions, _SHAPE, *([_STATISTICS] if statistics else [])]
     return {
         "epsilon": whole.value,
         "delta": delta,
@@ -48,10 +53,20 @@ def result(
         "accountant": whole.accountant,
         "epsilon_rdp": whole.rdp,
         "noise_source": SEEDED_SOURCE,
-        "assumptions": [*assumptions, _SHAPE],
+        "assumptions": told,
         "clip": keys.clip,
         "noise_multiplier": mechanism.noise_multiplier,
         "releases": sum(count for _, count in spent),
+        **({"statistics": _of_statistics(statistics, delta)} if statistics else {}),
+    }
+
+
+def _of_statistics(statistics: Spent, delta: float) -> dict[str, Any]:
+    """Return what was released before training, and what that alone spends."""
+    return {
+        "epsilon": epsilon(statistics, delta).value,
+        "noise_multiplier": min(mechanism.noise_multiplier for mechanism, _ in statistics),
+        "releases": sum(count for _, count in statistics),
     }
 
 

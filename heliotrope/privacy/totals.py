@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from heliotrope.privacy.accountant import Epsilon, Spent, epsilon, epsilon_of_best
 from heliotrope.privacy.charges import about_the_same
@@ -112,13 +112,23 @@ class SweepTotal:
 def sweeps_of(group: Group, delta: float) -> list[SweepTotal]:
     """Return the sweeps of which trials are in `group`."""
     trials: dict[Sweep, list[Entry]] = {}
-    for entry in group.entries:
-        if entry.sweep is not None:
-            trials.setdefault(entry.sweep, []).append(entry)
+    for run in _runs(group.entries):
+        if run.sweep is not None:
+            trials.setdefault(run.sweep, []).append(run)
     return [
         SweepTotal(sweep, len(each), group.epsilon(delta, each), _best(sweep, each, delta))
         for sweep, each in trials.items()
     ]
+
+
+def _runs(entries: Sequence[Entry]) -> list[Entry]:
+    """Return an entry for each run, of all that it has spent for whatever purpose."""
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        known = found.setdefault(entry.run, replace(entry, spent=()))
+        spent, ended = tuple(added(known.spent, entry.spent)), known.ended and entry.ended
+        found[entry.run] = replace(known, spent=spent, ended=ended)
+    return list(found.values())
 
 
 def _best(sweep: Sweep, trials: Sequence[Entry], delta: float) -> float | None:

@@ -13,7 +13,14 @@ from heliotrope.errors import ConfigError, writing
 from heliotrope.privacy.charges import ProjectCharges
 from heliotrope.privacy.keys import NoiseKeys
 from heliotrope.privacy.ledger import release_stamp
-from heliotrope.privacy.project import Budget, Entry, People, ProjectLedger, Sweep
+from heliotrope.privacy.project import (
+    TRAINING,
+    Budget,
+    Entry,
+    People,
+    ProjectLedger,
+    Sweep,
+)
 
 __all__ = ["TRIALS", "project_charges"]
 
@@ -60,7 +67,7 @@ def project_charges(
         directory=str(directory),
         name=run.name,
         mode=mode,
-        purpose="training" if sweep is None else "trial of a sweep",
+        purpose=TRAINING if sweep is None else "trial of a sweep",
         people=People(source, content or "", keys.unit),
         delta=keys.delta_for(count),
         budget=budget,

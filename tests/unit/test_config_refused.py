@@ -15,7 +15,11 @@ from tests.support import compose, composed
 
 # Overrides of a valid config, and what the message must name: the key, the value, the remedy.
 REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
-    ("federated", ("data.fit=trainig",), ("data.fit=trainig", "training, per_client, none")),
+    (
+        "federated",
+        ("data.fit=trainig",),
+        ("data.fit=trainig", "training, per_client, private, none"),
+    ),
     (
         "distributed",
         ("data.fit=per_client",),

@@ -82,6 +82,7 @@ def test_the_result_names_and_counts_what_clients_tell(
         "told": told,
         "bytes_up": 10 * each,
         "bytes_down": 10 * len(preparation) if each else 0,
+        "charged": False,
     }
     weights = 4 * result["parameters"] * 10
     assert result["bytes_up"] - result["preparation"]["bytes_up"] == weights

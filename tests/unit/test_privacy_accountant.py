@@ -133,3 +133,14 @@ def test_accounting_leaves_the_root_logger_without_a_handler(
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     epsilon([(Mechanism("poisson", 0.05, 5, 20), 3)], 0.037)  # RDP warns that it leaves out orders
     assert logging.getLogger().handlers == []
+
+
+def test_noise_leaves_room_for_what_is_spent_beside_the_rounds() -> None:
+    mechanism, target = Mechanism("poisson", 1.0, 20, 200), 1.0
+    before = ((Mechanism("poisson", 4.6, 200, 200), 1),)  # about half of it
+    alone = epsilon(before, 1e-3)
+    assert 0.45 < alone.value < alone.rdp < target
+    noise = noise_for(mechanism, 20, 1e-3, target, before)
+    for multiplier, fits in ((noise, True), (noise - 0.01, False)):
+        rounds = (Mechanism("poisson", multiplier, 20, 200), 20)
+        assert (epsilon([*before, rounds], 1e-3).value <= target) == fits

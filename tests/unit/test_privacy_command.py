@@ -58,7 +58,7 @@ def test_a_distributed_plan_counts_examples_and_steps(monkeypatch: pytest.Monkey
     asked: list[object] = []
     monkeypatch.setattr(privacy, "noise_for", lambda *given: asked.extend(given) or 1.5)
     assert plan.noise(8.0, 1e-4) == 1.5
-    assert asked == [plan.mechanism, 3 * plan.releases, 1e-4, 8.0]
+    assert asked == [plan.mechanism, 3 * plan.releases, 1e-4, 8.0, ()]
 
 
 def test_both_modes_are_told_of_and_neither_is_an_error(

@@ -20,6 +20,7 @@ from heliotrope.data.columns import Raw
 from heliotrope.data.examples import Examples
 from heliotrope.data.fields import Field
 from heliotrope.data.info import Info
+from heliotrope.data.preparation.moments import Bounds, Scale
 from heliotrope.errors import DataError
 
 __all__ = [
@@ -100,6 +101,24 @@ class Step(ABC):
         `statistic` is that of all clients' rows, None if the step needs none with this fit.
         """
         return self.fitted(statistic)
+
+    def bounds(self) -> Mapping[str, Bounds | None]:
+        """Return the columns that it scales by a mean and a deviation, with bounds of each.
+
+        They must be known without the rows; None where nobody knows any.
+        """
+        return {}
+
+    def moments(self, raw: Raw, bounds: Sequence[Bounds]) -> NDArray[np.float64]:
+        """Return what each row adds to count, sum and sum of squares of these columns, [N, K, 3].
+
+        `bounds` are those of each column, in the order of the method of this name.
+        """
+        raise NotImplementedError(f"{self} scales no numbers")
+
+    def scaled(self, scales: Sequence[Scale]) -> Fitted:
+        """Return the step that scales these columns so, whatever the rows are."""
+        raise NotImplementedError(f"{self} scales no numbers")
 
 
 class Fitted(ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,10 +15,13 @@ from heliotrope.data.fields import Dense, Field
 from heliotrope.data.info import Info
 from heliotrope.data.preparation.base import Fitted, Grouped, Groups, Kind, Step
 from heliotrope.data.preparation.counts import counted
+from heliotrope.data.preparation.moments import Bounds, Scale, row_moments
 from heliotrope.data.preparation.sums import ColumnSums
 from heliotrope.errors import DataError
 
 __all__ = ["FittedNumbers", "Numbers", "OwnNumbers", "numbers"]
+
+_USUAL = 4.0  # deviations from the mean that usual numbers lie within
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,20 @@ class Numbers(Step):
 
     def by_group(self, statistic: ColumnSums) -> OwnNumbers:
         return OwnNumbers(self.columns, statistic.means(), statistic.deviations())
+
+    def bounds(self) -> dict[str, Bounds | None]:
+        known: list[Bounds | None] = [None] * len(self.columns)
+        if self.usual:
+            known = [(mean - _USUAL * width, mean + _USUAL * width) for mean, width in self.usual]
+        return dict(zip(self.columns, known, strict=True))
+
+    def moments(self, raw: Raw, bounds: Sequence[Bounds]) -> NDArray[np.float64]:
+        return row_moments(numbers(raw, self.columns), bounds)
+
+    def scaled(self, scales: Sequence[Scale]) -> FittedNumbers:
+        means, deviations = ([s.mean for s in scales], [s.deviation for s in scales])
+        # Which columns lack numbers is not told: each has an indicator.
+        return FittedNumbers(self.columns, tuple(means), tuple(deviations), self.columns)
 
 
 @dataclass(frozen=True)

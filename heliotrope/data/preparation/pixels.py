@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from heliotrope.data.columns import Raw, Values
 from heliotrope.data.fields import Affine, Batch, Dense, Field, Rows
 from heliotrope.data.info import Info
 from heliotrope.data.preparation.base import Fitted, Grouped, Groups, Kind, Step
+from heliotrope.data.preparation.moments import Bounds, Scale, pixel_moments
 from heliotrope.data.preparation.sums import PixelSums
 from heliotrope.errors import DataError
 
@@ -63,6 +64,16 @@ class Pixels(Step):
     def by_group(self, statistic: PixelSums) -> OwnPixels:
         mean, deviation = statistic.mean(), statistic.deviation()
         return OwnPixels(self.column, self.shape, mean, deviation or 1.0)
+
+    def bounds(self) -> dict[str, Bounds | None]:
+        return {self.column: (0.0, self.white)}
+
+    def moments(self, raw: Raw, bounds: Sequence[Bounds]) -> NDArray[np.float64]:
+        return pixel_moments(_pixels(raw, self.column, self.shape), *bounds)
+
+    def scaled(self, scales: Sequence[Scale]) -> FittedPixels:
+        (scale,) = scales
+        return FittedPixels(self.column, self.shape, scale.mean, scale.deviation)
 
 
 @dataclass(frozen=True)

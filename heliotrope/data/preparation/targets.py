@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from heliotrope.config.data import Fit
 from heliotrope.data.columns import Raw, Strings, Values
@@ -14,6 +15,7 @@ from heliotrope.data.fields import Dense, Field
 from heliotrope.data.info import Info
 from heliotrope.data.preparation.base import Fitted, Kind, Step
 from heliotrope.data.preparation.counts import indices_of
+from heliotrope.data.preparation.moments import Bounds, Scale, row_moments
 from heliotrope.data.preparation.numbers import numbers
 from heliotrope.data.preparation.sums import ColumnSums
 from heliotrope.errors import DataError, closest
@@ -138,6 +140,16 @@ class Target(Step):
             return FittedTarget(self.field, self.column, 0.0, 1.0)
         (mean,), (deviation,) = statistic.means(), statistic.deviations()
         return FittedTarget(self.field, self.column, mean, deviation or 1.0)
+
+    def bounds(self) -> dict[str, Bounds | None]:
+        return {self.column: None}
+
+    def moments(self, raw: Raw, bounds: Sequence[Bounds]) -> NDArray[np.float64]:
+        return row_moments(numbers(raw, (self.column,)), bounds)
+
+    def scaled(self, scales: Sequence[Scale]) -> FittedTarget:
+        (scale,) = scales
+        return FittedTarget(self.field, self.column, scale.mean, scale.deviation)
 
 
 @dataclass(frozen=True)
