@@ -22,6 +22,7 @@ Group = Literal[
     "record_privacy",
     "optimizer",
     "schedule",
+    "cluster",
 ]
 
 _SOURCES = "heliotrope.data.sources"
@@ -103,5 +104,8 @@ BUILT_IN: dict[Group, dict[str, str]] = {
     "schedule": {
         name: f"{_SCHEDULES}:{name}"
         for name in ("constant", "linear", "cosine", "step", "one_cycle")
+    },
+    "cluster": {  # of `heliotrope submit`
+        "local": "distributed.submit.local:local",
     },
 }

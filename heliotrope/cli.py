@@ -51,7 +51,7 @@ from heliotrope.signatures import parsed
 from heliotrope.system.process_exit import saying
 from heliotrope.system.redaction import masked
 
-__all__ = ["main", "run_mode"]
+__all__ = ["VERBS", "main", "register_resolvers", "run_mode"]
 
 _USAGE = """usage: heliotrope COMMAND [key=value ...]
 
@@ -70,6 +70,7 @@ commands:
   find-lr           try learning rates      heliotrope find-lr experiment=E [output=FILE]
   find-batch-size   time larger batches     heliotrope find-batch-size experiment=E [output=FILE]
   tune              time client training    heliotrope tune experiment=E [federated.*=...]
+  submit            run it on a cluster     heliotrope submit cluster=ray [...] -- COMMAND [...]
 
 A mode takes Hydra overrides, -m for sweeps, --cfg job to see the config, --help for the keys.
 What another command takes: heliotrope COMMAND --help.
@@ -90,7 +91,11 @@ _COMMANDS = {
     "find-lr": ("heliotrope.commands.find", "find_lr_command"),
     "find-batch-size": ("heliotrope.commands.find", "find_batch_size_command"),
     "tune": ("federated.tune", "tune_command"),
+    "submit": ("distributed.submit.command", "submit_command"),
 }
+
+VERBS = ("distributed", "federated", *_COMMANDS)
+"""What stands first on a command line."""
 
 # What the directory of a job, or of a sweep, holds before any work.
 _MADE_FIRST = {".lock", "overrides.json", "multirun.yaml"}
@@ -108,13 +113,13 @@ def main(arguments: list[str] | None = None) -> int:
         return int(mode_module(command, "__main__").main())
     if command in _COMMANDS:
         module, function = _COMMANDS[command]
-        if {"-h", "--help"} & set(rest):
+        own = rest[: rest.index("--")] if "--" in rest else rest
+        if {"-h", "--help"} & set(own):
             text = parsed(registry.path_of(module), function, frozenset({"arguments"})).text
             print(f"usage: heliotrope {command} {text.replace('`', '')}")
             return 0
         return _guarded(lambda: getattr(_imported(module), function)(rest))
-    choices = ("distributed", "federated", *_COMMANDS)
-    print(f"heliotrope: no command '{command}'.{closest(command, choices)}", file=sys.stderr)
+    print(f"heliotrope: no command '{command}'.{closest(command, VERBS)}", file=sys.stderr)
     print(_USAGE, end="", file=sys.stderr)
     return 2
 
@@ -138,10 +143,7 @@ def run_mode(
     unusable = _guarded(lambda: config.register_for(sys.argv[1:]))
     if unusable:
         return unusable
-    OmegaConf.register_new_resolver("mode", lambda: mode, replace=True)
-    OmegaConf.register_new_resolver("choices", lambda: _choices(mode), replace=True)
-    OmegaConf.register_new_resolver("plain_name", plain_name, replace=True)
-    OmegaConf.register_new_resolver("stamp", functools.cache(stamp), replace=True)
+    register_resolvers(mode, stamp)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, to be explained below
 
     jobs = _Jobs(mode, job)
@@ -160,6 +162,14 @@ def run_mode(
         listed = shown if any(jobs.codes) else [f"{shlex.quote(str(jobs.done[0].parent))}/*/"]
         say(f"compare them: python -m heliotrope compare {' '.join(listed)}")
     return outside or next((code for code in jobs.codes if code), 0)
+
+
+def register_resolvers(mode: Mode, stamp: Callable[[], str] = new_stamp) -> None:
+    """Make `${mode:}` and the others known that `conf/config.yaml` has; see `run_mode`."""
+    OmegaConf.register_new_resolver("mode", lambda: mode, replace=True)
+    OmegaConf.register_new_resolver("choices", lambda: _choices(mode), replace=True)
+    OmegaConf.register_new_resolver("plain_name", plain_name, replace=True)
+    OmegaConf.register_new_resolver("stamp", functools.cache(stamp), replace=True)
 
 
 class _Jobs:
@@ -296,7 +306,10 @@ def _choices(mode: Mode) -> str:
     """Return the config groups of a mode and their choices, a line each, for --help."""
     root = config.conf_dir()
     groups: dict[str, list[str]] = {}
+    submitted = {f"cluster/{name}.yaml" for name in registry.names("cluster")}
     for path in sorted(root.glob("*/**/*.yaml")):
+        if str(path.relative_to(root)) in submitted:
+            continue
         groups.setdefault(str(path.parent.relative_to(root)), []).append(path.stem)
     for group in config.GROUPS:
         known = groups.setdefault(group, [])

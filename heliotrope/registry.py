@@ -65,6 +65,7 @@ _GIVEN: dict[Group, frozenset[str]] = {
     "record_privacy": frozenset(),
     "optimizer": frozenset({"params"}),
     "schedule": frozenset({"done", "step", "decay_every", "decay_factor"}),
+    "cluster": frozenset(),
 }
 
 

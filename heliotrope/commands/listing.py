@@ -23,6 +23,7 @@ _GROUPS: tuple[Group, ...] = get_args(Group)
 _KEYS = {
     "metric": "metrics=[NAME]",
     "schedule": "distributed.lr_schedule=NAME, federated.lr_schedule=NAME",
+    "cluster": "submit cluster=NAME",
 }
 
 # What those keys are called here: who knows them from a configuration types them.
@@ -80,7 +81,8 @@ def _keys(group: Group, name: str) -> str:
         types = {key: kind for key, kind in keys_of(chooser, name).items() if key != "name"}
         values = cast(dict[str, Any], OmegaConf.to_container(config.defaults(chooser, name)))
         meanings = common_meanings(chooser) | meanings
-    prefix = f"{chooser.replace('/', '.')}." if chooser else ""
+    above = chooser.replace("/", ".") if chooser else "cluster" if group == "cluster" else ""
+    prefix = f"{above}." if above else ""
     rows = [
         (f"{prefix}{key}", shown(kind), _value(values[key]), meanings.get(key, ""))
         for key, kind in types.items()

@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
+from heliotrope import registry
 from heliotrope.config import GROUPS, choice_names, conf_dir, left_out
 from heliotrope.config.explain import known_keys
 from heliotrope.config.files import choices
@@ -88,6 +89,11 @@ def _checked(override: str, sweeping: bool) -> str:
         )
     if name in GROUPS and isinstance(parsed.value(), list):
         raise ConfigError(f"{override} is several choices where there is one. Write {name}=CHOICE.")
+    if name == "cluster" and value in registry.names("cluster"):
+        raise ConfigError(
+            f"{override} says where a command is sent, not how it runs: heliotrope submit "
+            f"{override} -- COMMAND."
+        )
     if not parsed.is_sweep_override():
         return override
     if not sweeping:

@@ -67,6 +67,7 @@ LAYERS = {
         "distributed.driver",
         "distributed.torchrun_ranks",
         "distributed.audit",
+        "distributed.submit",
         "distributed.job",
         "distributed.__main__",
     ),

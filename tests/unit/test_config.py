@@ -28,6 +28,7 @@ SELECTABLE = [
         if path.is_dir()
     )
     for choice in choices(group)
+    if group != "cluster" or choice not in registry.names("cluster")  # of submit, not of a run
 ]
 # The least that some choices need beside their name.
 NEEDS: dict[tuple[str, str], tuple[str, ...]] = {
