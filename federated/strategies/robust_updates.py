@@ -2,7 +2,7 @@
 
 Updates are how far clients went from the global weights, in float64, all trained parameters as one
 vector, in which each is once under however many names.
-Buffers are means in which clients count as the rule says.
+Buffers are medians in which clients count as the rule says: alike, or by trust.
 
 Shape legend: K clients or buckets of them, D numbers in trained parameters.
 """
@@ -42,9 +42,7 @@ class OfUpdates(RobustStrategy):
         )
         combined = dict(start)  # also of parameters that nobody trains
         if shares.any():
-            for name in self._facts.buffers:
-                stack = torch.stack([each[name].double() for each in weights])
-                combined[name] = torch.einsum("k,k...->...", shares, stack)
+            combined |= self.buffers(weights, shares)
         parts = torch.split(update, [start[name].numel() for name in self._names])
         for name, part in zip(self._names, parts, strict=True):
             combined[name] = start[name] + part.view(start[name].shape)
@@ -71,8 +69,8 @@ class GeometricMedian(OfUpdates):
     """
 
     def center(self, updates: Tensor) -> tuple[Tensor, Tensor]:
-        shares = geometric_median(updates)
-        return shares @ updates, shares
+        # Whoever is at the median itself has most of the shares: buffers must not be theirs.
+        return geometric_median(updates) @ updates, _alike(updates)
 
 
 class NormBounding(OfUpdates):

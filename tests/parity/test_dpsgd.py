@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from torch.nn import functional
 
 from distributed.loop.example_order import poisson_draws
 from distributed.privacy.account import stamp_of
-from heliotrope.data import load
+from heliotrope.data import Dataset, load
 from heliotrope.models import build
 from heliotrope.privacy.ledger import Ledger
 from heliotrope.seeding import numpy_generator, seed
@@ -29,7 +32,7 @@ from tests.distributed_runs import (
     train,
     weights_of,
 )
-from tests.support import assert_same_tensors, compose, events_of
+from tests.support import assert_same_tensors, compose, events_of, with_images
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -120,6 +123,34 @@ def test_epsilon_is_what_dp_accounting_says_of_all_steps(alone: Path) -> None:
     bounds = [event["privacy/epsilon_rdp"] for event in events_of(alone, "train")]
     assert bounds[0] < bounds[1] == pytest.approx(told["epsilon_rdp"])
     assert told["epsilon"] < bounds[1]
+
+
+def test_an_example_whose_loss_is_no_number_adds_nothing_and_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is at most one example: whether the run ends must not tell of it."""
+    ends = []
+    for name, odd in (("none", math.nan), ("overflows", 3e38)):
+
+        def spoiled(*given: Any, odd: float = odd, **more: Any) -> Dataset:
+            def spoil(images: torch.Tensor) -> torch.Tensor:
+                images = images.clone()
+                images[7] = odd
+                return images
+
+            dataset = load(*given, **more)
+            return replace(dataset, train=with_images(dataset.train, spoil))
+
+        monkeypatch.setattr("distributed.loop.training_data.load", spoiled)
+        often = ("distributed.checkpoint_every_steps=8", "distributed.log_every_steps=5")
+        whole = train(tmp_path / name, *INLINE, *_PRIVATE, *often, epochs=2)
+        parts = cut(whole, tmp_path / f"{name} cut", after=1)
+        train(parts, *INLINE, *_PRIVATE, *often, "resume=true", epochs=2)
+        assert_same_tensors(weights_of(whole), weights_of(parts))
+        assert all(bool(value.isfinite().all()) for value in weights_of(whole).values())
+        assert [event["train/loss"] for event in events_of(parts, "train")][-1] is None
+        ends.append(weights_of(whole))
+    assert_same_tensors(*ends)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from federated.engine.context import prepared_for
 from federated.job import run_job
 from federated.population import Population
 from federated.protection.record import least_cohort
@@ -22,9 +24,10 @@ from federated.secure_aggregation.messages import (
 )
 from federated.secure_aggregation.server import Server
 from federated.secure_rounds import SecureRounds
+from heliotrope.data import Dataset, Examples, Partition
 from heliotrope.errors import ConfigError, HeliotropeError, SecureAggregationError
 from heliotrope.runs import checkpoint
-from tests.support import compose
+from tests.support import compose, with_images
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -225,6 +228,31 @@ def test_the_range_has_room_for_the_noise_of_clients(tmp_path: Path) -> None:
     assert not [event for event in events if event["event"] == "failure"]
     with pytest.raises(ConfigError, match=r"range=4, .* up to 65.*range=null"):
         _train(tmp_path / "small", 1, *noisy, "federated.secure_aggregation.range=4")
+
+
+@pytest.mark.parametrize("kind", ["local", "record"])
+def test_a_client_whose_loss_is_no_number_sends_as_much_noise_as_the_others(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each example of a client protects itself, or all of them: a failure would tell of them."""
+
+    def spoiled(partition: Partition, dataset: Dataset) -> Examples:
+        mine = partition.indices[partition.offsets[3] : partition.offsets[4]]
+
+        def spoil(images: torch.Tensor) -> torch.Tensor:
+            images = images.clone()
+            images[torch.from_numpy(mine)] = math.nan
+            return images
+
+        return with_images(prepared_for(partition, dataset), spoil)
+
+    monkeypatch.setattr("federated.components.prepared_for", spoiled)
+    private = ("data.fit=none", f"federated/privacy={kind}", "federated.privacy.noise_multiplier=1")
+    # So many clients: all are drawn, and each has its turn.
+    everybody = ("federated.partition.clients=5", "federated.privacy.delta=1e-3")
+    _train(tmp_path, 1, *private, *everybody, "federated/partition=iid")
+    events = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert not [event for event in events if event["event"] == "failure"]
 
 
 def test_clients_in_turn_of_whom_too_few_are_left_for_a_round_are_refused(tmp_path: Path) -> None:

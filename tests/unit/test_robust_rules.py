@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from federated.flower.grid import CohortGrid
 from federated.flower.messages import read_arrays, stamp, to_record, train_reply
 from federated.strategies import ModelFacts, build_strategy
+from federated.strategies.robust import weighted_median
 from federated.strategies.robust_updates import geometric_median
 from federated.updates import Update
 from heliotrope.errors import RunFailedError
-from tests.support import compose
+from tests.support import compose, fresh_seed
 
 _ORACLE = json.loads((Path(__file__).parent / "byzfl_vectors.json").read_text())
 _VECTORS = torch.tensor(_ORACLE["vectors"], dtype=torch.float64)
@@ -141,13 +142,57 @@ def test_a_parameter_of_two_names_counts_once_in_a_norm() -> None:
     assert {name: value.tolist() for name, value in found.items()} == {"a": [3, 4], "b": [3, 4]}
 
 
-def test_buffers_follow_the_clients_that_a_geometric_median_follows() -> None:
+def test_buffers_follow_the_majority_that_a_geometric_median_follows() -> None:
     agreed = [_split(torch.ones(5).double(), seen=2.0)] * 3
     far = [_split(torch.full((5,), 1e6).double(), seen=9.0)] * 2
     found = _aggregated(
         _strategy("geometric_median"), _split(torch.zeros(5).double()), agreed + far
     )
     assert float(found["seen"]) == pytest.approx(2.0)
+
+
+_BAD = "federated.strategy.num_malicious_nodes=1"
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("krum", _BAD),
+        ("multikrum", f"{_BAD} federated.strategy.num_nodes_to_select=5"),
+        ("bulyan", _BAD),
+        ("fedmedian", ""),
+        ("fedtrimmedavg", "federated.strategy.beta=0.2"),
+        ("geometric_median", ""),
+        ("norm_bounding", ""),
+        ("centered_clipping", ""),
+    ],
+)
+@pytest.mark.parametrize("odd", [1e30, -1e30])
+def test_a_client_who_is_like_others_in_all_but_buffers_does_not_lead_these_astray(
+    name: str, setting: str, odd: float
+) -> None:
+    """The attacker sends the mean of the others: no rule is closer to anybody else."""
+    honest = _VECTORS[:8]
+    seen = [float(number) for number in range(8)]
+    each = [_split(vector, own) for vector, own in zip(honest, seen, strict=True)]
+    each.append(_split(honest.mean(dim=0), odd))
+    found = _aggregated(_strategy(name, *setting.split()), _split(torch.zeros(5).double()), each)
+    assert min(seen) <= float(found["seen"]) <= max(seen)
+
+
+def test_a_median_by_shares_leaves_at_most_half_of_them_on_each_side() -> None:
+    generator = torch.Generator().manual_seed(fresh_seed())
+    for count in range(1, 9):
+        stack = torch.randint(-3, 4, (count, 2, 0 if count == 4 else 3), generator=generator)
+        stack, alike = stack.double(), torch.full((count,), 1 / count, dtype=torch.float64)
+        expected = np.median(stack.numpy(), axis=0)
+        np.testing.assert_allclose(weighted_median(stack, alike), expected)
+        shares = torch.rand(count, generator=generator, dtype=torch.float64).softmax(dim=0)
+        found = weighted_median(stack, shares)
+        for less in (stack < found - 1e-9, stack > found + 1e-9):
+            assert (torch.einsum("k,k...->...", shares, less.double()) <= 0.5 + 1e-6).all()
+    middle = torch.tensor([0.1, 0.4, 0.0, 0.5], dtype=torch.float64)
+    assert weighted_median(torch.tensor([5.0, 1.0, 3.0, 9.0]).double(), middle).item() == 7.0
 
 
 @pytest.mark.parametrize("name", ["fedmedian", "geometric_median", "norm_bounding"])

@@ -145,7 +145,7 @@ def test_clients_that_are_beyond_the_bounds_are_named_and_the_others_go_on() -> 
     stack = _stack((1, 1, 1, 1, 1))
     stack.arrays["w"][1, 0, 0] += 9
     stack.arrays["b"][2, 0] = float("nan")
-    stack = replace(stack, loss_sums=(0.0, 0.0, 0.0, float("nan"), 0.0))
+    stack = replace(stack, numbers={"change": (0.0, 0.0, 0.0, float("nan"), 0.0)})
     quantizer = Quantizer(1.0, 32, 5, 1, 5)
     none = {client: Masks(client, ()) for client in stack.clients}
     reduction = MaskedReduction(Layout(_START, ("change",)), Masking(quantizer, none))
@@ -156,6 +156,21 @@ def test_clients_that_are_beyond_the_bounds_are_named_and_the_others_go_on() -> 
     assert "b holds NaN" in failures[2].reason
     assert "a number that is nan" in failures[3].reason
     assert [message.client for message in reduction.inputs] == [0, 4]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, 1e300, -1e300, 1e13, -7.25])
+def test_a_loss_leaves_no_client_out_and_what_cannot_be_told_is_the_nearest_that_can(
+    loss: float,
+) -> None:
+    stack, quantizer = _stack((2, 1, 3)), Quantizer(4.0, 32, 3, 3, 6)
+    plain, _ = _sum(stack, quantizer)
+    odd, reduction = _sum(replace(stack, loss_sums=(loss, 0.5, 0.25)), quantizer)
+    assert np.array_equal(odd.values, plain.values)
+    _, told = reduction._layout.mean(odd, stack.clients, quantizer)
+    most = (2**63 - 1) / 3 * 2.0**-24
+    nearest = most if math.isnan(loss) else min(max(loss, -most), most)
+    assert told.loss_sum == pytest.approx(nearest + 0.75)
+    assert (told.weight, told.seen, told.steps) == (6, 12, 12)
 
 
 def test_clipped_updates_are_no_longer_than_their_clip_where_they_are_rounded_toward_zero() -> None:
