@@ -133,10 +133,10 @@ def page_of(*directories: Path) -> Page:
     return Page(output.read_text(encoding="utf-8"))
 
 
-def printed(runs: Sequence[RunRecord]) -> str:
-    console = Console(width=200, color_system=None, force_terminal=False)
+def printed(runs: Sequence[RunRecord], width: int = 200) -> str:
+    console = Console(width=width, color_system=None, force_terminal=False)
     with console.capture() as capture:
-        console.print(comparison_table(runs))
+        console.print(comparison_table(runs, width))
     return capture.get()
 
 

@@ -118,6 +118,7 @@ def _overridden(run: Run, overrides: Sequence[str]) -> Run:
 def compare_command(arguments: Sequence[str]) -> None:
     """`DIR DIR ... [output=FILE]`: print a table and write one report over all runs.
 
+    Runs that differ only in their seed are one line: mean and standard deviation.
     Of runs with privacy, accuracy against epsilon too, and which are on the frontier.
     """
     directories, output = [], None
@@ -131,7 +132,8 @@ def compare_command(arguments: Sequence[str]) -> None:
     if not directories:
         raise ConfigError("compare needs at least one run directory.")
     runs = [read_run(directory) for directory in directories]
-    plain_console(soft_wrap=False).print(comparison_table(runs))
+    console = plain_console(soft_wrap=False)
+    console.print(comparison_table(runs, console.width))
     for title, table in frontier_tables(runs):
         plain_console().print("\n", title, sep="")
         plain_console(soft_wrap=False).print(table)

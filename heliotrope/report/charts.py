@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from heliotrope.report.record import Point, drawable
+from heliotrope.report.replicates import averaged
 from heliotrope.report.units import MINUS
 
 if TYPE_CHECKING:
@@ -70,10 +71,10 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Chart:
-    """One curve a run (None: this run has none); `goals` are horizontal lines."""
+    """The curves of each line, one a seed (empty: it has none); `goals` are horizontal lines."""
 
     axis: str
-    curves: Sequence[Sequence[Point] | None]
+    curves: Sequence[Sequence[Sequence[Point]]]
     goals: Sequence[float] = ()
 
 
@@ -127,19 +128,24 @@ class Studio:
         self._drawn = 0
 
     def curves(self, chart: Chart) -> str:
-        """Draw learning curves."""
+        """Draw learning curves: of several seeds each thinly, their mean, and its deviation."""
         figure, axes = _canvas()
-        drawn = [c for c in chart.curves if c]
-        extents = [max(x for x, _ in curve) for curve in drawn]
+        extents = [max(x for x, _ in c) for seeds in chart.curves for c in seeds if c]
         log = _far_apart(extents)
         divide = _label_x(axes, chart.axis, max(extents, default=0), log)
-        for index, curve in enumerate(chart.curves):
-            points = [p for p in curve or () if drawable(p[1]) and (p[0] > 0 or not log)]
-            points = thinned(points)
-            _plot(axes, [(x / divide, y) for x, y in points], index)
+
+        def visible(curve: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
+            shown = [p for p in curve if drawable(p[1]) and (p[0] > 0 or not log)]
+            return [(p[0] / divide, *p[1:]) for p in thinned(shown)]
+
+        for index, seeds in enumerate(chart.curves):
+            if len(seeds) > 1:
+                _seeds(axes, [visible(curve) for curve in seeds], visible(averaged(seeds)), index)
+            else:
+                _plot(axes, [p for curve in seeds for p in visible(curve)], index)
         for goal in chart.goals:
             axes.axhline(goal, color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
-        if drawn and not log and max(extents) > 0:  # what a run cost is read from zero
+        if extents and not log and max(extents) > 0:  # what a run cost is read from zero
             axes.set_xlim(-0.02 * max(extents) / divide, 1.03 * max(extents) / divide)
         return self._svg(figure)
 
@@ -265,12 +271,14 @@ class Studio:
         return _for_page(buffer.getvalue(), f"c{self._drawn}-")
 
 
-def thinned(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
+def thinned(
+    points: Sequence[tuple[float, ...]], most: int = _MOST_POINTS
+) -> list[tuple[float, ...]]:
     """Return at most about `most` points that keep every stretch's lowest and highest value."""
     if len(points) <= most:
         return list(points)
     size = math.ceil(len(points) / (most // 2))
-    kept: list[Point] = []
+    kept: list[tuple[float, ...]] = []
     for start in range(0, len(points), size):
         stretch = range(start, min(start + size, len(points)))
         ends = {min(stretch, key=lambda i: points[i][1]), max(stretch, key=lambda i: points[i][1])}
@@ -298,11 +306,11 @@ def _canvas(width: int = 380, height: int = 236, left: int = 44) -> tuple[Figure
     return figure, axes
 
 
-def _plot(axes: Axes, points: Sequence[Point], index: int) -> None:
-    """Draw one run's line in its colour, with up to about eight of its marks."""
+def _plot(axes: Axes, points: Sequence[tuple[float, ...]], index: int) -> None:
+    """Draw one line (x and y come first in a point) in its colour, with about eight marks."""
     axes.plot(
-        [x for x, _ in points],
-        [y for _, y in points],
+        [point[0] for point in points],
+        [point[1] for point in points],
         color=_series(index),
         linewidth=1.9,
         marker=MARKERS[index % len(MARKERS)],
@@ -311,6 +319,28 @@ def _plot(axes: Axes, points: Sequence[Point], index: int) -> None:
         markeredgecolor=_CARD,
         markeredgewidth=0.8,
     )
+
+
+def _seeds(
+    axes: Axes,
+    curves: Sequence[Sequence[tuple[float, ...]]],
+    mean: Sequence[tuple[float, ...]],
+    index: int,
+) -> None:
+    """Draw the curves of several seeds thinly, and their mean in a band of one deviation."""
+    colour = _series(index)
+    for curve in curves:
+        axes.plot(
+            [point[0] for point in curve],
+            [point[1] for point in curve],
+            color=colour,
+            linewidth=0.7,
+            alpha=0.45,
+        )
+    places = [x for x, _, _ in mean]
+    low, high = [y - d for _, y, d in mean], [y + d for _, y, d in mean]
+    axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
+    _plot(axes, mean, index)
 
 
 def _tick(value: float, _: object = None) -> str:

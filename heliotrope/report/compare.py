@@ -8,7 +8,15 @@ from typing import Any
 
 from heliotrope.report.record import RunRecord
 
-__all__ = ["Difference", "differences", "flatten", "labels", "shared_name"]
+__all__ = [
+    "Difference",
+    "differences",
+    "flatten",
+    "labels",
+    "shared_name",
+    "short_key",
+    "telling",
+]
 
 NOT_SET = "not set"
 
@@ -34,6 +42,12 @@ def differences(runs: Sequence[RunRecord]) -> list[Difference]:
     keys = sorted({key for flat in flats for key in flat})
     rows = [(key, [flat.get(key, NOT_SET) for flat in flats]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def telling(rows: Sequence[Difference]) -> list[Difference]:
+    """Return the differences without those that follow from the choice of another name."""
+    named = tuple(key.removesuffix("name") for key, _ in rows if key.endswith(".name"))
+    return [row for row in rows if row[0].endswith(".name") or not row[0].startswith(named)]
 
 
 def labels(runs: Sequence[RunRecord]) -> list[str]:
@@ -79,20 +93,17 @@ def _settings_apart(runs: Sequence[RunRecord], most: int = 3) -> list[str]:
     """Return `lr=0.1, seed=2` a run: what differs among runs of its name and mode, if short."""
     texts = [""] * len(runs)
     for group in _collisions([f"{run.name}\0{run.mode}" for run in runs]):
-        rows = differences([runs[i] for i in group])
-        named = {key.removesuffix("name") for key, _ in rows if key.endswith(".name")}
-        rows = [
-            row for row in rows if row[0].endswith(".name") or not row[0].startswith(tuple(named))
-        ]
+        rows = telling(differences([runs[i] for i in group]))
         if len(rows) > most:
             continue
         for position, i in enumerate(group):
-            parts = (f"{_short_key(key)}={_shorten(values[position], 20)}" for key, values in rows)
+            parts = (f"{short_key(key)}={_shorten(values[position], 20)}" for key, values in rows)
             texts[i] = ", ".join(parts)
     return texts
 
 
-def _short_key(key: str) -> str:
+def short_key(key: str) -> str:
+    """Return the part of a key that is mostly enough: `lr`, `strategy` of `...strategy.name`."""
     return key.removesuffix(".name").rsplit(".", 1)[-1]
 
 

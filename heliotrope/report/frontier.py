@@ -98,14 +98,15 @@ def frontiers(runs: Sequence[RunRecord]) -> list[Frontier]:
 
 
 def draw_frontiers(
-    found: Sequence[Frontier], labels: Sequence[str], studio: Studio
+    found: Sequence[Frontier], labels: Sequence[str], colours: Sequence[int], studio: Studio
 ) -> list[tuple[str, Drawing, list[list[str]]]]:
-    """Return title, drawing and table of each frontier."""
+    """Return title, drawing and table of each frontier; `colours` are those of the runs."""
     drawn = []
     for each in found:
-        points = [(place.epsilon, place.metric, place.run) for place in each.places]
+        points = [(place.epsilon, place.metric, colours[place.run]) for place in each.places]
         best = [(place.epsilon, place.metric) for place in each.places if place.best]
-        scatter = Scatter(points, best, each.without, metric_label(each.metric))
+        without = [(colours[run], value) for run, value in each.without]
+        scatter = Scatter(points, best, without, metric_label(each.metric))
         said = [f"{line[3]}: {line[2]} at epsilon {line[0]}." for line in each.lines(labels)]
         drawing = Drawing("", f"{each.title}. {' '.join(said)}", studio.frontier(scatter))
         drawn.append((each.title, drawing, each.lines(labels)))

@@ -18,13 +18,12 @@ from heliotrope.report.panels import curves, matrices
 from heliotrope.report.predictions import predictions
 from heliotrope.report.privacy import epsilon_curves, promises
 from heliotrope.report.record import RunRecord, number
+from heliotrope.report.replicates import Replicates, replicates
 from heliotrope.report.summary import order_metrics, rows, target
 from heliotrope.report.units import (
     UNKNOWN,
-    bytes_text,
     count_text,
     metric_label,
-    metric_text,
     seconds_text,
 )
 
@@ -45,18 +44,27 @@ class Card:
 
 
 def render(runs: Sequence[RunRecord]) -> str:
-    """Return the page for one run or several: HTML that needs no other file."""
+    """Return the page for one run or several: HTML that needs no other file.
+
+    Runs that differ only in their seed are one line of tables and charts. What is shown of single
+    models is that of the first of them; every run has a page of its own beside it.
+    """
     from jinja2 import Environment, StrictUndefined
 
-    named = labels(runs)
+    lines = replicates(runs)
+    shown = [line.representative for line in lines]
+    named, each = labels(shown), labels(runs)
+    single = [_single(line, label) for line, label in zip(lines, named, strict=True)]
+    line_of = {run: index for index, line in enumerate(lines) for run in line.positions}
+    colours = [line_of[run] for run in range(len(runs))]
     with studio() as drawing:
         charts = {
-            "curve_rows": curves(runs, named, drawing),
-            "matrices": matrices(runs, named, drawing),
-            "clients": clients(runs, named, drawing),
-            "predictions": predictions(runs, named, drawing),
-            "epsilons": epsilon_curves(runs, named, drawing),
-            "frontiers": draw_frontiers(frontiers(runs), named, drawing),
+            "curve_rows": curves(lines, named, drawing),
+            "matrices": matrices(shown, single, drawing),
+            "clients": clients(shown, single, drawing),
+            "predictions": predictions(shown, single, drawing),
+            "epsilons": epsilon_curves(shown, single, drawing),
+            "frontiers": draw_frontiers(frontiers(runs), each, colours, drawing),
         }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.lstrip_blocks = True
@@ -67,24 +75,31 @@ def render(runs: Sequence[RunRecord]) -> str:
         title=_title(runs, named),
         version=__version__,
         labels=named,
-        shapes=[(i % COLOURS, MARKERS[i % len(MARKERS)]) for i in range(len(runs))],
-        cards=[_card(run, label) for run, label in zip(runs, named, strict=True)],
-        notes=[(label, n) for run, label in zip(runs, named, strict=True) for n in _notes(run)],
-        rows=rows(runs),
-        targets=_targets(runs, named),
-        privacy=promises(runs, named),
+        seeds=len(runs) > len(lines),
+        shapes=[(i % COLOURS, MARKERS[i % len(MARKERS)]) for i in range(len(lines))],
+        cards=[_card(line, label) for line, label in zip(lines, named, strict=True)],
+        notes=[(label, n) for run, label in zip(runs, each, strict=True) for n in _notes(run)],
+        rows=rows(lines),
+        targets=_targets(runs, each),
+        privacy=promises(shown, single),
         accounts=[
             (label, found)
-            for run, label in zip(runs, named, strict=True)
+            for run, label in zip(runs, each, strict=True)
             if (found := client_accounts(run)).lines
         ],
-        failures=_failures(runs, named)[:_MOST_FAILURES],
+        failures=_failures(runs, each)[:_MOST_FAILURES],
         failure_count=sum(len(run.of_kind("failure")) for run in runs),
         not_set=NOT_SET,
-        differences=differences(runs),
-        configs=[(label, run.config_text) for run, label in zip(runs, named, strict=True)],
+        differences=differences(shown),
+        configs=[(label, run.config_text) for run, label in zip(shown, single, strict=True)],
+        run_labels=each,
         provenance_lines=_provenance(runs),
     )
+
+
+def _single(line: Replicates, label: str) -> str:
+    """Return the label of what is shown of the first run alone."""
+    return label if len(line.runs) == 1 else f"{label} (seed {line.runs[0].seed})"
 
 
 def _notes(run: RunRecord) -> list[str]:
@@ -112,16 +127,15 @@ def _resource(name: str) -> str:
     return (folder / name).read_text(encoding="utf-8")
 
 
-def _card(run: RunRecord, label: str) -> Card:
-    figures = [
-        (metric_text(run.metrics[name]), metric_label(name))
-        for name in order_metrics(run.metrics)[:2]
-    ]
-    if (seconds := run.quantity("wall_seconds")) is not None:
-        figures.append((seconds_text(seconds), "wall time"))
-    if (exchanged := run.bytes_exchanged) is not None:
-        figures.append((bytes_text(exchanged), "exchanged"))
-    return Card(label, run.mode, run.status, run.status == "completed", figures)
+def _card(line: Replicates, label: str) -> Card:
+    run, others = line.runs[0], len(line.runs) - 1
+    told = {row.label: row.cells[0] for row in rows([line])}
+    main = [metric_label(name) for name in order_metrics(run.metrics)[:2]]
+    figures = [(told[name], name) for name in (*main, "wall time") if name in told]
+    if run.bytes_exchanged is not None:
+        figures.append((told["bytes exchanged"], "exchanged"))
+    status = f"{run.status}, {others + 1} seeds" if others else run.status
+    return Card(label, run.mode, status, run.status == "completed", figures)
 
 
 def _targets(runs: Sequence[RunRecord], named: Sequence[str]) -> list[list[str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from heliotrope.panels import CONFUSION, NAMES
 from heliotrope.report.charts import AXES, Chart, Drawing, Studio
 from heliotrope.report.record import Point, RunRecord, drawable, number
+from heliotrope.report.replicates import Replicates, averaged
 from heliotrope.report.summary import order_metrics, target
 from heliotrope.report.units import bytes_text, count_text, metric_label, metric_text, seconds_text
 
@@ -43,61 +44,69 @@ class Matrix:
 # --- learning curves ----------------------------------------------------------------------
 
 
-def curves(runs: Sequence[RunRecord], labels: Sequence[str], studio: Studio) -> list[CurveRow]:
-    """Draw the main metrics against examples, seconds and bytes, the others against examples."""
+def curves(lines: Sequence[Replicates], labels: Sequence[str], studio: Studio) -> list[CurveRow]:
+    """Draw the main metrics against examples, seconds and bytes, the others against examples.
+
+    Runs that differ only in their seed are their mean, in a band of one deviation.
+    """
+    runs = [run for line in lines for run in line.runs]
     names = order_metrics(name for run in runs for name in run.metric_names())
     names = [name for name in names if not name.startswith(("clients/", "privacy/epsilon_rdp"))]
     tests = [name for name in names if name.startswith("test/")]
     main = (tests[:2] + [n for n in names if n.startswith("train/")][:1]) if tests else names[:3]
-    found = [_curve_row(runs, labels, main, axis, studio) for axis in _UNITS]
+    found = [_curve_row(lines, labels, main, axis, studio) for axis in _UNITS]
     if rest := [name for name in names if name not in main]:
-        found.append(_curve_row(runs, labels, rest, "examples_seen", studio))
+        found.append(_curve_row(lines, labels, rest, "examples_seen", studio))
         found[-1].title = "Other metrics, against examples seen"
-    found[0].notes += _not_finite(runs, labels, names)
+    found[0].notes += _not_finite(lines, labels, names)
     return [row for row in found if row.drawings or row.notes]
 
 
 def _curve_row(
-    runs: Sequence[RunRecord],
+    lines: Sequence[Replicates],
     labels: Sequence[str],
     metrics: Sequence[str],
     axis: str,
     studio: Studio,
 ) -> CurveRow:
     row = CurveRow(f"Against {AXES[axis][0]}")
-    silent = [axis == "bytes" and run.bytes_exchanged == 0 for run in runs]
+    runs = [run for line in lines for run in line.runs]
+    silent = [axis == "bytes" and line.runs[0].bytes_exchanged == 0 for line in lines]
     for label, none in zip(labels, silent, strict=True):
         if none:
             row.notes.append(f"{label} exchanged no bytes, so it has no curve here.")
     for metric in metrics:
-        lines = [
-            None if none else run.curve(metric, axis)
-            for run, none in zip(runs, silent, strict=True)
+        drawn = [
+            [] if none else [c for run in line.runs if (c := run.curve(metric, axis))]
+            for line, none in zip(lines, silent, strict=True)
         ]
-        if not any(lines):
+        if not any(drawn):
             continue
         goals = {t.value for run in runs if (t := target(run)) and t.metric == metric}
         goals = {value for value in goals if drawable(value)}
-        said = [_in_words(*pair, axis) for pair in zip(labels, lines, strict=True) if pair[1]]
+        said = [_in_words(*pair, axis) for pair in zip(labels, drawn, strict=True) if pair[1]]
         caption = metric_label(metric)
         alt = f"{caption} against {AXES[axis][0]}. {' '.join(said)}"
-        svg = studio.curves(Chart(axis, lines, sorted(goals)))
+        svg = studio.curves(Chart(axis, drawn, sorted(goals)))
         row.drawings.append(Drawing(caption, alt, svg))
     return row
 
 
-def _in_words(label: str, line: Sequence[Point] | None, axis: str) -> str:
-    if not line:
-        return ""
-    (_, first), (x, last) = line[0], line[-1]
-    return f"{label}: from {metric_text(first)} to {metric_text(last)} at {_UNITS[axis](x)}."
+def _in_words(label: str, seeds: Sequence[Sequence[Point]], axis: str) -> str:
+    mean = averaged(seeds)
+    (_, first, _), (x, last, deviation) = mean[0], mean[-1]
+    spread = f" ± {metric_text(deviation)}" if deviation else ""
+    return (
+        f"{label}: from {metric_text(first)} to {metric_text(last)}{spread} at {_UNITS[axis](x)}."
+    )
 
 
 def _not_finite(
-    runs: Sequence[RunRecord], labels: Sequence[str], names: Sequence[str]
+    lines: Sequence[Replicates], labels: Sequence[str], names: Sequence[str]
 ) -> list[str]:
     notes = []
-    for run, label in zip(runs, labels, strict=True):
+    runs = [(run, label) for line, label in zip(lines, labels, strict=True) for run in line.runs]
+    for run, label in runs:
         for name in names:
             line = run.curve(name, "examples_seen")
             lost = sum(not drawable(y) for _, y in line)

@@ -56,7 +56,7 @@ def epsilon_curves(
             if line
         ]
         caption = "epsilon at most, by RDP"
-        svg = studio.curves(Chart(axis, lines))
+        svg = studio.curves(Chart(axis, [[line] for line in lines]))
         drawings.append(Drawing(caption, f"{caption}, over {axis}s. {' '.join(said)}", svg))
     return drawings
 

@@ -1,4 +1,4 @@
-"""The facts of runs side by side: one row a fact, one cell a run.
+"""The facts of runs side by side: one row a fact, one cell a run, or for runs of several seeds.
 
 The terminal and the page show the same rows, so they cannot disagree.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from heliotrope.report.record import RunRecord, number
+from heliotrope.report.replicates import Average, Replicates
 from heliotrope.report.units import (
     MINUS,
     TIMES,
@@ -29,7 +31,7 @@ NO_PRIVACY = "no privacy guarantee"
 
 @dataclass(frozen=True)
 class Row:
-    """A fact: its label, a text a run, how each compares with the first run, which are best."""
+    """A fact: its label, a text a column, how each compares with the first, which are best."""
 
     label: str
     cells: Sequence[str]
@@ -68,23 +70,24 @@ class Target:
         return f"{metric_label(self.metric)} {sign} {self.value:g}"
 
 
-def rows(runs: Sequence[RunRecord]) -> list[Row]:
-    """Return every row some run can fill, in reading order."""
-    table = [_words("mode", [run.mode for run in runs])]
-    table.append(_words("status", [run.status for run in runs]))
-    table.append(_words("seed", [UNKNOWN if r.seed is None else str(r.seed) for r in runs]))
+def rows(columns: Sequence[Replicates]) -> list[Row]:
+    """Return every row some run can fill, in reading order; of several seeds mean ± deviation."""
+    runs = [run for column in columns for run in column.runs]
+    table = [_words("mode", columns, lambda run: run.mode)]
+    table.append(_words("status", columns, lambda run: run.status))
+    seeds = [UNKNOWN if column.runs[0].seed is None else column.seeds for column in columns]
+    table.append(Row("seed", seeds, [""] * len(seeds)))
     for name in order_metrics(name for run in runs for name in run.metrics):
-        values = [run.metrics.get(name) for run in runs]
         way = next(filter(None, (run.direction(name) for run in runs)), None)
-        table.append(_figures(metric_label(name), values, metric_text, way, _change))
-    table.append(_words("trained for", [_periods(run) for run in runs]))
-    table += [_figures(*spec) for spec in _quantities(runs)]
-    table.append(_words("target", [_target_text(run) for run in runs]))
-    table.append(_words("privacy", [privacy_text(run) for run in runs]))
-    table.append(_words("simulated attack", [_attack_text(run) for run in runs]))
-    failures = [float(len(run.of_kind("failure"))) for run in runs]
-    if any(failures):
-        table.append(_figures("failures", failures, count_text))
+        label, value = metric_label(name), partial(_metric, name=name)
+        table.append(_figures(columns, label, value, metric_text, way, _change))
+    table.append(_words("trained for", columns, _periods))
+    table += [_figures(columns, *spec) for spec in _quantities(runs)]
+    table.append(_words("target", columns, _target_text))
+    table.append(_words("privacy", columns, privacy_text))
+    table.append(_words("simulated attack", columns, _attack_text))
+    if any(run.of_kind("failure") for run in runs):
+        table.append(_figures(columns, "failures", _failures, count_text))
     return [row for row in table if set(row.cells) != {UNKNOWN}]
 
 
@@ -174,9 +177,10 @@ def _periods(run: RunRecord) -> str:
     return UNKNOWN
 
 
+_Value = Callable[[RunRecord], "float | None"]
 _Spec = tuple[
     str,
-    list[float | None],
+    _Value,
     Callable[[float], str],
     str | None,
     "Callable[[float, float], str] | None",
@@ -184,13 +188,12 @@ _Spec = tuple[
 
 
 def _quantities(runs: Sequence[RunRecord]) -> list[_Spec]:
-    def of(key: str) -> list[float | None]:
-        return [run.quantity(key) for run in runs]
+    def of(key: str) -> _Value:
+        return lambda run: run.quantity(key)
 
     # A run cut short is not the cheapest one.
     ended = all(run.status == "completed" for run in runs)
     low, high = ("min", "max") if ended else (None, None)
-    exchanged = [run.bytes_exchanged for run in runs]
     return [
         ("steps", of("steps"), count_text, None, None),
         ("examples seen", of("examples_seen"), count_text, None, _ratio),
@@ -198,7 +201,7 @@ def _quantities(runs: Sequence[RunRecord]) -> list[_Spec]:
         ("training time", of("train_seconds"), seconds_text, low, _ratio),
         ("startup time", of("startup_seconds"), seconds_text, None, None),
         ("examples/s", of("examples_per_second"), rate_text, high, _ratio),
-        ("bytes exchanged", exchanged, bytes_text, low, _ratio),
+        ("bytes exchanged", lambda run: run.bytes_exchanged, bytes_text, low, _ratio),
         ("bytes up", of("bytes_up"), bytes_text, None, None),
         ("bytes down", of("bytes_down"), bytes_text, None, None),
         ("peak memory", of("peak_rss_bytes"), bytes_text, None, _ratio),
@@ -206,27 +209,39 @@ def _quantities(runs: Sequence[RunRecord]) -> list[_Spec]:
     ]
 
 
-def _words(label: str, cells: list[str]) -> Row:
+def _metric(run: RunRecord, name: str) -> float | None:
+    return run.metrics.get(name)
+
+
+def _failures(run: RunRecord) -> float:
+    return float(len(run.of_kind("failure")))
+
+
+def _words(label: str, columns: Sequence[Replicates], said: Callable[[RunRecord], str]) -> Row:
+    cells = ["; ".join(dict.fromkeys(map(said, column.runs))) for column in columns]
     return Row(label, cells, [""] * len(cells))
 
 
 def _figures(
+    columns: Sequence[Replicates],
     label: str,
-    values: Sequence[float | None],
+    value: _Value,
     text: Callable[[float], str],
     direction: str | None = None,
     against: Callable[[float, float], str] | None = None,
 ) -> Row:
-    cells = [UNKNOWN if value is None else text(value) for value in values]
-    first = values[0]
+    found = [Average.of([value(run) for run in column.runs]) for column in columns]
+    cells = [UNKNOWN if average is None else average.text(text) for average in found]
+    means = [None if average is None else average.mean for average in found]
+    first = means[0]
     notes = [""] * len(cells)
     if against is not None and first is not None:
-        notes[1:] = ["" if value is None else against(value, first) for value in values[1:]]
-    known = [v for v in values if v is not None and math.isfinite(v)]
+        notes[1:] = ["" if mean is None else against(mean, first) for mean in means[1:]]
+    known = [mean for mean in means if mean is not None and math.isfinite(mean)]
     best: frozenset[int] = frozenset()
     if direction and len(set(known)) > 1:
         wanted = min(known) if direction == "min" else max(known)
-        best = frozenset(i for i, value in enumerate(values) if value == wanted)
+        best = frozenset(i for i, mean in enumerate(means) if mean == wanted)
     return Row(label, cells, notes, best)
 
 
