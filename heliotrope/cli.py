@@ -70,6 +70,7 @@ commands:
   find-lr           try learning rates      heliotrope find-lr experiment=E [output=FILE]
   find-batch-size   time larger batches     heliotrope find-batch-size experiment=E [output=FILE]
   tune              time client training    heliotrope tune experiment=E [federated.*=...]
+  plan              what a launch needs     heliotrope plan experiment=E [plan.*=...] [...]
   submit            run it on a cluster     heliotrope submit cluster=ray [...] -- COMMAND [...]
 
 A mode takes Hydra overrides, -m for sweeps, --cfg job to see the config, --help for the keys.
@@ -91,6 +92,7 @@ _COMMANDS = {
     "find-lr": ("heliotrope.commands.find", "find_lr_command"),
     "find-batch-size": ("heliotrope.commands.find", "find_batch_size_command"),
     "tune": ("federated.tune", "tune_command"),
+    "plan": ("heliotrope.commands.plan", "plan_command"),
     "submit": ("distributed.submit.command", "submit_command"),
 }
 
