@@ -1,0 +1,103 @@
+"""The batch script that `cluster=slurm` would send, made without Slurm."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from heliotrope.cli import main
+from heliotrope.errors import ConfigError
+
+
+def _script(capsys: pytest.CaptureFixture[str], *words: str, run: str = "list") -> str:
+    assert main(["submit", "cluster=slurm", "dry_run=true", *words, "--", *run.split()]) == 0
+    return capsys.readouterr().out
+
+
+def _options(script: str) -> dict[str, str]:
+    """Return what the script asks sbatch for, as sbatch reads it."""
+    lines = re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE)
+    words = [word for line in lines for word in shlex.split(line)]
+    return {name: value for name, _, value in (word.partition("=") for word in words)}
+
+
+def test_the_keys_become_options_of_sbatch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "it's 100% mine"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    script = _script(
+        capsys,
+        *("cluster.nodes=3", "cluster.cpus_per_task=4", "cluster.gpus_per_node=2"),
+        *("cluster.partition=long", "cluster.account=physics", "cluster.qos=high"),
+        *("cluster.minutes=90", "cluster.notice_seconds=60", "cluster.requeue=false"),
+        'cluster.sbatch=["--mem=16G","--exclusive"]',
+        'cluster.setup=["module load cuda"]',
+    )
+    assert script.startswith("#!/bin/bash\n")
+    assert _options(script) == {
+        "--job-name": "list",
+        "--nodes": "3",
+        "--ntasks-per-node": "1",
+        "--cpus-per-task": "4",
+        "--gpus-per-node": "2",
+        "--time": "90",
+        "--partition": "long",
+        "--account": "physics",
+        "--qos": "high",
+        "--signal": "B:USR2@60",
+        "--no-requeue": "",
+        "--open-mode": "append",
+        "--mem": "16G",
+        "--exclusive": "",
+        "--chdir": str(folder),
+        "--output": f"{tmp_path}/it's 100%% mine/slurm-%j.log",
+    }
+    *_, setup, command = script.strip().splitlines()
+    assert setup == "module load cuda"
+    assert "--requeue" not in command
+
+
+def test_what_is_not_set_is_left_to_slurm(capsys: pytest.CaptureFixture[str]) -> None:
+    options = _options(_script(capsys))
+    assert not {"--partition", "--account", "--qos", "--gpus-per-node"} & options.keys()
+    assert "--requeue" in options
+
+
+def test_a_run_prints_into_its_directory_and_is_resumed_by_the_same_script(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = _script(capsys, run=f"distributed seed=4 hydra.run.dir={tmp_path / 'run'}")
+    assert _options(script)["--output"] == f"{tmp_path / 'run'}/slurm-%j.log"
+    words = shlex.split(script.strip().splitlines()[-1])
+    ours = words[words.index("--") + 1 :]
+    assert ours[:5] == [sys.executable, "-m", "heliotrope", "distributed", "seed=4"]
+    assert ours[5:] == [f"hydra.run.dir={tmp_path / 'run'}", "resume=true"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("cluster.nodes=0", "cluster.nodes=0"),
+        ("cluster.cpus_per_task=0", "cluster.cpus_per_task=0"),
+        ("cluster.gpus_per_node=-1", "cluster.gpus_per_node=-1"),
+        ("cluster.minutes=2", "cluster.notice_seconds=120"),
+        ("cluster.wait_seconds=0", "cluster.wait_seconds=0"),
+        ("cluster.nodes=two", "cluster.nodes=two"),
+        ("cluster.node=2", "Did you mean 'cluster.nodes'?"),
+        ('cluster.sbatch=["mem=16G"]', "'mem=16G' is no option of sbatch"),
+        ('cluster.partition="a\nb"', "has several lines"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused(
+    word: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["submit", "cluster=slurm", "dry_run=true", word, "--", "list"])
+    assert code == ConfigError.exit_code
+    assert said in capsys.readouterr().err
