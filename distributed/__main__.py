@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from heliotrope.system.process_exit import as_process
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from heliotrope.config import Run
 
 
@@ -29,11 +31,17 @@ def _stamp() -> str:
     return agreed_stamp()
 
 
+def _ray() -> ModuleType:
+    import ray  # here: only a sweep of parallel jobs needs it
+
+    return ray
+
+
 def main() -> int:
     """Run the command line's experiment and return the exit code."""
     from heliotrope.cli import run_mode  # here: Ctrl-C is answered during imports, too
 
-    return run_mode("distributed", _job, _stamp)
+    return run_mode("distributed", _job, _stamp, _ray)
 
 
 if __name__ == "__main__":

@@ -12,38 +12,34 @@ import importlib
 import os
 import re
 import shlex
-import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import NoReturn, get_args
+from types import ModuleType
+from typing import get_args
 
 import hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from heliotrope import config, registry
 from heliotrope.commands import sweeps
 from heliotrope.commands.directories import refuse_unnamed
+from heliotrope.commands.guarded import guarded
 from heliotrope.commands.ledger import spent_by
 from heliotrope.commands.output import say
 from heliotrope.commands.overrides import prepared
+from heliotrope.commands.parallel_jobs import PlannedJob, run_in_parallel
 from heliotrope.commands.trials import Drawing, drawn_trials
 from heliotrope.config import Mode, Run
-from heliotrope.config.explain import composing, explain
+from heliotrope.config.explain import composing
 from heliotrope.config.names import plain_name
 from heliotrope.config.own_files import refuse_absent
-from heliotrope.errors import ConfigError, HeliotropeError, RunDirectoryError, closest
+from heliotrope.errors import ConfigError, RunDirectoryError, closest
 from heliotrope.modes import mode_module
-from heliotrope.plugin_loading import exit_said
 from heliotrope.runs.clock import clock_from_now
 from heliotrope.runs.stamp import new_stamp
 from heliotrope.shell import typed
@@ -70,7 +66,6 @@ commands:
   find-lr           try learning rates      heliotrope find-lr experiment=E [output=FILE]
   find-batch-size   time larger batches     heliotrope find-batch-size experiment=E [output=FILE]
   tune              time client training    heliotrope tune experiment=E [federated.*=...]
-  plan              what a launch needs     heliotrope plan experiment=E [plan.*=...] [...]
   submit            run it on a cluster     heliotrope submit cluster=ray [...] -- COMMAND [...]
 
 A mode takes Hydra overrides, -m for sweeps, --cfg job to see the config, --help for the keys.
@@ -92,7 +87,6 @@ _COMMANDS = {
     "find-lr": ("heliotrope.commands.find", "find_lr_command"),
     "find-batch-size": ("heliotrope.commands.find", "find_batch_size_command"),
     "tune": ("federated.tune", "tune_command"),
-    "plan": ("heliotrope.commands.plan", "plan_command"),
     "submit": ("distributed.submit.command", "submit_command"),
 }
 
@@ -120,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
             text = parsed(registry.path_of(module), function, frozenset({"arguments"})).text
             print(f"usage: heliotrope {command} {text.replace('`', '')}")
             return 0
-        return _guarded(lambda: getattr(_imported(module), function)(rest))
+        return guarded(lambda: getattr(_imported(module), function)(rest))
     print(f"heliotrope: no command '{command}'.{closest(command, VERBS)}", file=sys.stderr)
     print(_USAGE, end="", file=sys.stderr)
     return 2
@@ -134,15 +128,23 @@ def _imported(module: str) -> ModuleType:
     return importlib.import_module(module)
 
 
+def _no_ray() -> ModuleType:
+    raise ConfigError("sweep.parallel needs Ray, which this command has not. Set sweep.parallel=1.")
+
+
 def run_mode(
-    mode: Mode, job: Callable[[Run, Path], None], stamp: Callable[[], str] = new_stamp
+    mode: Mode,
+    job: Callable[[Run, Path], None],
+    stamp: Callable[[], str] = new_stamp,
+    ray: Callable[[], ModuleType] = _no_ray,
 ) -> int:
     """Compose the config from the command line, run `job(run, directory)`, return the exit code.
 
     `directory` is `hydra.run.dir`, or the job's own directory in a sweep; `stamp` returns the part
-    of a generated one that tells it from those of other commands.
+    of a generated one that tells it from those of other commands; `ray` imports Ray, on which
+    `sweep.parallel` jobs at a time are run, by `run_job` of the mode.
     """
-    unusable = _guarded(lambda: config.register_for(sys.argv[1:]))
+    unusable = guarded(lambda: config.register_for(sys.argv[1:]))
     if unusable:
         return unusable
     register_resolvers(mode, stamp)
@@ -156,10 +158,12 @@ def run_mode(
     def composed() -> None:
         with drawn_trials(sys.argv[1:]) as jobs.drawing:
             _composed(decorated)
+            jobs.run_planned(ray)
 
-    outside = _guarded(composed)
+    outside = guarded(composed)
     jobs.tell_spent()
     if len(jobs.done) > 1:
+        sweeps.summarise(sorted(jobs.done, key=sweeps.place))
         shown = [shlex.quote(str(directory)) for directory in jobs.done]
         listed = shown if any(jobs.codes) else [f"{shlex.quote(str(jobs.done[0].parent))}/*/"]
         say(f"compare them: python -m heliotrope compare {' '.join(listed)}")
@@ -175,9 +179,10 @@ def register_resolvers(mode: Mode, stamp: Callable[[], str] = new_stamp) -> None
 
 
 class _Jobs:
-    """What a command runs: one job, or those of a sweep one after the other.
+    """What a command runs: one job, or those of a sweep, one after the other or several at a time.
 
-    `codes` are their exit codes, `done` the directories of those that ended well.
+    `codes` are their exit codes, `done` the directories of those that ended well. With
+    `sweep.parallel`, jobs are planned while Hydra composes them, and run once all are.
     """
 
     def __init__(self, mode: Mode, job: Callable[[Run, Path], None]) -> None:
@@ -188,6 +193,8 @@ class _Jobs:
         self.drawing: Drawing | None = None
         self._ledger: str | None = None
         self._begun: set[Path] = set()
+        self._planned: list[PlannedJob] = []
+        self._named = ""  # the whole command's directory, as one types it
 
     def task(self, cfg: DictConfig) -> None:
         """Run one job in the directory that Hydra has made for it; errors become its code."""
@@ -215,15 +222,41 @@ class _Jobs:
             if sweeping:
                 _refuse_run_dir(hydra_cfg.overrides.hydra)
                 sweeps.note(this, directory)
-            self._run(cfg, directory, typed(key, whole))
+            run = config.load(cfg, self._mode)
+            self._ledger = run.privacy.ledger
+            refuse_absent(run)
+            if not sweeping and run.sweep.parallel != 1:
+                raise ConfigError(
+                    f"sweep.parallel={run.sweep.parallel} has no effect without -m. Leave it out, "
+                    "or add -m and the values to sweep over, such as seed=1,2."
+                )
+            if sweeping and run.resume and sweeps.is_completed(run, directory):
+                say(f"[{hydra_cfg.job.num}] is completed: {directory}")
+            elif sweeping and run.sweep.parallel != 1:
+                self._planned.append(PlannedJob(hydra_cfg.job.num, run, directory))
+            else:
+                with self._telling():
+                    self._job(run, directory)
 
         self._begun.add(directory)
+        self._named = typed(key, whole)
         # Explained here, not by Hydra; the rest of a sweep goes on after a job that failed.
         with clock_from_now() if sweeping and hydra_cfg.job.num > 0 else nullcontext():
-            self.codes.append(_guarded(one_job, interruptible=False))
-        if not self.codes[-1]:
+            code = guarded(one_job, interruptible=False)
+        if not (self._planned and self._planned[-1].directory == directory):
+            self._ended(directory, code)
+
+    def run_planned(self, ray: Callable[[], ModuleType]) -> None:
+        """Run what is planned, several jobs at a time."""
+        if self._planned:
+            with self._telling():
+                run_in_parallel(ray(), self._mode, self._planned, self._ended)
+
+    def _ended(self, directory: Path, code: int) -> None:
+        self.codes.append(code)
+        if not code:
             self.done.append(directory)
-        elif self.codes[-1] == ConfigError.exit_code:
+        elif code == ConfigError.exit_code:
             _remove_if_unused(directory)
 
     def tell_spent(self) -> None:
@@ -232,20 +265,18 @@ class _Jobs:
             for line in spent_by(Path(self._ledger), next(iter(self._begun)).parent):
                 say(line)
 
-    def _run(self, cfg: DictConfig, directory: Path, named: str) -> None:
-        """Train; if a signal ends that, say how to go on, with all of the command."""
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """If a signal ends the block, say how to go on, with all of the command."""
 
         def how_to_continue() -> None:
             if any((path / "config.yaml").exists() for path in self._begun):
                 with suppress(OSError):  # nobody may read it any more
-                    print(f"continue it: resume=true {named}", file=sys.stderr)
+                    print(f"continue it: resume=true {self._named}", file=sys.stderr)
 
         try:
             with saying(how_to_continue):
-                run = config.load(cfg, self._mode)
-                self._ledger = run.privacy.ledger
-                refuse_absent(run)
-                self._job(run, directory)
+                yield
         except (KeyboardInterrupt, SystemExit):
             how_to_continue()
             raise
@@ -256,7 +287,7 @@ class _Jobs:
             _remove_if_unused(made)
         if not self.codes:
             command = ["python", "-m", self._mode, *sys.argv[1:]]
-            self.codes.append(_guarded(lambda: refuse_unnamed(whole, key, command)))
+            self.codes.append(guarded(lambda: refuse_unnamed(whole, key, command)))
 
 
 def _composed(decorated: Callable[[], None]) -> None:
@@ -342,37 +373,3 @@ def _refuse_run_dir(overrides: Iterable[str]) -> None:
                 f"{override} has no effect in a sweep, whose jobs have a directory each. "
                 "Set hydra.sweep.dir instead."
             )
-
-
-def _guarded(action: Callable[[], object], *, interruptible: bool = True) -> int:
-    """Run `action`; print an expected error in one paragraph and return its exit code."""
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        action()
-        return 0
-    except HeliotropeError as error:
-        print(masked(f"error: {error}"), file=sys.stderr)
-        return error.exit_code
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        print(masked(f"error: {explain(error)}"), file=sys.stderr)
-        return ConfigError.exit_code
-    except SystemExit as error:
-        if (said := exit_said(error)) is None:
-            raise
-        print(masked(f"error: {said}"), file=sys.stderr)
-        return HeliotropeError.exit_code
-    except Exception:  # noqa: BLE001 - not foreseen: tell all, and let a sweep go on
-        print(masked(traceback.format_exc()), end="", file=sys.stderr)
-        return HeliotropeError.exit_code
-    except KeyboardInterrupt:
-        if not interruptible:
-            raise
-        print("interrupted", file=sys.stderr)
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """Turn SIGTERM into an exception, so that workers are stopped and files closed."""
-    raise SystemExit(143)

@@ -25,12 +25,11 @@ from heliotrope.models import build
 from heliotrope.tasks import Task
 from heliotrope.training.loop import TrainingBatch, weight_penalty
 
-from ..communication.traffic import HALF
 from ..topology import Topology
-from .engine import Engine, Snapshot
+from .engine import HALF, Engine, Snapshot
 from .layer_order import LayerOrder
 
-__all__ = ["FsdpEngine", "sharded_parts"]
+__all__ = ["FsdpEngine"]
 
 
 class FsdpEngine(Engine):
@@ -59,7 +58,7 @@ class FsdpEngine(Engine):
         self._order: LayerOrder | None = None
         if not self._cfg.compile:  # a compiled part would be compiled anew for each turn
             names = {id(module): name for name, module in model.named_modules()}
-            parts = {names[id(part)]: part for part in sharded_parts(model)}
+            parts = {names[id(part)]: part for part in _parts(model)}
             self._order = LayerOrder(parts, topology, self._device)
         return sharded
 
@@ -77,19 +76,30 @@ class FsdpEngine(Engine):
         self, model: nn.Module, topology: Topology, policy: MixedPrecisionPolicy
     ) -> nn.Module:
         mesh = init_device_mesh(self._device.type, (topology.world_size,))
-        for part in sharded_parts(model):
+        for part in _parts(model):
             fully_shard(part, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
         return model
 
     def _compiled(self, model: nn.Module) -> nn.Module:
-        for part in sharded_parts(model):  # between them, weights are gathered
+        for part in _parts(model):  # between them, weights are gathered
             part.compile(dynamic=False)
         return model
 
     @property
     def _autocast(self) -> None:
         """Nothing is cast: the policy says in which precision."""
+
+    def after_step(self, step: int, steps: int) -> tuple[int, int]:
+        """Return the bytes that all workers together sent: gradients, and gathered weights.
+
+        Weights are gathered for the forward and again for the backward pass.
+        """
+        super().after_step(step, steps)
+        gradients = self._exchanged
+        passes = 2 * self._cfg.accumulation_steps
+        weights = gradients * passes // (2 if self._cfg.precision in HALF else 1)
+        return gradients, weights + self._buffers.sent_bytes
 
     def evaluated(self) -> nn.Module:
         """Return a whole copy of the model."""
@@ -134,7 +144,7 @@ class FsdpEngine(Engine):
         }
 
 
-def sharded_parts(model: nn.Module) -> list[nn.Module]:
+def _parts(model: nn.Module) -> list[nn.Module]:
     """Return the parts of `model` that have weights and are gathered one after the other."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     parts = [block for list_ in lists for block in list_] or list(model.children())

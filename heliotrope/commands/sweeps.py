@@ -1,17 +1,28 @@
-"""Jobs of a sweep: each has a directory, which it finds again by its overrides."""
+"""Jobs of a sweep: each has a directory, which it finds again by its overrides.
+
+A sweep that is resumed runs those that are not completed, and ends with one table and one report.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
+from heliotrope.commands.output import say
+from heliotrope.config import Run, from_resolved
+from heliotrope.config.redaction import without_passwords
+from heliotrope.errors import ConfigError, RunDirectoryError
+from heliotrope.runs.directory import RunDirectory, flat
+from heliotrope.system.console import plain_console
 from heliotrope.system.redaction import masked
 
-__all__ = ["Job", "directory_of", "note"]
+__all__ = ["Job", "directory_of", "is_completed", "note", "place", "summarise"]
 
 _NOTE = "overrides.json"
 
@@ -62,6 +73,42 @@ def note(job: Job, directory: Path) -> None:
     """Leave in its directory what a job is, unless there is a job already."""
     with suppress(FileExistsError), (directory / _NOTE).open("x") as file:
         json.dump({"overrides": sorted(job.overrides), "swept": sorted(job.swept)}, file)
+
+
+def is_completed(run: Run, directory: Path) -> bool:
+    """Return whether the directory has the result of this very run: with no key changed."""
+    there = RunDirectory(directory)
+    if not there.result.is_file():
+        return False
+    try:
+        before = flat(asdict(from_resolved(there.config, with_plugins=False)))
+    except ConfigError:
+        return False
+    now = flat(asdict(without_passwords(run)))
+    changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+    return changed <= {"resume", "sweep.parallel"}
+
+
+def place(directory: Path) -> tuple[int, str]:
+    """Return what jobs of a sweep are sorted by: the number that is their directory's name."""
+    name = directory.name
+    return (int(name), "") if name.isdecimal() else (-1, name)
+
+
+def summarise(directories: Sequence[Path]) -> None:
+    """Print one table of the jobs that are done, and write one report beside their directories."""
+    from heliotrope.report import comparison_table, read_run, write_report
+
+    if os.environ.get("RANK", "0") != "0":  # of torchrun: one of its processes tells
+        return
+    with suppress(RunDirectoryError):  # a job of a caller's own that leaves no run
+        runs = [read_run(directory) for directory in directories]
+        console = plain_console(soft_wrap=False)
+        console.print(comparison_table(runs, console.width))
+        try:
+            say(f"report: {write_report(runs, directories[0].parent / 'report.html')}")
+        except ConfigError as error:  # the runs are there all the same
+            sys.stderr.write(f"error: {error}\n")
 
 
 def _read(path: Path) -> Job:

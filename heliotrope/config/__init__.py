@@ -20,6 +20,7 @@ from heliotrope.config.groups import (
 from heliotrope.config.loading import from_resolved, from_yaml, load
 from heliotrope.config.run import Mode, Run
 from heliotrope.config.schemas import conf_dir, defaults, register
+from heliotrope.config.sweep import SweepConfig
 from heliotrope.config.training import LossConfig, TargetConfig, TrackingConfig
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PartitionConfig",
     "Run",
     "StrategyConfig",
+    "SweepConfig",
     "TargetConfig",
     "TaskConfig",
     "TrackingConfig",

@@ -15,6 +15,7 @@ from heliotrope.config.distributed import DistributedConfig
 from heliotrope.config.federated import FederatedConfig
 from heliotrope.config.groups import ModelConfig, OptimizerConfig, TaskConfig
 from heliotrope.config.project import ProjectConfig
+from heliotrope.config.sweep import SweepConfig
 from heliotrope.config.training import LossConfig, TargetConfig, TrackingConfig
 from heliotrope.registry import Source
 
@@ -51,6 +52,7 @@ class Run:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     privacy: ProjectConfig = field(default_factory=ProjectConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
     @property
     def task_name(self) -> str | None:

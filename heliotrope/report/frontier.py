@@ -11,7 +11,7 @@ from heliotrope.report.record import RunRecord, number
 from heliotrope.report.summary import order_metrics
 from heliotrope.report.units import metric_label, metric_text
 
-__all__ = ["Frontier", "Place", "draw_frontiers", "frontiers"]
+__all__ = ["Frontier", "Place", "compared_by", "draw_frontiers", "frontiers"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Frontier:
 
 def frontiers(runs: Sequence[RunRecord]) -> list[Frontier]:
     """Return the private runs among several by unit and adjacency; none of a single run."""
-    metric = _compared_by(runs)
+    metric = compared_by(runs)
     if len(runs) < 2 or metric is None:
         return []
     lower = next(filter(None, (run.direction(metric) for run in runs)), "max") == "min"
@@ -113,7 +113,7 @@ def draw_frontiers(
     return drawn
 
 
-def _compared_by(runs: Sequence[RunRecord]) -> str | None:
+def compared_by(runs: Sequence[RunRecord]) -> str | None:
     """Return the target's metric, or the first test metric that is none of loss, of all runs."""
     ended = [run for run in runs if run.result is not None]
     shared = [

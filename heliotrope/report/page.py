@@ -13,6 +13,7 @@ from heliotrope.report.accounts import client_accounts
 from heliotrope.report.charts import COLOURS, MARKERS, studio
 from heliotrope.report.clients import clients
 from heliotrope.report.compare import NOT_SET, differences, labels, shared_name
+from heliotrope.report.coordinates import coordinates
 from heliotrope.report.frontier import draw_frontiers, frontiers
 from heliotrope.report.panels import curves, matrices
 from heliotrope.report.predictions import predictions
@@ -80,6 +81,7 @@ def render(runs: Sequence[RunRecord]) -> str:
         cards=[_card(line, label) for line, label in zip(lines, named, strict=True)],
         notes=[(label, n) for run, label in zip(runs, each, strict=True) for n in _notes(run)],
         rows=rows(lines),
+        coordinates=coordinates(lines),
         targets=_targets(runs, each),
         privacy=promises(shown, single),
         accounts=[

@@ -69,6 +69,7 @@ MAY_CHANGE = {
     "privacy.budget",
     "privacy.delta",
     "privacy.trials",
+    "sweep.parallel",
     "target.metric",
     "target.value",
     "target.stop",

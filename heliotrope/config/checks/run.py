@@ -16,6 +16,7 @@ from heliotrope.config.explain import unknown_key
 from heliotrope.config.groups import GROUPS, OPTIONAL, choice_class, choice_names, defaults_of
 from heliotrope.config.names import plain_name
 from heliotrope.config.run import Mode, Run
+from heliotrope.config.sweep import check_sweep
 from heliotrope.errors import ConfigError, closest
 
 __all__ = ["check"]
@@ -32,6 +33,7 @@ def check(run: Run, mode: Mode) -> None:
     _check_metrics(run.metrics)
     one_of("plugins_changed", run.plugins_changed, ("refuse", "accept"))
     plain_name(run.name)
+    check_sweep(run.sweep)
     check_shared(run)
     check_tracking(run.tracking)
     protection = run.distributed.privacy if mode == "distributed" else run.federated.privacy

@@ -1,1 +1,0 @@
-"""What a launch would need, foretold: the parts that both modes share."""
