@@ -49,6 +49,7 @@ from .privacy.dpsgd import DpSgd
 from .privacy.names import privacy_of
 from .strategies.buffers import check_batchnorm
 from .strategies.compiler import check_compiler
+from .strategies.initial_weights import initial_weights
 from .strategies.recompute import recompute
 
 __all__ = ["Components", "begin", "build_components", "drive", "giving_back", "write_results"]
@@ -103,7 +104,10 @@ def drive(
     ):
         for note in components.notes:
             display.say(note)
-        with giving_back(run, run_dir, components):
+        with (
+            giving_back(run, run_dir, components),
+            initial_weights(run, components.model, run_dir.path),
+        ):
             trained = _attempts(run, run_dir, components, launcher, display, clock)
         closed = in_background(close)
         try:
@@ -192,7 +196,7 @@ def begin(
     saved = newest_checkpoint(run, "distributed", run_dir, display) if resume else None
     if saved is not None:
         path = checkpoint.path_of(run_dir.checkpoints, saved.progress)
-        checkpoint.load_weights(components.model, saved.model, path)
+        checkpoint.check_weights(components.model.state_dict(), saved.model, path)
     privacy = privacy_of(run.distributed)
     if privacy is not None:
         kept = None if saved is None else saved.state.get("privacy")

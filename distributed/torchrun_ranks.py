@@ -26,6 +26,7 @@ import torch
 from heliotrope.config import Run
 from heliotrope.config.checks.distributed import check_sync_batchnorm
 from heliotrope.errors import ConfigError
+from heliotrope.models.mapped import release_values
 from heliotrope.runs.clock import Clock, Reading
 from heliotrope.runs.lifecycle import run_directory
 from heliotrope.system.console import plain_console
@@ -38,6 +39,7 @@ from .driver import Components, begin, build_components, giving_back, write_resu
 from .launch.process import train_process, train_rank
 from .launch.rendezvous import Rendezvous, torchrun_store
 from .launch.resources import worker_resources
+from .strategies.initial_weights import initial_weights
 from .topology import Topology, topology_from_environment
 
 __all__ = ["run_one_rank"]
@@ -63,6 +65,7 @@ def run_one_rank(run: Run, directory: Path) -> None:
     if topology.rank == 0:
         _lead(run, directory, topology, resources, meeting, components)
         return
+    release_values(components.model)
     announced = meeting.announced()
     start = AttemptStart.from_dict(announced["start"])
     attempt = RunAttempt(
@@ -100,6 +103,7 @@ def _lead(
         device, timeout = device_of(resources.device, topology), run.distributed.collective_timeout
         with (
             giving_back(run, run_dir, components),
+            initial_weights(run, components.model, run_dir.path),
             _stop_heard() as (stop, asked),
             joined(topology, device, timeout, meeting.store),
         ):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from heliotrope.data import Examples
-from heliotrope.evaluation import evaluate
+from heliotrope.evaluation import evaluate, evaluating
 from heliotrope.metrics import Metrics
 from heliotrope.tasks import Task
 
@@ -27,14 +27,33 @@ def evaluate_by_ranks(
     batch_size: int,
     topology: Topology,
     device: torch.device,
+    in_step: bool = False,
 ) -> Metrics:
     """Return the metrics of `model` on all of `split`, the same on every rank.
 
     Each rank evaluates a part, in batches of `batch_size`; all must call it. Where losses depend
-    on all examples of a batch, the outputs of all ranks are brought together.
+    on all examples of a batch, the outputs of all ranks are brought together. With `in_step`, for
+    a model whose passes exchange weights, all ranks make the same number of passes.
     """
     mine = split.subset(rank_slice(len(split), topology))
+    if in_step:
+        most = -(-len(split) // topology.world_size)  # examples of any rank
+        missing = _passes(most, batch_size, task) - _passes(len(mine), batch_size, task)
+        _pass_without_examples(model, task, missing, device)
     gather = partial(gathered_rows, topology=topology)
     part = evaluate(model, task, mine, batch_size, gather=gather)
     total = sum_over_ranks(torch.from_numpy(part.to_vector()), topology, device)
     return task.metrics.from_vector(total.numpy())
+
+
+def _passes(examples: int, batch_size: int, task: Task) -> int:
+    """Return how many passes `evaluate` makes; a joint task's outputs are never none."""
+    return max(int(task.joint), -(-examples // batch_size))
+
+
+def _pass_without_examples(model: nn.Module, task: Task, count: int, device: torch.device) -> None:
+    """Make `count` passes of which nothing is measured, on one example of zeros."""
+    zeros = {name: value.to(device) for name, value in task.facts.example.items()}
+    with evaluating(model):
+        for _ in range(count):
+            task.call(model, zeros)

@@ -29,7 +29,6 @@ from heliotrope.data import Dataset
 from heliotrope.errors import RunFailedError
 from heliotrope.evaluation import named
 from heliotrope.metrics import Metrics
-from heliotrope.models import build
 from heliotrope.runs import checkpoint
 from heliotrope.runs.checkpoint import Checkpoint, Shard
 from heliotrope.runs.clock import Clock
@@ -44,7 +43,7 @@ from ..attempt import RunAttempt, TrainingResult
 from ..communication.process_group import device_of, sum_over_ranks
 from ..privacy.protection import protected
 from ..strategies.buffers import synchronised, with_own_buffers
-from ..strategies.build import build_engine
+from ..strategies.build import build_engine, build_model
 from ..topology import Topology
 from .early_stopping import EarlyStopping
 from .epoch_batches import EpochBatches
@@ -88,13 +87,13 @@ class Worker:
         self._dataset = dataset
         self._train = dataset.train.to(self._device)
         self._task = task_of(dataset, run)
-        self._model = build(run.model, self._task, run.seed).to(self._device)
+        where = self._run_dir.path
+        self._model = build_model(run, self._task, where, self._device)
         if self._cfg.sync_batchnorm:
             self._model = synchronised(self._model)
         torch.set_num_threads(self._threads(attempt.resources.threads))
         ledger = self._run_dir.ledger
         self._protection = protected(run, dataset, topology, self._device, ledger)
-        where = self._run_dir.path
         self._engine = build_engine(run, self._model, self._task, topology, where, self._protection)
         self._order = EpochBatches(
             run,
@@ -286,15 +285,16 @@ class Worker:
         values: dict[str, float] = {}
         splits = {"validation": self._dataset.validation, "test": self._dataset.test}
         size = self._run.evaluation_batch_size
-        model = self._engine.evaluated()
-        for name, split in splits.items():
-            if len(split):
-                whole = evaluate_by_ranks(
-                    model, self._task, split, size, self._topology, self._device
-                )
-                self._final[name] = whole
-                values |= named(whole, name)
-                self._check_finite(f"{name} loss", float(whole.sums.sum()))
+        engine, where = self._engine, (self._topology, self._device)
+        with engine.evaluating() as model:
+            for name, split in splits.items():
+                if len(split):
+                    whole = evaluate_by_ranks(
+                        model, self._task, split, size, *where, engine.passes_exchange
+                    )
+                    self._final[name] = whole
+                    values |= named(whole, name)
+                    self._check_finite(f"{name} loss", float(whole.sums.sum()))
         return values
 
     def _check_trained(self, loss_sum: float) -> None:

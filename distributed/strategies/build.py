@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from heliotrope.config import Run
+from heliotrope.models import build
 from heliotrope.tasks import Task
 
 from ..privacy.protection import Protection
 from ..topology import Topology
 from .engine import Engine
+from .initial_weights import initial_model
 from .local_sgd import LocalSgdEngine
 from .private import PrivateEngine
 
-__all__ = ["build_engine"]
+__all__ = ["build_engine", "build_model"]
+
+
+def build_model(run: Run, task: Task, directory: Path, device: torch.device) -> nn.Module:
+    """Return the model as it begins, on `device`: on the CPU if its parts are to go there."""
+    if run.distributed.strategy == "fsdp":
+        return initial_model(run, task, directory)
+    return build(run.model, task, run.seed).to(device)
 
 
 def build_engine(

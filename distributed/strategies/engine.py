@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -53,20 +53,23 @@ class Snapshot:
 class Engine:
     """One rank's `model` and its optimizer, wrapped for training with the other ranks.
 
-    `model` lies on its device already; a profile is written below `directory`, the run's.
+    `model` lies on its device already, unless it is to be divided; a profile is written below
+    `directory`, the run's.
     The loop that uses it: `begin`; for each batch `step`, then `after_step`; `finish`.
     """
+
+    passes_exchange: bool = False
+    """Whether a forward pass exchanges weights, so that all ranks must make the same number."""
 
     def __init__(
         self, run: Run, model: nn.Module, task: Task, topology: Topology, directory: Path
     ) -> None:
         self._cfg = cfg = run.distributed
         self._model, self._task = model, task
-        self._device = next(model.parameters()).device
+        self._device = self._device_of(model)
         bytes_ = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         self._exchanged = (topology.world_size - 1) * bytes_
         self._buffers = SharedBuffers(model, topology)
-        self._speed = Speed(model, task, cfg.precision, topology.world_size)
         self._profiler: StepProfiler | None = None
         if cfg.profile and topology.rank == 0:
             self._profiler = StepProfiler(directory / "profile" / "trace.json")
@@ -78,14 +81,16 @@ class Engine:
         self._own_code = not (self._ours and optimizer.built_in and of_ours)
         self._exchanging = self._exchanging_model(model, task, topology)
         self._wrapped = self._exchanging
+        counted = self._in_float32(run, topology, directory)
+        self._speed = Speed(counted, task, cfg.precision, topology.world_size)
         if cfg.compile:
             self._wrapped = self._compiled(self._wrapped)
         self.optimizer = build_optimizer(run.optimizer, model.parameters())
         self._penalty = penalty_of(model, run.loss)
         self._ema: Ema | None = None
         if cfg.ema_decay is not None:
-            average = build(run.model, task, run.seed).to(self._device)
-            self._ema = ema = Ema(self._as_trained(average, topology), model, cfg.ema_decay)
+            average = self._another(run, topology, directory)
+            self._ema = ema = Ema(average, model, cfg.ema_decay)
             # Not after a step that the scaler left out.
             self.optimizer.register_step_post_hook(lambda *_: ema.update())
         self._scaler = GradScaler(self._device.type) if cfg.precision == "fp16" else None
@@ -110,9 +115,16 @@ class Engine:
         """Return `model` compiled for one shape at a time: inductor counts no places in others."""
         return cast(nn.Module, torch.compile(model, dynamic=False))
 
-    def _as_trained(self, model: nn.Module, topology: Topology) -> nn.Module:  # noqa: ARG002 - others need it
-        """Return `model`, held as the one that is trained is."""
-        return model
+    def _device_of(self, model: nn.Module) -> torch.device:
+        return next(model.parameters()).device
+
+    def _another(self, run: Run, topology: Topology, directory: Path) -> nn.Module:  # noqa: ARG002 - others need them
+        """Return a second model, as it begins, held as the one that is trained is."""
+        return build(run.model, self._task, run.seed).to(self._device)
+
+    def _in_float32(self, run: Run, topology: Topology, directory: Path) -> nn.Module:  # noqa: ARG002 - others need them
+        """Return the model, or one like it, such that its passes are in float32."""
+        return self._model
 
     def begin(self, totals: TrainTotals) -> None:
         """Go into training: the losses and weights of the steps up to `finish` join `totals`."""
@@ -185,9 +197,13 @@ class Engine:
             context.enter_context(torch.compiler.set_stance("force_eager"))
         return context
 
-    def evaluated(self) -> nn.Module:
-        """Return the model whose weights count: the averaged one if there is one."""
-        return self._exported
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """Have the model whose weights count inside the block: the averaged one, if there is one.
+
+        Every rank must enter it.
+        """
+        yield self._exported
 
     @property
     def _exported(self) -> nn.Module:

@@ -41,6 +41,21 @@ class LayerOrder:
             # Before what gathers the weights.
             layer.register_forward_pre_hook(self._turn_of(number), prepend=True)
 
+    def check_evaluation(self, model: nn.Module) -> None:
+        """Check each pass of `model`, of which these are the layers, in evaluation mode."""
+
+        def begin(*_: object) -> None:
+            if not model.training:
+                self._place = 0
+
+        def end(*_: object) -> None:
+            if self._place is not None:
+                self._turn(_END)
+                self._place = None
+
+        model.register_forward_pre_hook(begin, prepend=True)
+        model.register_forward_hook(end)
+
     @contextmanager
     def checked(self) -> Iterator[None]:
         """Check the forward pass in the block."""

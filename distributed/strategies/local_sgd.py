@@ -13,7 +13,8 @@ they are floating-point numbers, and taken from rank 0 where they are not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +41,8 @@ __all__ = ["LocalSgdEngine"]
 class LocalSgdEngine(Engine):
     """An engine that meets the others every `distributed.diloco.local_steps` steps.
 
-    A checkpoint holds what each rank has of its own; as many other ranks go on from the mean.
+    A checkpoint holds what each rank has of its own; as many other ranks go on from the mean. With
+    `distributed.sharded_checkpoints` each rank writes that, and rank 0 what all have in common.
     """
 
     def __init__(
@@ -96,21 +98,27 @@ class LocalSgdEngine(Engine):
         for common, buffer in zip(self._agreed.buffers(), self._model.buffers(), strict=True):
             common.copy_(buffer)
 
-    def evaluated(self) -> nn.Module:
-        """Return the model of the last exchange."""
-        return self._agreed
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """Have the model of the last exchange inside the block."""
+        yield self._agreed
 
     def snapshot(self) -> Snapshot:
-        """Return what a checkpoint must hold: rank 0's has the parts of all ranks."""
+        """Return what a checkpoint must hold: all of it on rank 0, or each rank's own part."""
         optimizer, rest = optimizer_state.flatten(self.optimizer)
         own = {f"optimizer/{name}": value for name, value in optimizer.items()}
         own |= {f"weights/{name}": value for name, value in self._model.state_dict().items()}
         outer, outer_rest = optimizer_state.flatten(self._outer)
-        arrays = {f"outer/{name}": value for name, value in outer.items()}
-        for name, value in own.items():
-            for rank, part in enumerate(self._from_all(value)):
-                arrays[f"{rank}/{name}"] = part
         others = {"optimizer": rest, "outer": outer_rest, "ranks": self._topology.world_size}
+        rank, arrays = self._topology.rank, {f"outer/{name}": v for name, v in outer.items()}
+        if self._cfg.sharded_checkpoints:
+            mine = {f"{rank}/{name}": value for name, value in own.items()}
+            if rank > 0:
+                return Snapshot({}, mine, others)
+            return Snapshot(self._agreed.state_dict(), arrays | mine, others)
+        for name, value in own.items():
+            for number, part in enumerate(self._from_all(value)):
+                arrays[f"{number}/{name}"] = part
         return Snapshot(self._agreed.state_dict(), arrays, others)
 
     def _from_all(self, value: Tensor) -> list[Tensor]:

@@ -3,7 +3,12 @@
 from heliotrope.config.audit import AuditConfig
 from heliotrope.config.cluster import ClusterConfig
 from heliotrope.config.data import DataConfig
-from heliotrope.config.distributed import DilocoConfig, DistributedConfig, EarlyStoppingConfig
+from heliotrope.config.distributed import (
+    DilocoConfig,
+    DistributedConfig,
+    EarlyStoppingConfig,
+    MeshConfig,
+)
 from heliotrope.config.experiment_files import left_out, load_plugins, register_for
 from heliotrope.config.federated import FederatedConfig
 from heliotrope.config.groups import (
@@ -33,6 +38,7 @@ __all__ = [
     "EarlyStoppingConfig",
     "FederatedConfig",
     "LossConfig",
+    "MeshConfig",
     "Mode",
     "ModelConfig",
     "OptimizerConfig",

@@ -7,7 +7,7 @@ from typing import Any
 
 from heliotrope.config.groups import PrivacyConfig
 
-__all__ = ["DilocoConfig", "DistributedConfig", "EarlyStoppingConfig"]
+__all__ = ["DilocoConfig", "DistributedConfig", "EarlyStoppingConfig", "MeshConfig"]
 
 
 @dataclass
@@ -23,6 +23,18 @@ class DilocoConfig:
     lr: float = 0.7
     momentum: float = 0.9
     nesterov: bool = True
+
+
+@dataclass
+class MeshConfig:
+    """How `distributed.strategy=fsdp` divides the workers: `replicate` groups of `shard` each.
+
+    The workers of a group hold one copy of the weights together, and groups average gradients:
+    hybrid sharding (Zhao et al. 2023). While `shard` is null it follows from the workers.
+    """
+
+    replicate: int = 1
+    shard: int | None = None
 
 
 @dataclass
@@ -46,6 +58,7 @@ class DistributedConfig:
     launcher: str = "ray"
     workers: Any = 2
     strategy: str = "ddp"
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     diloco: DilocoConfig = field(default_factory=DilocoConfig)
     cpus_per_worker: int | None = None
     epochs: int = 5

@@ -7,8 +7,9 @@ A checkpoint is a directory named by the progress it holds (`00000020`)::
     state.json          everything else, as JSON
     manifest.json       schema, the SHA-256 and size of each file, and its own SHA-256
 
-Several processes may write one together, each its part of every tensor, cut along the first
-dimension: `model.0.safetensors`, `model.1.safetensors` and so on. Reading gives whole tensors.
+Several processes may write one together, `model.0.safetensors`, `model.1.safetensors` and so on:
+each its part of a tensor, cut along the first dimension, and tensors that it alone has. Reading
+gives whole tensors.
 
 It is written under a temporary name, flushed to disk, and renamed, so that a directory with
 a final name is always whole. Loading verifies every hash: a flipped bit is refused by name.
@@ -128,7 +129,7 @@ def save_shard(root: Path, checkpoint: Checkpoint, part: Shard) -> None:
     """Write this process's part of the tensors; `CheckpointError` if that is not possible."""
     try:
         temporary = _temporary(root, checkpoint, part)
-        written = _written(temporary, checkpoint, part)
+        written = {"files": _written(temporary, checkpoint, part), "order": _order(checkpoint)}
         unfinished = temporary / f"{_PART.format(part.number)}.tmp"
         write_bytes(unfinished, json.dumps(written).encode())
         unfinished.rename(temporary / _PART.format(part.number))
@@ -146,10 +147,12 @@ def _save(root: Path, checkpoint: Checkpoint, part: Shard, go_on: Callable[[], b
     temporary = _temporary(root, checkpoint, part)
     state = json.dumps(dict(checkpoint.state), sort_keys=True).encode()
     files = _written(temporary, checkpoint, part)
+    order = _order(checkpoint)
     for number in range(1, part.count):
-        files |= _awaited(temporary / _PART.format(number), part.patience, go_on)
+        other = _awaited(temporary / _PART.format(number), part.patience, go_on)
+        files |= other["files"]
+        order = {kind: list(dict.fromkeys(order[kind] + other["order"][kind])) for kind in order}
     files["state.json"] = write_bytes(temporary / "state.json", state)
-    order = {"model": list(checkpoint.model), "arrays": list(checkpoint.arrays)}
     manifest = {"schema": _SCHEMA, "progress": checkpoint.progress, "files": files, "order": order}
     write_bytes(temporary / "manifest.json", signed(manifest))
     sync_folder(temporary)
@@ -179,16 +182,24 @@ def _written(directory: Path, checkpoint: Checkpoint, part: Shard) -> dict[str, 
     return {name: write_tensors(directory / name, values) for name, values in tensors.items()}
 
 
-def _awaited(path: Path, patience: float, go_on: Callable[[], bool]) -> dict[str, Digest]:
-    """Return what another process has written of its part, once it has."""
+def _order(checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """Return the names of the tensors, as they are given."""
+    return {"model": list(checkpoint.model), "arrays": list(checkpoint.arrays)}
+
+
+def _awaited(path: Path, patience: float, go_on: Callable[[], bool]) -> dict[str, Any]:
+    """Return the digests of the files that another process has written, and its order of tensors.
+
+    Waits until it has.
+    """
     deadline = time.monotonic() + patience
     while not path.exists():
         if not go_on() or time.monotonic() > deadline:
             raise FileNotFoundError(f"{path.name} was never written, by another process")
         time.sleep(0.01)
-    files: dict[str, Digest] = json.loads(path.read_bytes())
+    part: dict[str, Any] = json.loads(path.read_bytes())
     path.unlink()
-    return files
+    return part
 
 
 def load(path: Path) -> Checkpoint:

@@ -42,6 +42,8 @@ MAY_CHANGE = {
     "federated.lr_horizon",
     "distributed.launcher",
     "distributed.workers",
+    "distributed.mesh.replicate",
+    "distributed.mesh.shard",
     "distributed.cpus_per_worker",
     "distributed.accumulation_steps",
     "distributed.max_failures",

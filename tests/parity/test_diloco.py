@@ -172,8 +172,12 @@ def test_an_exchange_after_every_step_is_plain_data_parallel(
 
 @pytest.mark.parametrize(
     "choice",
-    [pytest.param(_DILOCO, marks=pytest.mark.slow), (*_LOCAL, _INT8)],
-    ids=["diloco", "local sgd, int8"],
+    [
+        pytest.param(_DILOCO, marks=pytest.mark.slow),
+        (*_LOCAL, _INT8),
+        (*_DILOCO, "distributed.sharded_checkpoints=true"),
+    ],
+    ids=["diloco", "local sgd, int8", "diloco, each its part"],
 )
 def test_a_run_cut_between_two_exchanges_goes_on_exactly(
     choice: tuple[str, ...], ray_session: object, tmp_path: Path

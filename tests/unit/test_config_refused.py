@@ -13,6 +13,8 @@ from heliotrope.config import Mode
 from heliotrope.errors import ConfigError
 from tests.support import compose, composed
 
+_FSDP = ("distributed.strategy=fsdp", "distributed.launcher=torchrun")
+
 # Overrides of a valid config, and what the message must name: the key, the value, the remedy.
 REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
     (
@@ -302,6 +304,36 @@ REFUSED: list[tuple[Mode, tuple[str, ...], tuple[str, ...]]] = [
         "distributed",
         ("distributed.sharded_checkpoints=true",),
         ("distributed.sharded_checkpoints=true", "Set distributed.strategy=fsdp"),
+    ),
+    (
+        "distributed",
+        ("distributed.mesh.replicate=2", "distributed.workers=4"),
+        ("distributed.mesh={replicate: 2}", "strategy=ddp", "Set distributed.strategy=fsdp"),
+    ),
+    (
+        "distributed",
+        (*_FSDP, "distributed.mesh={replicate: 2, shard: 2}", "distributed.workers=6"),
+        ("distributed.mesh={replicate: 2, shard: 2} is a mesh of 4", "Set distributed.workers=4"),
+    ),
+    (
+        "distributed",
+        (*_FSDP, "distributed.mesh.replicate=3", "distributed.workers=4"),
+        ("distributed.mesh={replicate: 3}", "distributed.workers=4", "distributed.workers=6"),
+    ),
+    (
+        "distributed",
+        (*_FSDP, "distributed.mesh.replicate=2", "distributed.workers=2"),
+        ("distributed.mesh={replicate: 2}", "whole weights", "Set distributed.strategy=ddp"),
+    ),
+    (
+        "distributed",
+        ("distributed.strategy=fsdp", "distributed.mesh.replicate=2", "distributed.workers=[2,4]"),
+        ("distributed.mesh={replicate: 2}", "[2, 4]", "Set distributed.workers=4"),
+    ),
+    (
+        "distributed",
+        (*_FSDP, "distributed.mesh.shard=0"),
+        ("distributed.mesh.shard=0 must be at least 1",),
     ),
     (
         "distributed",

@@ -329,7 +329,8 @@ def test_what_own_code_draws_follows_from_the_step_and_the_rank(load: Load, tmp_
         torch.rand(1)  # others in the process draw, too
         with global_random_state_untouched():
             engine.step(replace(batch, first=first))
-        trained.append(weights(engine.evaluated()))
+        with engine.evaluating() as model:
+            trained.append(weights(model))
     assert_same_tensors(trained[0], trained[1])
     assert not torch.equal(trained[1]["weight"], trained[2]["weight"])
 

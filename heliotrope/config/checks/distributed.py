@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heliotrope.config.checks.schedule import check_schedule
 from heliotrope.config.checks.values import above, at_least, fraction, one_of
-from heliotrope.config.distributed import DilocoConfig, DistributedConfig
+from heliotrope.config.distributed import DilocoConfig, DistributedConfig, MeshConfig
 from heliotrope.config.horizon import horizon_of
 from heliotrope.config.run import Run
 from heliotrope.config.schedule import schedule_of
@@ -70,10 +70,11 @@ def _check_strategy(run: Run) -> None:
     cfg = run.distributed
     one_of("distributed.strategy", cfg.strategy, ("ddp", "fsdp", "local_sgd", "diloco"))
     _check_diloco(cfg)
-    if cfg.sharded_checkpoints and cfg.strategy != "fsdp":
+    _check_mesh(cfg)
+    if cfg.sharded_checkpoints and cfg.strategy == "ddp":
         raise ConfigError(
-            "distributed.sharded_checkpoints=true has no effect with distributed.strategy="
-            f"{cfg.strategy}, whose workers hold whole weights. Set distributed.strategy=fsdp."
+            "distributed.sharded_checkpoints=true has no effect with distributed.strategy=ddp, "
+            "whose workers all hold the same. Set distributed.strategy=fsdp, local_sgd or diloco."
         )
     if cfg.strategy == "fsdp" and worker_range(cfg.workers)[0] == 1:
         raise ConfigError(
@@ -95,6 +96,39 @@ def _check_strategy(run: Run) -> None:
                 f"distributed.strategy={cfg.strategy} does not support {key} yet. Set {remedy}, or "
                 "distributed.strategy=ddp."
             )
+
+
+def _check_mesh(cfg: DistributedConfig) -> None:
+    mesh, (fewest, most) = cfg.mesh, worker_range(cfg.workers)
+    at_least("distributed.mesh.replicate", mesh.replicate, 1)
+    at_least("distributed.mesh.shard", mesh.shard, 1)
+    if mesh == MeshConfig():
+        return
+    given = ", ".join(f"{name}: {value}" for name, value in vars(mesh).items() if value is not None)
+    key = f"distributed.mesh={{{given}}}"
+    if cfg.strategy != "fsdp":
+        raise ConfigError(
+            f"{key} has no effect with distributed.strategy={cfg.strategy}, whose workers hold "
+            "whole weights. Set distributed.strategy=fsdp."
+        )
+    if fewest != most:
+        raise ConfigError(
+            f"{key} needs a fixed number of workers, but distributed.workers={cfg.workers}. Set "
+            f"distributed.workers={mesh.replicate * (mesh.shard or 2)}."
+        )
+    shard = mesh.shard or most // mesh.replicate
+    if mesh.replicate * shard != most:
+        product = "" if mesh.shard is None else f" of {mesh.replicate * shard} worker(s)"
+        raise ConfigError(
+            f"{key} is a mesh{product} that distributed.workers={most} do not fill: replicate x "
+            f"shard must be the number of workers. Set distributed.workers="
+            f"{mesh.replicate * max(2, shard)}, or another mesh."
+        )
+    if shard == 1:
+        raise ConfigError(
+            f"{key} with distributed.workers={most} leaves whole weights on each worker. Set "
+            "distributed.strategy=ddp, or a smaller distributed.mesh.replicate."
+        )
 
 
 def check_sync_batchnorm(cfg: DistributedConfig, device: str) -> None:

@@ -1,0 +1,169 @@
+"""How much memory a sharded worker needs: 1/N of a model of 100 M parameters, and one layer.
+
+    python scripts/benchmarks/sharded_memory.py --output sharded_memory.json
+
+A perceptron of 24 equal layers with Adam: 16 bytes a parameter for weights, gradients and the
+optimizer's state. One process holds it whole; two and four divide it. Each process says its most
+anonymous memory, above what it had when its libraries were there and it had met the others: up to
+the first step, in training, in evaluation, and to save its part of a checkpoint. The model is built
+by another process, which is not counted, and mapped from that one's file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import record
+import torch
+import torch.multiprocessing
+from heliotrope.distributed.communication.process_group import joined  # installed: this folder
+from heliotrope.distributed.loop.evaluation import evaluate_by_ranks  # is not the checkout's
+from heliotrope.distributed.loop.saver import Saver
+from heliotrope.distributed.strategies.build import build_engine, build_model
+from heliotrope.distributed.strategies.initial_weights import initial_weights
+from heliotrope.distributed.topology import Topology
+from hydra import compose, initialize_config_dir
+from rich.table import Table
+from torch.distributed import FileStore
+
+from heliotrope import config
+from heliotrope.config import Run
+from heliotrope.data import load
+from heliotrope.models import build
+from heliotrope.runs.checkpoint import Checkpoint, Shard
+from heliotrope.runs.events import Tracker
+from heliotrope.system.allocator import keep_freed_memory
+from heliotrope.tasks import task_of
+from heliotrope.training.loop import TrainingBatch, TrainTotals
+
+_STAGES = ("start", "training", "evaluation", "checkpoint")
+_BYTES = 16  # of a parameter
+_BATCH, _STEPS = 8, 3
+_EVERY = 0.001  # seconds between two looks at the memory
+
+
+class _Memory:
+    """The most anonymous memory of this process in each stage, in bytes above the baseline's."""
+
+    def __init__(self) -> None:
+        self.most: dict[str, int] = {}
+        self._baseline = self._now()
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Look at it all the time inside the block."""
+        done = threading.Event()
+        self.most[stage] = 0
+
+        def look() -> None:
+            while not done.wait(_EVERY):
+                self.most[stage] = max(self.most[stage], self._now() - self._baseline)
+
+        watch = threading.Thread(target=look)
+        watch.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watch.join()
+
+    @staticmethod
+    def _now() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def main() -> int:
+    """Measure, print a table, and store it."""
+    parser = record.parser(__doc__)
+    parser.add_argument("--width", type=int, default=2048, help="of each layer")
+    parser.add_argument("--layers", type=int, default=24)
+    options = parser.parse_args()
+    said: dict[str, Any] = record.begin() | {"width": options.width, "layers": options.layers}
+    table = Table(title="Most memory of a rank, MB", title_justify="left")
+    for column in ("processes", *_STAGES, "1/N and one layer"):
+        table.add_column(column, justify="right")
+    for world in (1, 2, 4):
+        run = _run(world, options.width, options.layers)
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+            ranks = _measured(run, Path(folder), world)
+        said[f"{world} processes"] = ranks
+        most = {stage: max(rank[stage] for rank in ranks) for stage in _STAGES}
+        parameters, layer = ranks[0]["parameters"], options.width * (options.width + 1)
+        bar = _BYTES * (parameters / world + (layer if world > 1 else 0))
+        numbers = (*most.values(), bar)
+        table.add_row(str(world), *(f"{number / 1e6:.0f}" for number in numbers))
+    record.console().print(table)
+    record.finish(said, options.output)
+    return 0
+
+
+def _run(world: int, width: int, layers: int) -> Run:
+    strategy = "fsdp" if world > 1 else "ddp"
+    overrides = [
+        *("model=mlp", f"model.hidden={[width] * layers}", "model.dropout=0", "optimizer=adam"),
+        *("distributed.launcher=torchrun", f"distributed.workers={world}", "device=cpu"),
+        f"distributed.strategy={strategy}",
+        f"distributed.sharded_checkpoints={world > 1}",
+    ]
+    config.register()
+    with initialize_config_dir(config_dir=str(config.conf_dir()), version_base="1.3"):
+        return config.load(compose("config", overrides=overrides), "distributed")
+
+
+def _measured(run: Run, folder: Path, world: int) -> list[dict[str, int]]:
+    """Return what each rank says; this process is the builder."""
+    model = build(run.model, task_of(load(run.data, run.seed), run), run.seed)
+    with initial_weights(run, model, folder):
+        torch.multiprocessing.spawn(_be_rank, (world, run, folder), nprocs=world)  # type: ignore[no-untyped-call]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+
+
+def _be_rank(rank: int, world: int, run: Run, folder: Path) -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    topology, device = Topology(rank, world, rank), torch.device("cpu")
+    dataset = load(run.data, run.seed)
+    task, store = task_of(dataset, run), FileStore(str(folder / "store"), world)
+    batch = TrainingBatch(dataset.train.take(torch.arange(_BATCH)), _BATCH, float(_BATCH), seed=0)
+    _import_lazily()
+    with joined(topology, device, 300, store):
+        memory = _Memory()
+        with memory.of("start"):
+            model = build_model(run, task, folder, device)
+            parameters = sum(p.numel() for p in model.parameters())
+            engine = build_engine(run, model, task, topology, folder)
+        with memory.of("training"):
+            engine.begin(TrainTotals())
+            for step in range(_STEPS):
+                engine.step(batch)
+                engine.after_step(step + 1, _STEPS)
+            engine.finish()
+        with memory.of("evaluation"), engine.evaluating() as evaluated:
+            how = (32, topology, device, engine.passes_exchange)
+            evaluate_by_ranks(evaluated, task, dataset.test, *how)
+        with memory.of("checkpoint"):
+            snapshot = engine.snapshot()
+            part = Shard(rank, world, "one", 100)
+            tracker = Tracker(folder / "metrics.jsonl") if rank == 0 else None
+            with Saver(folder, engine.optimizer, tracker, 1, part) as saver:
+                saver.save(Checkpoint(_STEPS, snapshot.model, snapshot.arrays, {}), ())
+    (folder / f"{rank}.json").write_text(json.dumps(memory.most | {"parameters": parameters}))
+
+
+def _import_lazily() -> None:
+    """Import what the engines import when they are made, so that it is there at the baseline."""
+    for name in ("torch._dynamo", "heliotrope.distributed.strategies.fsdp"):
+        import_module(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
