@@ -1,11 +1,11 @@
-"""Runs a simulated federation from its parts, and writes its results."""
+"""Runs a federation from its parts, simulated or on real nodes, and writes its results."""
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -53,9 +53,13 @@ from .strategies.fltrust import FLTrust
 from .strategies.mean import MeanStrategy
 from .strategies.robust import RobustStrategy
 
-__all__ = ["simulate"]
+__all__ = ["simulate", "train_clients"]
 
 _log = logging.getLogger(__name__)
+
+
+PoolOf = Callable[[RunDirectory, Tracker, Display], AbstractContextManager[Pool]]
+"""Gives the pool of a run whose directory, events and display these are."""
 
 
 def simulate(run: Run, directory: Path, components: Components, cluster: Cluster | None) -> None:
@@ -66,12 +70,26 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
     # on which a worker has begun the next round.
     idle = cluster is not None and components.reduce
     torch.set_num_threads(1 if idle else threads_of(available_cpus()))
+
+    def pool(
+        run_dir: RunDirectory, tracker: Tracker, _: Display
+    ) -> AbstractContextManager[Pool]:
+        return _pool(run, context, cluster, run_dir.log, tracker)
+
+    train_clients(run, directory, components, pool, ("flwr",) if cluster is None else ("flwr", "ray"))
+
+
+def train_clients(
+    run: Run, directory: Path, components: Components, pool_of: PoolOf, packages: Sequence[str]
+) -> None:
+    """Train the clients of `run` in a pool, and write the results; versions of `packages` too."""
+    context = components.context
     with (
         run_directory(run, "federated", directory, "server") as (run_dir, display),
         Tracker(run_dir.metrics, (display, *listeners(run, run_dir.path, display.say))) as tracker,
     ):
         with (
-            _pool(run, context, cluster, run_dir.log, tracker) as pool,
+            pool_of(run_dir, tracker, display) as pool,
             protected(run, context, run_dir, components.content) as protection,
         ):
             grid, attack = _grid(pool, components), components.attack
@@ -108,7 +126,7 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
                 attack=None if attack is None else attack.told() | server.success,
                 secure_aggregation=None if components.secure is None else components.secure.told(),
                 canaries=None if canaries is None else canaries.told(),
-                packages=("flwr",) if cluster is None else ("flwr", "ray"),
+                packages=tuple(packages),
             )
         write_outcome(run, "federated", run_dir, tracker, server.final, outcome, display)
 
@@ -121,7 +139,11 @@ def _grid(pool: Pool, components: Components) -> CohortGrid:
         components.reduce,
         takes_mean=isinstance(strategy, MeanStrategy),
         takes_updates=isinstance(strategy, RobustStrategy) and strategy.takes_updates,
-        states=_states(components.context, strategy, components.facts),
+        states=(
+            None
+            if pool.keeps_states
+            else _states(components.context, strategy, components.facts)
+        ),
         colluders=None if attack is None else attack.colluders,
         secure=None if components.secure is None else components.secure.rounds,
     )

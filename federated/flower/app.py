@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from heliotrope.config import Run, from_yaml
 from heliotrope.data import load
-from heliotrope.errors import ConfigError, MessageError
+from heliotrope.errors import ConfigError, DataError, MessageError
 from heliotrope.tasks import task_of
 
 from ..attacks.kinds import Collusion
@@ -26,7 +28,17 @@ from ..privacy.canaries import with_canary_clients
 from ..privacy.names import record_of
 from ..secure_aggregation.names import secure_aggregation_of
 from .local_guard import LEDGER, SERVERS_NOISE, LocalGuard, local_of
-from .messages import content_of, evaluate_reply, read_arrays, to_record, train_reply
+from .messages import (
+    TRAINING,
+    content_of,
+    evaluate_reply,
+    read_arrays,
+    to_record,
+    train_reply,
+    training_record,
+)
+from .node_data import FOLDER, node_context
+from .node_state import RUN, NodeState
 from .secure_client import secure_aggregation_mod
 
 __all__ = ["client_app"]
@@ -35,10 +47,12 @@ _STATE = "heliotrope.client-state"  # in a node's own context, which Flower keep
 _PRIVACY = "privacy"  # in a reply: what the client says of its noise
 
 
-def client_app(run: Run) -> ClientApp:
+def client_app(run: Run, preparation: str | None = None) -> ClientApp:
     """Return the app of every client of `run`.
 
-    Which client a node is, is its `node_config["partition-id"]`. Replies are those of the
+    With a `preparation`, the JSON of `Preparation.to_json`, a node has only its own rows: those of
+    the folder `node_config["data-folder"]`, where its state is kept, too. Without it each node
+    loads all data, and which client it is, is its `node_config["partition-id"]`. Replies are those of the
     simulation, so any Flower strategy aggregates them. Under secure aggregation they are masked,
     for a `SecureGrid` of the server.
 
@@ -69,16 +83,30 @@ def client_app(run: Run) -> ClientApp:
     secure = secure_aggregation_of(run.federated) is not None
     app = ClientApp(mods=[secure_aggregation_mod] if secure else [])
 
+    def node_of(context: Context) -> _Node:
+        if preparation is None:
+            training, client = _training_context(text), int(context.node_config["partition-id"])
+            return _Node(training, client, len(training.population.training()), None)
+        folder = context.node_config.get(FOLDER)
+        if folder is None:
+            raise DataError(
+                f"this node's config has no {FOLDER}. Start its SuperNode with --node-config "
+                f"'{FOLDER}=\"/a/folder\"', which heliotrope deploy has written."
+            )
+        training, who = node_context(text, preparation, Path(str(folder)))
+        return _Node(training, 0, who.clients, Path(str(folder)))
+
     @app.train()
     def train(message: Message, context: Context) -> Message:
         weights, instruction = content_of(message)
-        training, client = _training_context(text), _client(context)
+        node = node_of(context)
+        training, client = node.training, node.client
         guard = None
         if local is not None:
-            clients = len(training.population.training())
-            guard = LocalGuard(local, clients, context.state, _ledger(context))
+            guard = LocalGuard(local, node.clients, context.state, _ledger(context, node))
             instruction = guard.admit(instruction)
-        instruction = replace(instruction, states=_states(context))
+        kept = node.state(message, context)
+        instruction = replace(instruction, states=_states(kept, instruction.server_round, client))
         stack = train_client(training, weights, instruction, client)
         updates = ClientUpdates.of(training, deployed=True)
         stack = updates(stack, weights, instruction, rounded=True)
@@ -86,11 +114,13 @@ def client_app(run: Run) -> ClientApp:
             start_loss(training, weights, instruction, client) if instruction.start_loss else None
         )
         if stack.states:
-            context.state[_STATE] = to_record({n: v[0] for n, v in stack.states.items()})
+            kept.keep(instruction.server_round, {n: v[0] for n, v in stack.states.items()})
         (update,) = stack.rows()
         if guard is not None:
             update = replace(update, numbers={})
         reply = train_reply(update, message, loss, tells_loss=guard is None)
+        if guard is None:
+            reply.content[TRAINING] = training_record(update)
         if run.federated.privacy.name != "none":
             theirs = ConfigRecord({"noise-source": SERVERS_NOISE})
             reply.content[_PRIVACY] = theirs if guard is None else guard.told()
@@ -103,31 +133,83 @@ def client_app(run: Run) -> ClientApp:
                 "the server asks for an evaluation, which federated/privacy=local would have to "
                 "tell without noise"
             )
-        weights, _ = content_of(message)
-        training, client = _training_context(text), _client(context)
-        model = training.fresh_model(weights, _states(context), client)
-        metrics = evaluate_client(training, model, client)
+        weights, instruction = content_of(message)
+        node = node_of(context)
+        # Of the round's state, too: an evaluation follows the training of its round.
+        number, kept = instruction.server_round + 1, node.state(message, context)
+        model = node.training.fresh_model(weights, _states(kept, number, node.client), node.client)
+        metrics = evaluate_client(node.training, model, node.client)
         return evaluate_reply(metrics, message)
 
     return app
 
 
-def _client(context: Context) -> int:
-    return int(context.node_config["partition-id"])
+@dataclass(frozen=True)
+class _Node:
+    """What a node trains with.
+
+    Parameters
+    ----------
+    training, client
+        The data that it has, and which client of those it is.
+    clients
+        How many train in all.
+    folder
+        Of its own data; None if it loads all.
+    """
+
+    training: TrainingContext
+    client: int
+    clients: int
+    folder: Path | None
+
+    def state(self, message: Message, context: Context) -> NodeState | _FlowersState:
+        """Return where it keeps its state: in its folder, or else with its SuperNode."""
+        (config,) = message.content.config_records.values()
+        if self.folder is None or RUN not in config:
+            return _FlowersState(context)
+        every = self.training.federated.checkpoint_every
+        return NodeState(self.folder, str(config[RUN]), every)
 
 
-def _ledger(context: Context) -> Path | None:
-    """Return where the client counts what it spends over runs; None if its node names no file."""
-    named = context.node_config.get(LEDGER)
-    return None if named is None else Path(str(named))
+class _FlowersState:
+    """A client's state in its node's context, which Flower keeps in memory for one run."""
+
+    def __init__(self, context: Context) -> None:
+        self._state = context.state
+
+    def before(self, server_round: int) -> dict[str, Tensor] | None:
+        """Return what was kept last, whatever the round; None if nothing was."""
+        del server_round
+        if _STATE not in self._state:
+            return None
+        return read_arrays(self._state.array_records[_STATE])
+
+    def keep(self, server_round: int, state: Mapping[str, Tensor]) -> None:
+        """Keep what a round has left."""
+        del server_round
+        self._state[_STATE] = to_record(state)
 
 
-def _states(context: Context) -> ClientStates | None:
-    """Return what the client has kept; None if it keeps nothing yet, or at all."""
-    if _STATE not in context.state:
+def _states(
+    kept: NodeState | _FlowersState, server_round: int, client: int
+) -> ClientStates | None:
+    """Return what the client has kept before a round; None if it keeps nothing yet, or at all."""
+    state = kept.before(server_round)
+    if state is None:
         return None
-    kept = read_arrays(context.state.array_records[_STATE])
-    return ClientStates((_client(context),), {name: v[None] for name, v in kept.items()})
+    return ClientStates((client,), {name: value[None] for name, value in state.items()})
+
+
+def _ledger(context: Context, node: _Node) -> Path | None:
+    """Return where the client counts what it spends over runs.
+
+    A file that its node names, or one in its data folder; None if it has neither.
+    """
+    named = context.node_config.get(LEDGER)
+    if named is not None:
+        return Path(str(named))
+    return None if node.folder is None else node.folder / f"{LEDGER}.jsonl"
 
 
 @lru_cache(maxsize=1)  # a process serves many messages of one run

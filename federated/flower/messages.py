@@ -9,6 +9,7 @@ import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +22,14 @@ from heliotrope.errors import MessageError
 from heliotrope.metrics import Metrics
 
 from ..aggregation.exact import MOST_WEIGHT
-from ..algorithms import ClientAlgorithm, ControlVariates, client_momentum, proximal
+from ..algorithms import (
+    ClientAlgorithm,
+    ClientMomentum,
+    ControlVariates,
+    FedProx,
+    client_momentum,
+    proximal,
+)
 from ..algorithms.control_variates import STATE
 from ..updates import Instruction, Stack, Update
 from .codec import Form, read_arrays, to_record
@@ -32,8 +40,10 @@ __all__ = [
     "EQUAL_WEIGHTS",
     "LEARNING_RATE",
     "START_LOSS",
+    "TRAINING",
     "become_server",
     "content_of",
+    "content_to_train",
     "error_reply",
     "evaluate_reply",
     "only",
@@ -44,7 +54,9 @@ __all__ = [
     "sums_of",
     "to_record",
     "train_reply",
+    "training_record",
     "weight_of",
+    "with_training_record",
 ]
 
 _Record = TypeVar("_Record")
@@ -52,6 +64,7 @@ _Record = TypeVar("_Record")
 CLIENT_MOMENTUM = "client-momentum"  # of each client's updates, in the config if it is not 0
 CLIP = "clip"  # the norm that updates may have, in the config of a round that has its own
 LEARNING_RATE = "learning-rate"  # of the clients, in the config of a round that has its own
+TRAINING = "training"  # in a deployed client's reply, the record of `training_record`
 EQUAL_WEIGHTS = "equal-weights"  # asked for in the config: each client weighs 1 in the mean
 START_LOSS = "start-loss"  # asked for in the config; in the metrics, the loss at global weights
 
@@ -61,13 +74,16 @@ _message_ids = itertools.count(1)
 
 
 def become_server() -> None:
-    """Give this process the identity that Flower's messages are stamped with.
+    """Give this process the identity that Flower's messages are stamped with, unless it has one.
 
-    Also sends Flower's log lines to the run's log only: it prints each round to the console.
+    Flower gives one to the server of a deployment. Also sends Flower's log lines to the run's log only: it prints each round to the console.
     """
-    TaskIdentity.task_id = 1
-    TaskIdentity.run_id = 1
-    TaskIdentity.node_id = _SERVER_NODE
+    try:
+        _ = TaskIdentity.run_id
+    except RuntimeError:  # nobody has set one
+        TaskIdentity.task_id = 1
+        TaskIdentity.run_id = 1
+        TaskIdentity.node_id = _SERVER_NODE
     logger = logging.getLogger("flwr")
     logger.handlers.clear()
     logger.propagate = True
@@ -90,6 +106,33 @@ def content_of(message: Message) -> tuple[dict[str, Tensor], Instruction]:
     arrays = read_arrays(record)
     controls = {n.removeprefix(STATE): arrays.pop(n) for n in list(arrays) if n.startswith(STATE)}
     return arrays, _instruction(config, (ControlVariates(controls),) if controls else ())
+
+
+def content_to_train(weights: Mapping[str, Tensor], instruction: Instruction) -> RecordDict:
+    """Return the content of a message from which `content_of` reads the same.
+
+    Raises `ValueError` for an algorithm that no message tells, and for what is never sent: states,
+    noise and masks.
+    """
+    if (instruction.states, instruction.noise, instruction.masking) != (None, None, None):
+        raise ValueError("states, noise and masks of clients are not sent")
+    config = ConfigRecord({"server-round": instruction.server_round})
+    arrays = dict(weights)
+    for algorithm in instruction.algorithms:
+        match algorithm:
+            case FedProx():
+                config["proximal-mu"] = algorithm.mu
+            case ClientMomentum():
+                config[CLIENT_MOMENTUM] = algorithm.beta
+            case ControlVariates():
+                arrays |= {f"{STATE}{name}": value for name, value in algorithm.server.items()}
+            case _:
+                raise ValueError(f"no message tells {type(algorithm).__name__}")
+    numbers = {LEARNING_RATE: instruction.lr, CLIP: instruction.clip}
+    config.update({key: value for key, value in numbers.items() if value is not None})
+    asked = {START_LOSS: instruction.start_loss, EQUAL_WEIGHTS: instruction.equal_weights}
+    config.update({key: True for key, value in asked.items() if value})
+    return RecordDict({"arrays": to_record(arrays), "config": config})
 
 
 def only(records: Mapping[str, _Record], kind: str) -> _Record:
@@ -150,6 +193,37 @@ def train_reply(
         metrics[START_LOSS] = start_loss
     content = RecordDict({"arrays": to_record(update.arrays), "metrics": metrics})
     return Message(content, reply_to=reply_to)
+
+
+def training_record(update: Update) -> ConfigRecord:
+    """Return what a deployed client tells of its training beside its update: for the report."""
+    return ConfigRecord(
+        {
+            "loss-sum": update.loss_sum,
+            "seen": update.seen,
+            "weight-seen": update.weight_seen,
+            "steps": update.steps,
+        }
+    )
+
+
+def with_training_record(stack: Stack, record: ConfigRecord) -> Stack:
+    """Return a stack of one with what its client has told in `training_record`.
+
+    Raises `MessageError` if those are no numbers.
+    """
+    seen, weight_seen, steps = (record.get(key) for key in ("seen", "weight-seen", "steps"))
+    counts = [each for each in (seen, weight_seen, steps) if type(each) is int and each >= 0]
+    loss = record.get("loss-sum")
+    if len(counts) < 3 or not isinstance(loss, float) or not math.isfinite(loss):
+        raise MessageError(f"the record {TRAINING} holds other things than numbers")
+    return replace(
+        stack,
+        loss_sums=(loss,),
+        seen=(counts[0],),
+        weights_seen=(counts[1],),
+        steps=(counts[2],),
+    )
 
 
 def stack_of(

@@ -20,6 +20,9 @@ __all__ = ["Pool"]
 class Pool(Protocol):
     """Persistent workers that hold the data and one model each."""
 
+    keeps_states: bool = False
+    """Whether clients' state stays where they are trained: nobody else has it."""
+
     def decide(self, cohort: int, algorithms: tuple[ClientAlgorithm, ...]) -> Decision:
         """Return how the workers train `cohort` clients a round."""
 

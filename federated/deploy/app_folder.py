@@ -1,0 +1,78 @@
+"""The app folder that `flwr run` sends to a SuperLink, and it to the SuperNodes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import tomli_w
+
+from heliotrope import __version__
+from heliotrope.config import Run, TrackingConfig
+from heliotrope.data.preparation import Preparation
+
+from .apps import DIRECTORY, PREPARATION, RESUME, RUN, WAIT
+
+__all__ = ["write_app_folder"]
+
+_MODULE = "heliotrope_apps"
+_CODE = '''"""The apps of this deployment: the code is Heliotrope's, which each machine has installed."""
+
+from heliotrope.modes import mode_module
+
+_apps = mode_module("federated", "deploy.apps")
+server = _apps.server(__file__)
+client = _apps.client(__file__)
+'''
+
+
+def write_app_folder(
+    folder: Path, run: Run, preparation: Preparation, directory: Path, wait_seconds: float
+) -> None:
+    """Write pyproject.toml and the module that it names.
+
+    Parameters
+    ----------
+    folder
+        Made if it is not there.
+    run
+        Goes to all nodes as JSON, without `tracking`, whose addresses may hold passwords.
+    preparation
+        How each node prepares its rows.
+    directory
+        Of the run, on the server's machine.
+    wait_seconds
+        That the server waits for nodes before the first round.
+    """
+    sent = replace(run, tracking=TrackingConfig(), resume=False)
+    pyproject = {
+        "project": {
+            "name": folder.name,
+            "version": "1.0.0",
+            "description": f"Heliotrope: {run.name}",
+            "license": "Apache-2.0",
+            "dependencies": [f"heliotrope=={__version__}"],
+        },
+        "tool": {
+            "flwr": {
+                "app": {
+                    "publisher": "heliotrope",
+                    "components": {
+                        "serverapp": f"{_MODULE}:server",
+                        "clientapp": f"{_MODULE}:client",
+                    },
+                    "config": {
+                        RUN: json.dumps(asdict(sent)),
+                        PREPARATION: json.dumps(preparation.to_json()),
+                        DIRECTORY: str(directory.absolute()),
+                        RESUME: run.resume,
+                        WAIT: float(wait_seconds),
+                    },
+                }
+            }
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pyproject.toml").write_text(tomli_w.dumps(pyproject))
+    (folder / f"{_MODULE}.py").write_text(_CODE)

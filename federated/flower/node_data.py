@@ -1,0 +1,156 @@
+"""A node's data folder: the training rows of one client, and nothing of any other.
+
+`rows.npz` holds the columns as arrays, read without pickle, and `rows.json` the rest: texts, and
+who the client is. The rows are as their source has them; the preparation comes with the app, as
+fitted by all clients together.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heliotrope.config import from_yaml
+from heliotrope.data import Dataset, Partition
+from heliotrope.data.columns import Column, Pieces, Raw, Strings, Texts, Values
+from heliotrope.data.preparation import from_json
+from heliotrope.errors import DataError
+from heliotrope.tasks import task_of
+
+from ..engine.context import TrainingContext, assemble
+from ..fractions import fractions_rounded_down
+
+__all__ = ["FOLDER", "NodeData", "node_context", "write_node_data"]
+
+FOLDER = "data-folder"
+"""In a node's config, the folder of its own rows."""
+
+_ARRAYS, _REST = "rows.npz", "rows.json"
+_MEND = "Let heliotrope deploy write the folder again."
+
+
+@dataclass(frozen=True)
+class NodeData:
+    """Who the client of a node is.
+
+    Parameters
+    ----------
+    client
+        Its number, by which the server draws it.
+    identity
+        Who it is in seeded draws: see `Partition.identities`.
+    clients
+        How many clients take part in training.
+    """
+
+    client: int
+    identity: int
+    clients: int
+
+
+def write_node_data(folder: Path, who: NodeData, rows: Raw) -> None:
+    """Write the training rows of one client.
+
+    Raises `DataError` if they are items of a user's own dataset, which are read on demand.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    columns = {name: _described(name, column, arrays) for name, column in rows.columns.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / _ARRAYS, **arrays)
+    rest = {"who": asdict(who), "origin": rows.origin, "columns": columns}
+    (folder / _REST).write_text(json.dumps(rest))
+
+
+def _described(name: str, column: Column, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """Return what JSON holds of a column, and put the others of its values into `arrays`."""
+    match column:
+        case Values() if not column.values.dtype.hasobject:
+            arrays[f"values/{name}"] = column.values
+            return {"kind": "values"}
+        case Strings():
+            arrays[f"codes/{name}"] = column.codes
+            return {"kind": "strings", "words": column.words}
+        case Texts():
+            return {"kind": "texts", "texts": list(column.texts)}
+        case Pieces():
+            # Each with the one character that follows it: its neighbours may be another client's.
+            pairs = zip(column.starts.tolist(), column.lengths.tolist(), strict=True)
+            parts = [column.stream[start : start + length + 1] for start, length in pairs]
+            arrays[f"stream/{name}"] = np.concatenate(parts)
+            arrays[f"lengths/{name}"] = column.lengths
+            return {"kind": "pieces"}
+    raise DataError(
+        f"column {name} holds objects, or is read from a dataset of a plug-in on demand, which cannot "
+        "be put into a node's folder. Use data in files or arrays for a deployment."
+    )
+
+
+def _column(name: str, described: Mapping[str, Any], arrays: Mapping[str, Any]) -> Column:
+    match described["kind"]:
+        case "values":
+            return Values(arrays[f"values/{name}"])
+        case "strings":
+            return Strings(arrays[f"codes/{name}"], tuple(described["words"]))
+        case "texts":
+            return Texts(described["texts"])
+        case "pieces":
+            lengths = arrays[f"lengths/{name}"]
+            starts = np.cumsum(lengths + 1) - (lengths + 1)
+            return Pieces(arrays[f"stream/{name}"], starts, lengths)
+    raise ValueError(f"a column of the kind {described['kind']}")
+
+
+def _read(folder: Path) -> tuple[NodeData, Raw]:
+    try:
+        rest = json.loads((folder / _REST).read_text())
+        with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
+            columns = {n: _column(n, each, arrays) for n, each in rest["columns"].items()}
+        return NodeData(**rest["who"]), Raw(columns, origin=rest["origin"])
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{FOLDER}={folder} of this node's config holds no rows of a client: {error!r:.200}. "
+            f"{_MEND}"
+        ) from error
+
+
+@lru_cache(maxsize=1)  # a process serves many messages of one run
+def node_context(run_text: str, preparation: str, folder: Path) -> tuple[TrainingContext, NodeData]:
+    """Return what the client of a node trains with: itself as the only client, number 0.
+
+    Parameters
+    ----------
+    run_text
+        The resolved configuration of the run.
+    preparation
+        How rows are prepared: the JSON of `Preparation.to_json`.
+    folder
+        That `write_node_data` has written.
+
+    Raises
+    ------
+    DataError
+        If the folder holds no rows of a client, or rows that the preparation does not fit.
+    """
+    run = from_yaml(run_text)
+    who, rows = _read(folder)
+    prepared = from_json(json.loads(preparation))
+    everyone = np.zeros(len(rows), dtype=np.int64)
+    train = prepared.apply(rows, everyone if prepared.fit == "per_client" else None)
+    none = train.subset(slice(0, 0))
+    dataset = Dataset(run.data.name, train, none, none, prepared.info(), prepared)
+    cfg = run.federated
+    cfg.clients_per_round = 1  # of the one client that is here
+    if not fractions_rounded_down(cfg.holdout_fraction, np.array([len(rows)])).any():
+        cfg.holdout_fraction = 0.0  # of too few rows, none are held out
+    partition = Partition(
+        np.arange(len(rows)), np.array([0, len(rows)]), np.array([who.identity], dtype=np.int64)
+    )
+    return assemble(run, task_of(dataset, run), train, partition), who
