@@ -71,12 +71,12 @@ def simulate(run: Run, directory: Path, components: Components, cluster: Cluster
     idle = cluster is not None and components.reduce
     torch.set_num_threads(1 if idle else threads_of(available_cpus()))
 
-    def pool(
-        run_dir: RunDirectory, tracker: Tracker, _: Display
-    ) -> AbstractContextManager[Pool]:
+    def pool(run_dir: RunDirectory, tracker: Tracker, _: Display) -> AbstractContextManager[Pool]:
         return _pool(run, context, cluster, run_dir.log, tracker)
 
-    train_clients(run, directory, components, pool, ("flwr",) if cluster is None else ("flwr", "ray"))
+    train_clients(
+        run, directory, components, pool, ("flwr",) if cluster is None else ("flwr", "ray")
+    )
 
 
 def train_clients(
@@ -140,9 +140,7 @@ def _grid(pool: Pool, components: Components) -> CohortGrid:
         takes_mean=isinstance(strategy, MeanStrategy),
         takes_updates=isinstance(strategy, RobustStrategy) and strategy.takes_updates,
         states=(
-            None
-            if pool.keeps_states
-            else _states(components.context, strategy, components.facts)
+            None if pool.keeps_states else _states(components.context, strategy, components.facts)
         ),
         colluders=None if attack is None else attack.colluders,
         secure=None if components.secure is None else components.secure.rounds,

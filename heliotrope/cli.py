@@ -67,6 +67,7 @@ commands:
   find-batch-size   time larger batches     heliotrope find-batch-size experiment=E [output=FILE]
   tune              time client training    heliotrope tune experiment=E [federated.*=...]
   submit            run it on a cluster     heliotrope submit cluster=ray [...] -- COMMAND [...]
+  deploy            onto real machines      heliotrope deploy [trial] experiment=E [output=DIR]
 
 A mode takes Hydra overrides, -m for sweeps, --cfg job to see the config, --help for the keys.
 What another command takes: heliotrope COMMAND --help.
@@ -88,6 +89,7 @@ _COMMANDS = {
     "find-batch-size": ("heliotrope.commands.find", "find_batch_size_command"),
     "tune": ("federated.tune", "tune_command"),
     "submit": ("distributed.submit.command", "submit_command"),
+    "deploy": ("federated.deploy.command", "deploy_command"),
 }
 
 VERBS = ("distributed", "federated", *_COMMANDS)

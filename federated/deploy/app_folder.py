@@ -17,7 +17,7 @@ from .apps import DIRECTORY, PREPARATION, RESUME, RUN, WAIT
 __all__ = ["write_app_folder"]
 
 _MODULE = "heliotrope_apps"
-_CODE = '''"""The apps of this deployment: the code is Heliotrope's, which each machine has installed."""
+_CODE = '''"""The apps of this deployment; their code is in Heliotrope, which each machine has."""
 
 from heliotrope.modes import mode_module
 

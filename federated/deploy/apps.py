@@ -76,7 +76,7 @@ def server(module: str) -> ServerApp:
         try:
             run = config.run
             run.resume = bool(context.run_config[RESUME])
-            _serve(run, directory, grid, float(context.run_config[WAIT]))  # type: ignore[arg-type]
+            _serve(run, directory, grid, float(context.run_config[WAIT]))
         except HeliotropeError as error:
             directory.mkdir(parents=True, exist_ok=True)
             failure.write_text(f"{error.exit_code} {error}\n")

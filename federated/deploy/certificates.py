@@ -171,8 +171,8 @@ def _check_valid_now(path: Path, certificate: x509.Certificate) -> None:
         raise ConfigError(f"{path} has expired on {end:%Y-%m-%d %H:%M} UTC. Renew the certificate.")
     if now < start:
         raise ConfigError(
-            f"{path} is valid only from {start:%Y-%m-%d %H:%M} UTC on. Set this machine's clock, or "
-            "use another certificate."
+            f"{path} is valid only from {start:%Y-%m-%d %H:%M} UTC on. Set this machine's clock, "
+            "or use another certificate."
         )
 
 

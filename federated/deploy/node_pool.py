@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from heliotrope.errors import ConfigError, MessageError
+from heliotrope.errors import MessageError
 from heliotrope.metrics import GroupedMetrics, Metrics
 from heliotrope.system.resources import available_cpus, threads_of
 
@@ -81,7 +81,7 @@ class NodePool(Pool):
         return Decision(ExecutionPlan("sequential", 1), {})
 
     def await_nodes(self, seconds: float, say: Callable[[str], None]) -> None:
-        """Wait until the node of every client is there; go on without the others after `seconds`."""
+        """Wait for the node of every client; after `seconds`, go on without those that lack."""
         wanted = {node_name(client): client for client in self._context.population.training()}
         deadline, said = time.monotonic() + seconds, False
         while lacking := sorted(wanted.keys() - self._nodes().keys()):
@@ -109,6 +109,8 @@ class NodePool(Pool):
     ) -> list[Reply]:
         del execution
         starts = instruction.starts(weights)
+        # Where clients protect themselves, each adds noise of its own, which no server tells.
+        instruction = replace(instruction, noise=None)
         content = content_to_train(weights, instruction)
         replies, clients, failures = self._ask(content, MessageType.TRAIN, instruction, cohort)
         good, rejected = vetted_updates(replies, lambda _: starts)
@@ -204,26 +206,22 @@ class NodePool(Pool):
         """
         if not messages:
             return []
-        node_of = {}
-        for message_id, message in zip(
-            self._grid.push_messages(messages), messages, strict=True
-        ):
-            if message_id:
-                node_of[message_id] = message
+        ids = self._grid.push_messages(messages)
+        pairs = zip(ids, messages, strict=True)
+        asked_by_id = {message_id: message for message_id, message in pairs if message_id}
         timeout = self._context.federated.client_timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
-        while node_of and (deadline is None or time.monotonic() < deadline):
-            for reply in self._grid.pull_messages(list(node_of)):
-                asked = node_of.pop(reply.metadata.reply_to_message_id)
-                if reply.has_error():
-                    reply = Message(reply.error, reply_to=asked)
-                replies.append(reply)
-            time.sleep(_POLL if node_of else 0)
+        while asked_by_id and (deadline is None or time.monotonic() < deadline):
+            for reply in self._grid.pull_messages(list(asked_by_id)):
+                asked = asked_by_id.pop(reply.metadata.reply_to_message_id)
+                failed = reply.has_error()
+                replies.append(Message(reply.error, reply_to=asked) if failed else reply)
+            time.sleep(_POLL if asked_by_id else 0)
         return replies
 
     def evaluate_splits_of(self, weights: Weights, states: ClientStates) -> dict[str, Metrics]:
-        raise ConfigError("Nodes evaluate no central splits.")
+        raise NotImplementedError("personal weights are refused before: see check_deployable")
 
     def evaluate_centrally(self, weights: Weights) -> dict[str, Metrics]:
         return self._here.evaluate_centrally(weights)
@@ -232,7 +230,7 @@ class NodePool(Pool):
         return 0
 
     def close(self) -> None:
-        """The nodes go on: they are others'."""
+        """Leave the nodes as they are: they belong to others."""
 
 
 def _sorted(failures: list[Failure]) -> list[Failure]:

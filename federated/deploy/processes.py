@@ -1,4 +1,4 @@
-"""Flower's own programs as processes of ours: started with logs, and stopped by their process ids."""
+"""Flower's own programs: started with logs, and stopped by their process ids."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ class Program:
         code = self.ended()
         if code is not None:
             raise WorkerError(
-                f"{self.name} has ended with exit code {code}. The end of {self.log}:\n{self.tail()}"
+                f"{self.name} has ended with exit code {code}. The end of {self.log}:\n"
+                f"{self.tail()}"
             )
 
     def tail(self, lines: int = 12) -> str:

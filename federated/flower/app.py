@@ -52,9 +52,10 @@ def client_app(run: Run, preparation: str | None = None) -> ClientApp:
 
     With a `preparation`, the JSON of `Preparation.to_json`, a node has only its own rows: those of
     the folder `node_config["data-folder"]`, where its state is kept, too. Without it each node
-    loads all data, and which client it is, is its `node_config["partition-id"]`. Replies are those of the
-    simulation, so any Flower strategy aggregates them. Under secure aggregation they are masked,
-    for a `SecureGrid` of the server.
+    loads all data, and which client it is, is its `node_config["partition-id"]`.
+
+    Replies are those of the simulation, so any Flower strategy aggregates them. Under secure
+    aggregation they are masked, for a `SecureGrid` of the server.
 
     With `federated/privacy=local` a client adds noise by itself, from the operating system's
     cryptographic generator, and tells nothing else; what it has spent over all runs is in the file
@@ -191,9 +192,7 @@ class _FlowersState:
         self._state[_STATE] = to_record(state)
 
 
-def _states(
-    kept: NodeState | _FlowersState, server_round: int, client: int
-) -> ClientStates | None:
+def _states(kept: NodeState | _FlowersState, server_round: int, client: int) -> ClientStates | None:
     """Return what the client has kept before a round; None if it keeps nothing yet, or at all."""
     state = kept.before(server_round)
     if state is None:

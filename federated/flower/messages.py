@@ -76,7 +76,8 @@ _message_ids = itertools.count(1)
 def become_server() -> None:
     """Give this process the identity that Flower's messages are stamped with, unless it has one.
 
-    Flower gives one to the server of a deployment. Also sends Flower's log lines to the run's log only: it prints each round to the console.
+    Flower gives one to the server of a deployment. Also sends Flower's log lines to the run's log
+    only: it prints each round to the console.
     """
     try:
         _ = TaskIdentity.run_id

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from heliotrope.config import from_yaml
 from heliotrope.data import Dataset, Partition
@@ -61,7 +60,7 @@ def write_node_data(folder: Path, who: NodeData, rows: Raw) -> None:
 
     Raises `DataError` if they are items of a user's own dataset, which are read on demand.
     """
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, Any] = {}
     columns = {name: _described(name, column, arrays) for name, column in rows.columns.items()}
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / _ARRAYS, **arrays)
@@ -69,15 +68,18 @@ def write_node_data(folder: Path, who: NodeData, rows: Raw) -> None:
     (folder / _REST).write_text(json.dumps(rest))
 
 
-def _described(name: str, column: Column, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+def _described(name: str, column: Column, arrays: dict[str, Any]) -> dict[str, Any]:
     """Return what JSON holds of a column, and put the others of its values into `arrays`."""
     match column:
         case Values() if not column.values.dtype.hasobject:
             arrays[f"values/{name}"] = column.values
             return {"kind": "values"}
         case Strings():
-            arrays[f"codes/{name}"] = column.codes
-            return {"kind": "strings", "words": column.words}
+            # The words of other clients' rows stay with them.
+            used, codes = np.unique(column.codes[column.codes >= 0], return_inverse=True)
+            arrays[f"codes/{name}"] = own = column.codes.copy()
+            own[own >= 0] = codes
+            return {"kind": "strings", "words": [column.words[code] for code in used]}
         case Texts():
             return {"kind": "texts", "texts": list(column.texts)}
         case Pieces():
@@ -88,7 +90,7 @@ def _described(name: str, column: Column, arrays: dict[str, NDArray[Any]]) -> di
             arrays[f"lengths/{name}"] = column.lengths
             return {"kind": "pieces"}
     raise DataError(
-        f"column {name} holds objects, or is read from a dataset of a plug-in on demand, which cannot "
+        f"column {name} holds objects, or is read from a plug-in's dataset on demand, which cannot "
         "be put into a node's folder. Use data in files or arrays for a deployment."
     )
 
@@ -111,7 +113,7 @@ def _column(name: str, described: Mapping[str, Any], arrays: Mapping[str, Any]) 
 def _read(folder: Path) -> tuple[NodeData, Raw]:
     try:
         rest = json.loads((folder / _REST).read_text())
-        with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
+        with (folder / _ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             columns = {n: _column(n, each, arrays) for n, each in rest["columns"].items()}
         return NodeData(**rest["who"]), Raw(columns, origin=rest["origin"])
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:

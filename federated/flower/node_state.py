@@ -1,9 +1,9 @@
 """What a deployed client keeps between rounds, in its node's data folder.
 
 A SuperNode holds Flower's own state of a client in memory, for one run of Flower's: it is lost when
-the node is started again, and when the server is, which then begins another run of Flower's. Here
-each round's state is a file, by our run. A server that goes on from a checkpoint may ask for a round
-again, so that the states of the rounds since the last checkpoint stay.
+the node is started again, and when the server is, which then begins another run of Flower's.
+Here each round's state is a file, by our run. A server that goes on from a checkpoint may ask for
+a round again, so that the states of the rounds since the last checkpoint stay.
 """
 
 from __future__ import annotations

@@ -99,6 +99,7 @@ LAYERS = {
         "federated.tune",
         "federated.audit",
         "federated.job",
+        "federated.deploy",
         "federated.__main__",
     ),
 }

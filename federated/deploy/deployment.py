@@ -1,0 +1,111 @@
+"""All that a federation on real machines needs, written from a checked configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from heliotrope.config import Run
+from heliotrope.data import load
+from heliotrope.errors import ConfigError, RunDirectoryError
+
+from ..components import build_components
+from ..engine.context import divide
+from ..flower.app import client_app
+from ..flower.node_data import NodeData, write_node_data
+from .app_folder import write_app_folder
+from .apps import check_deployable
+from .certificates import (
+    check_node_key,
+    check_server_certificate,
+    write_certificates,
+    write_node_key,
+)
+from .layout import Layout
+from .node_pool import node_name
+
+__all__ = ["Deployment", "prepare"]
+
+_WAIT = 120.0  # seconds that the server waits for nodes to connect
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A deployment that is written and checked.
+
+    Parameters
+    ----------
+    run
+        Its configuration.
+    layout
+        Where its files are.
+    clients
+        How many clients there are, each with a node.
+    host
+        Under which SuperNodes reach the SuperLink.
+    """
+
+    run: Run
+    layout: Layout
+    clients: int
+    host: str
+
+
+def prepare(run: Run, root: Path, hosts: Sequence[str], nodes: int | None = None) -> Deployment:
+    """Write the files of a deployment below `root`; what `run.resume` finds there is kept.
+
+    Parameters
+    ----------
+    run
+        Checked for what only a simulation can do.
+    root
+        The folder.
+    hosts
+        By which SuperNodes reach the SuperLink; the certificate is for all, nodes use the first.
+    nodes
+        As many clients as there must be; None for any number.
+
+    Raises
+    ------
+    ConfigError
+        If the run cannot be deployed, a certificate has expired or is for another host, or a key
+        is not the node's.
+    """
+    layout = Layout(root.absolute())
+    if layout.app.exists() and not run.resume:
+        raise RunDirectoryError(
+            f"output={root} holds a deployment. Set resume=true to go on with it, or choose "
+            "another folder."
+        )
+    components = build_components(run)
+    check_deployable(run, bool(components.context.personal))
+    client_app(run)  # refuses what a deployed client cannot do
+    clients = len(components.context.population)
+    if nodes is not None and clients != nodes:
+        raise ConfigError(
+            f"nodes={nodes}, but the data is divided among {clients} clients, of which each needs "
+            f"a node. Set nodes={clients}, or another federated/partition."
+        )
+    _write_nodes(run, layout, components.context.population.training())
+    if not layout.certificates.exists():
+        write_certificates(layout.certificates, hosts)
+    check_server_certificate(layout.certificates, hosts[0])
+    for client in range(clients):
+        if not layout.key(client).exists():
+            write_node_key(layout.key(client).parent, node_name(client))
+        check_node_key(layout.key(client))
+    write_app_folder(layout.app, run, components.preparation, layout.run, _WAIT)
+    return Deployment(run, layout, clients, hosts[0])
+
+
+def _write_nodes(run: Run, layout: Layout, training: Sequence[int]) -> None:
+    """Write the data folder of each client that there is none of yet."""
+    dataset = load(run.data, run.seed, task=run.task_name)
+    partition = divide(run, dataset)
+    assert dataset.fitting is not None
+    for client in range(len(partition)):
+        if not layout.node(client).exists():
+            who = NodeData(client, int(partition.identities[client]), len(training))
+            rows = dataset.fitting.train.subset(partition[client])
+            write_node_data(layout.node(client), who, rows)

@@ -1,0 +1,163 @@
+"""What `heliotrope deploy` writes, and the certificates and keys that it refuses."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import tomllib
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from federated.deploy.certificates import (
+    check_node_key,
+    check_server_certificate,
+    write_certificates,
+    write_node_key,
+)
+from heliotrope.config import from_yaml
+from heliotrope.errors import ConfigError, RunDirectoryError
+from tests.support import Command, compose
+
+_CLIENTS = ("federated.partition.clients=3", "federated.clients_per_round=3")
+
+
+def _private_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.key"))
+
+
+def test_a_certificate_for_its_host_and_a_key_pair_pass(tmp_path: Path) -> None:
+    write_certificates(tmp_path, ["example.org", "127.0.0.1", "::1"])
+    for host in ("example.org", "127.0.0.1", "::1"):
+        check_server_certificate(tmp_path, host)
+    write_node_key(tmp_path, "client-0")
+    check_node_key(tmp_path / "client-0.key")
+    assert [stat.S_IMODE(path.stat().st_mode) for path in _private_files(tmp_path)] == [0o600] * 2
+
+
+def test_openssl_trusts_what_is_written(tmp_path: Path) -> None:
+    write_certificates(tmp_path, ["example.org"])
+    command = ["openssl", "verify", "-x509_strict", "-verify_hostname", "example.org"]
+    command += ["-CAfile", f"{tmp_path / 'ca.crt'}", f"{tmp_path / 'server.pem'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _expired(folder: Path) -> None:
+    write_certificates(folder, ["example.org"], valid=timedelta(days=-1))
+
+
+def _of_another_host(folder: Path) -> None:
+    write_certificates(folder, ["elsewhere.org"])
+
+
+def _of_another_authority(folder: Path) -> None:
+    write_certificates(folder, ["example.org"])
+    write_certificates(folder / "other", ["example.org"])
+    (folder / "other" / "ca.crt").replace(folder / "ca.crt")
+
+
+def _with_another_key(folder: Path) -> None:
+    write_certificates(folder, ["example.org"])
+    write_certificates(folder / "other", ["example.org"])
+    (folder / "other" / "server.key").replace(folder / "server.key")
+
+
+def _cut_off(folder: Path) -> None:
+    write_certificates(folder, ["example.org"])
+    path = folder / "server.pem"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (_expired, r"ca\.crt has expired on \d{4}-.*Renew"),
+        (_of_another_host, r"server\.pem is for elsewhere\.org, not for example\.org"),
+        (_of_another_authority, r"server\.pem is not signed by the authority in .*ca\.crt"),
+        (_with_another_key, r"server\.key is not the key of .*server\.pem"),
+        (_cut_off, r"server\.pem is no certificate"),
+        (lambda _: None, r"ca\.crt is no certificate"),
+    ],
+)
+def test_a_certificate_that_nodes_would_refuse_is_refused_before(
+    tmp_path: Path, write: Callable[[Path], None], said: str
+) -> None:
+    write(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        check_server_certificate(tmp_path, "example.org")
+
+
+def test_a_key_that_the_superlink_would_refuse_is_refused_before(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_node_key(tmp_path, name)
+    with pytest.raises(RunDirectoryError, match=r"one\.key is there already"):
+        write_node_key(tmp_path, "one")
+    (tmp_path / "two.key").replace(tmp_path / "one.key")
+    with pytest.raises(ConfigError, match=r"one\.key does not belong to .*one\.pub"):
+        check_node_key(tmp_path / "one.key")
+    weak = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "one.key").write_bytes(
+        weak.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.OpenSSH,
+            serialization.NoEncryption(),
+        )
+    )
+    with pytest.raises(ConfigError, match=r"one\.key is no ECDSA key on the curve P-384"):
+        check_node_key(tmp_path / "one.key")
+
+
+def test_a_deployment_has_what_flower_and_each_site_need(
+    tmp_path: Path, heliotrope: Command
+) -> None:
+    typed = ("experiment=quickstart", *_CLIENTS, f"output={tmp_path / 'site'}")
+    code, _, error = heliotrope("deploy", *typed, "hosts=example.org")
+    assert code == 0, error
+    site = tmp_path / "site"
+    app = tomllib.loads((site / "app" / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    run = compose("federated", "experiment=quickstart", *_CLIENTS)
+    assert from_yaml(app["config"]["run"]) == run
+    check_server_certificate(site / "certificates", "example.org")
+    for client in range(3):
+        check_node_key(site / "keys" / f"client-{client}.key")
+        assert (site / "nodes" / f"client-{client}" / "rows.npz").exists()
+    keys = _private_files(site)
+    assert len(keys) == 4
+    assert {stat.S_IMODE(path.stat().st_mode) for path in keys} == {0o600}
+    before = [path.read_bytes() for path in keys]
+    code, _, error = heliotrope("deploy", *typed)
+    assert (code, "holds a deployment" in error) == (2, True)
+    assert heliotrope("deploy", *typed, "hosts=example.org", "resume=true")[0] == 0
+    assert [path.read_bytes() for path in keys] == before
+    code, _, error = heliotrope("deploy", *typed, "hosts=elsewhere.org", "resume=true")
+    assert (code, "not for elsewhere.org" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("federated/attack=sign_flip",), "federated/attack=sign_flip cannot be deployed"),
+        (("audit.canaries=4",), "audit.canaries"),
+        (("nodes=4", *_CLIENTS), "nodes=4, but the data is divided among 3 clients"),
+        (("nodes=none",), "nodes=none is no number of nodes"),
+        (("output=",), "output has no value"),
+        (("optimizer.l=1",), "optimizer.l"),
+    ],
+)
+def test_what_cannot_be_deployed_is_refused_before_any_start(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    heliotrope: Command,
+    typed: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, error = heliotrope("deploy", "trial", "experiment=quickstart", *typed)
+    assert code == 2, error
+    assert said in error
+    assert list(tmp_path.rglob("*.key")) == []
