@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from heliotrope.runs.events import read_events
-from tests.support import Command
+from tests.support import Command, events_of
 
 pytestmark = pytest.mark.slow
 
@@ -56,8 +55,7 @@ def test_a_trial_gives_what_the_simulation_gives(
     for key in ("steps", "examples_seen", "bytes_up", "bytes_down"):
         assert result[key] == simulated[key]
     assert (root / "run" / "report.html").exists()
-    events = [event["event"] for event in read_events(root / "run" / "metrics.jsonl")]
-    assert events.count("train") == 2
+    assert len(events_of(root / "run", "train")) == 2
     if "federated/strategy=scaffold" in settings:
         for client in range(3):
             kept = root / "nodes" / f"client-{client}" / "state"
