@@ -108,5 +108,6 @@ BUILT_IN: dict[Group, dict[str, str]] = {
     "cluster": {  # of `heliotrope submit`
         "local": "distributed.submit.local:local",
         "slurm": "distributed.submit.slurm:slurm",
+        "ray": "distributed.submit.ray_jobs:ray",
     },
 }

@@ -20,12 +20,14 @@ _TOKEN = "0123456789abcdef" * 2
 class RunningCluster:
     """Where a cluster answers, the home of who started it, and what it has written.
 
-    `home` holds the token that the cluster asks for; `session` is Ray's folder of its logs.
+    `home` holds the token that the cluster asks for; `session` is Ray's folder of its logs;
+    `dashboard` is where its job API answers, if it has one.
     """
 
     address: str
     home: Path
     session: Path
+    dashboard: str = ""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -34,38 +36,69 @@ class RunningCluster:
 
 
 @contextlib.contextmanager
-def started_cluster(cpus: int, *, token: bool) -> Iterator[RunningCluster]:
-    """Start a cluster of one node, as somebody else: with none of this process's settings.
+def started_cluster(
+    cpus: int, *, token: bool, jobs: bool = False, nodes: int = 1
+) -> Iterator[RunningCluster]:
+    """Start a cluster of nodes with `cpus` each, as somebody else: with no setting of this process.
 
-    Nobody finds it who does not know its address: Ray's note of it is in a folder of its own.
+    It takes `jobs` if it is to have a dashboard. Nobody finds it who does not know its address:
+    Ray's note of it is in a folder of its own.
     """
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        contextlib.ExitStack() as started,
+    ):
         home, files = Path(folder) / "home", Path(folder) / "t"
         (home / ".ray").mkdir(parents=True)
         if token:
             (home / ".ray" / "auth_token").write_text(_TOKEN)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
-        command += [f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={files}"]
-        command += ["--node-ip-address=127.0.0.1", "--include-dashboard=false"]
-        clean = {key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ}
-        with (Path(folder) / "output").open("w") as output:
-            head = subprocess.Popen(
-                [*command, "--disable-usage-stats"],
-                cwd=home,
-                env={**clean, "HOME": str(home), "RAY_TMPDIR": folder, "OMP_NUM_THREADS": "1"},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            _wait_until_up(head, Path(folder) / "output")
-            yield RunningCluster(f"127.0.0.1:{port}", home, files / "session_latest")
-        finally:
-            head.terminate()  # it ends the cluster's other processes
-            head.wait(30)
+        port, dashboard, *agents = _free_ports(2 + nodes)
+        head = [f"--port={port}", "--head"]
+        head += [f"--include-dashboard={str(jobs).lower()}", f"--dashboard-port={dashboard}"]
+        for number, agent in enumerate(agents):
+            role = [f"--address=127.0.0.1:{port}"] if number else head
+            # Nodes of one folder would take each other's packages away.
+            own = [f"--num-cpus={cpus}", f"--temp-dir={files}{number or ''}"]
+            own.append(f"--dashboard-agent-listen-port={agent}")
+            started.enter_context(_node(Path(folder), home, number, [*role, *own]))
+        url = f"http://127.0.0.1:{dashboard}" if jobs else ""
+        yield RunningCluster(f"127.0.0.1:{port}", home, files / "session_latest", url)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def _node(folder: Path, home: Path, number: int, arguments: list[str]) -> Iterator[None]:
+    """Start a node, whose jobs find the Python of this process, and end it after the block."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *arguments]
+    command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+    clean = {key: os.environ[key] for key in ("LANG",) if key in os.environ}
+    if number and (home / ".ray" / "auth_token").exists():
+        clean["RAY_AUTH_MODE"] = "token"  # by itself only a head looks for one
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    said = folder / f"output-{number}"
+    with said.open("w") as output:
+        node = subprocess.Popen(
+            command,
+            cwd=home,
+            env={**clean, "PATH": path, "HOME": str(home), "RAY_TMPDIR": str(folder),
+                 "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        _wait_until_up(node, said)
+        yield
+    finally:
+        node.terminate()  # it ends the node's other processes
+        node.wait(30)
 
 
 def _wait_until_up(head: subprocess.Popen[bytes], output: Path) -> None:

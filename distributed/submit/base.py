@@ -6,10 +6,12 @@ What `dry_run=true` prints is the `Plan` that would be sent: nothing is decided 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from heliotrope.config import ClusterConfig
 from heliotrope.registry import Source
 
 __all__ = ["Cluster", "Command", "Job", "Plan"]
@@ -28,11 +30,17 @@ class Command:
         Of the run, or of the sweep; None for a verb that trains nothing.
     plugins
         The plug-ins that it loads.
+    paths
+        The user's own files that the run names, by key, such as data.path; absolute.
+    cluster
+        What of the environment the run takes along.
     """
 
     words: tuple[str, ...]
     directory: Path | None = None
     plugins: tuple[Source, ...] = ()
+    paths: Mapping[str, Path] = field(default_factory=dict)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 @dataclass(frozen=True)

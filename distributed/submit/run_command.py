@@ -15,13 +15,14 @@ from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser  # not public: Hydra has no other list of flags
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from heliotrope import config, plugin_loading
 from heliotrope.cli import VERBS, register_resolvers
 from heliotrope.commands.overrides import checked, prepared
-from heliotrope.config import Mode
+from heliotrope.config import ClusterConfig, Mode, Run
 from heliotrope.config.explain import composing
+from heliotrope.config.own_files import KEYS, OWN_FILES
 from heliotrope.errors import ConfigError, closest
 from heliotrope.shell import quoted
 
@@ -68,14 +69,26 @@ def _run(mode: Mode, arguments: list[str]) -> Command:
         with composing():
             composed = _composed(overrides, RunMode.MULTIRUN if sweeping else RunMode.RUN)
             directory = Path((composed.hydra.sweep if sweeping else composed.hydra.run).dir)
+            cluster = OmegaConf.to_object(composed.cluster)
+            assert isinstance(cluster, ClusterConfig)
+            paths = {}
             if not sweeping:  # a job of a sweep has choices that others have not
                 with open_dict(composed):
                     del composed["hydra"]
-                config.load(composed, mode)
+                paths = _own_paths(config.load(composed, mode))
     directory = directory.absolute()
     kept = [word for word in arguments if word.partition("=")[0] not in (*_DIRECTORIES, "resume")]
     named = f"{_DIRECTORIES[sweeping]}={quoted(str(directory))}"
-    return Command((mode, *kept, named, "resume=true"), directory, tuple(plugin_loading.loaded()))
+    plugins = tuple(plugin_loading.loaded())
+    return Command((mode, *kept, named, "resume=true"), directory, plugins, paths, cluster)
+
+
+def _own_paths(run: Run) -> dict[str, Path]:
+    """Return the user's own files that a run names, by key."""
+    found = {"privacy.ledger": run.privacy.ledger}
+    if run.data.name in OWN_FILES:
+        found |= {f"data.{key}": getattr(run.data, key) for key in KEYS}
+    return {key: Path(path) for key, path in found.items() if path}
 
 
 def _composed(overrides: list[str], mode: RunMode) -> DictConfig:

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from heliotrope.errors import ResourceError
 
-__all__ = ["accepted_by", "running_cluster"]
+__all__ = ["AUTHENTICATION", "accepted_by", "running_cluster", "token"]
 
 _MODE = "RAY_AUTH_MODE"
 _SECONDS = 5.0  # that a cluster may take to answer
@@ -32,7 +32,7 @@ def running_cluster(ray: ModuleType) -> str | None:
         raise ResourceError(
             f"RAY_ADDRESS={named} is not supported: a run is a driver of the cluster itself. Set "
             "RAY_ADDRESS to the HOST:PORT that `ray start` printed, from a machine of the cluster, "
-            "or hand the command to `ray job submit`."
+            "or hand the command to it: heliotrope submit cluster=ray -- COMMAND."
         )
     try:
         found = import_module(f"{ray.__name__}._private.services").canonicalize_bootstrap_address(
@@ -63,20 +63,20 @@ def accepted_by(ray: ModuleType, address: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         raise _does_not_answer(os.environ.get("RAY_ADDRESS") or address, error) from error
     chosen = os.environ.get(_MODE, "").lower()
-    asked, token = _refuses(address, None), _token()
+    asked, found = _refuses(address, None), token()
     if asked is False and chosen == "token":
         raise ResourceError(
             f"{_MODE}=token, but the Ray cluster at {address} was started without authentication. "
             f"Unset {_MODE}."
         )
-    if asked and (token is None or chosen not in ("", "token")):
+    if asked and (found is None or chosen not in ("", "token")):
         mode = f" ({_MODE}={chosen})" if chosen else ""
         raise ResourceError(
-            f"The Ray cluster at {address} refuses a driver without a token{mode}. {_REMEDY}"
+            f"The Ray cluster at {address} refuses a driver without a token{mode}. {AUTHENTICATION}"
         )
-    if asked and _refuses(address, token):
+    if asked and _refuses(address, found):
         raise ResourceError(
-            f"The Ray cluster at {address} refuses the token that was found. {_REMEDY}"
+            f"The Ray cluster at {address} refuses the token that was found. {AUTHENTICATION}"
         )
     if asked is None or chosen:
         yield
@@ -92,10 +92,11 @@ def accepted_by(ray: ModuleType, address: str) -> Iterator[None]:
             del os.environ[_MODE]
 
 
-_REMEDY = (
+AUTHENTICATION = (
     "Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or write ~/.ray/auth_token: it must be the token "
     "of the machine where the cluster was started."
 )
+"""What to do about a token that is missing or wrong."""
 
 
 def _does_not_answer(address: str, error: Exception) -> ResourceError:
@@ -105,7 +106,7 @@ def _does_not_answer(address: str, error: Exception) -> ResourceError:
     )
 
 
-def _token() -> str | None:
+def token() -> str | None:
     """Return the token that Ray would use, looked for where Ray looks."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token.strip()

@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from heliotrope.cluster.address import accepted_by, running_cluster
-from heliotrope.cluster.own_ray import LOOPBACK, keep_token_private, listening_here_only
+from heliotrope.cluster.own_ray import (
+    LOOPBACK,
+    keep_token_private,
+    listening_here_only,
+    without_dashboard,
+)
 from heliotrope.errors import ResourceError
 from heliotrope.system.process_exit import stoppable
 from heliotrope.system.processes import children, end, killed_once_told
@@ -140,7 +145,7 @@ def _connect(ray: ModuleType) -> bool:
     address = running_cluster(ray)
     if address is None:
         keep_token_private()
-        with _set(_AUTOSCALER, "1"), listening_here_only(ray):
+        with _set(_AUTOSCALER, "1"), listening_here_only(ray), without_dashboard(ray):
             ray.init(num_cpus=available_cpus(), _node_ip_address=LOOPBACK, **_QUIET)
         return False
     try:

@@ -62,6 +62,12 @@ KEPT = (
     ),
     Kept(r"^python -m federated experiment=shakespeare", "federated.rounds=1", slow=True),
     Kept(r"^(python -m|heliotrope|python -m heliotrope) federated ", "federated.rounds=1"),
+    Kept(r"^heliotrope submit .*dry_run=true"),
+    Kept(r"^heliotrope submit cluster=local -- federated ", "federated.rounds=1"),
+    Kept(
+        r"^heliotrope submit cluster=ray cluster\.address=",
+        instead=("-- COMMAND", "dry_run=true -- list"),
+    ),
     Kept(r"^(python -m )?heliotrope list( |$)"),
     Kept(r"^(python -m )?heliotrope new DIR$", instead=("DIR", "../project")),
     Kept(r"^python -m heliotrope audit "),

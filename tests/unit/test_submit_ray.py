@@ -1,0 +1,202 @@
+"""What `cluster=ray` would send: the working directory without data, plug-ins, paths that hold."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distributed.submit import ray_jobs
+from distributed.submit.package import Package
+from distributed.submit.ray_client import Client
+from heliotrope.cli import main
+from heliotrope.errors import ConfigError, ResourceError
+
+_PLUGIN = """
+from torch import nn
+from heliotrope import plugin
+
+@plugin.model
+def NAME(task):
+    return nn.Linear(3, task.num_outputs)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with code, data, and results; beside it, a plug-in and data of others."""
+    here = tmp_path / "project"
+    for name in ("data/big.bin", "runs/a/run.log", ".git/HEAD", ".venv/bin/python", "src/data/x.py",
+                 "src/__pycache__/x.pyc", "notes.txt", "ignored.txt"):  # fmt: skip
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    (here / ".gitignore").write_text("ignored.txt\n")
+    (here / "mine.py").write_text(_PLUGIN.replace("NAME", f"m{tmp_path.name}".replace("-", "_")))
+    (tmp_path / "theirs.py").write_text(
+        _PLUGIN.replace("NAME", f"t{tmp_path.name}".replace("-", "_"))
+    )
+    for place in (here, tmp_path):
+        (place / "rows.csv").write_text("a,b,label\n" + "1,2,x\n3,4,y\n" * 20)
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    return here
+
+
+def _plan(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+    assert main(["submit", "cluster=ray", "dry_run=true", *words]) == 0
+    plan = yaml.safe_load(capsys.readouterr().out)
+    assert isinstance(plan, dict)
+    return plan
+
+
+def _names(plan: dict[str, object]) -> set[str]:
+    listed = plan["working_dir"]
+    assert isinstance(listed, list)
+    return {line.rpartition("  ")[0] for line in listed}
+
+
+def test_the_working_directory_is_sent_without_data_and_results(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = _plan(capsys, "cluster.address=head:8265", "cluster.pip=[einops]", "cluster.gpus=0.5",
+                 "--", "federated", "experiment=quickstart", "hydra.run.dir=runs/b")  # fmt: skip
+    assert _names(plan) == {"src/data/x.py", "notes.txt", ".gitignore", "mine.py", "rows.csv"}
+    assert plan["address"] == "http://head:8265"
+    assert plan["entrypoint"] == (
+        "exec python -m heliotrope federated experiment=quickstart "
+        f"hydra.run.dir={project / 'runs/b'} resume=true"
+    )
+    assert plan["entrypoint_num_gpus"] == 0.5
+    assert plan["runtime_env"]["pip"] == ["einops"]  # type: ignore[index]
+    everything = _names(_plan(capsys, "cluster.exclude=[]", "--", "list"))
+    assert {"data/big.bin", "runs/a/run.log"} <= everything
+
+
+def test_code_from_elsewhere_is_sent_and_data_from_elsewhere_is_named(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ("--", "distributed", "plugins=[mine.py,../theirs.py]", "data=table", "data.target=label")
+    plan = _plan(capsys, *run, "data.path=../rows.csv")
+    words = str(plan["entrypoint"]).split()
+    assert f"data.path={project.parent / 'rows.csv'}" in words
+    (plugins,) = [word for word in words if "plugins=" in word]
+    inside, outside = plugins.strip("'").removeprefix("plugins=[").rstrip("]").split(",")
+    assert inside == "mine.py"
+    assert {inside, outside} <= _names(plan)
+    assert outside.endswith("/theirs.py")
+    within = _plan(capsys, *run, f"data.path={project / 'rows.csv'}")
+    assert "data.path=rows.csv" in str(within["entrypoint"]).split()
+
+
+def test_credentials_are_not_written_into_a_request(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "sesame")
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    plan = _plan(capsys, "--", "federated", "experiment=quickstart")
+    assert "sesame" not in yaml.safe_dump(plan)
+    assert plan["runtime_env"]["env_vars"]["NCCL_DEBUG"] == "INFO"  # type: ignore[index]
+
+
+def test_the_largest_files_of_too_much_are_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "weights.bin").write_bytes(bytes(3000))
+    monkeypatch.setattr(ray_jobs, "_limit", lambda: 2500)
+    assert main(["submit", "cluster=ray", "dry_run=true", "--", "list"]) == ConfigError.exit_code
+    said = capsys.readouterr().err
+    assert "weights.bin (3 kB)" in said
+    assert "cluster.exclude" in said
+    assert main(["submit", "cluster=ray", "dry_run=true", "cluster.exclude=['*.bin']", "--",
+                 "list"]) == 0  # fmt: skip
+
+
+def test_an_archive_holds_the_files_and_repeats_byte_for_byte(
+    project: Path, tmp_path: Path
+) -> None:
+    (project / "mine.py").chmod(0o755)
+    written = [tmp_path / "a.zip", tmp_path / "b.zip"]
+    for path in written:
+        Package.of(project, ["/data", "/runs"]).write(path)
+        (project / "notes.txt").touch()
+    assert written[0].read_bytes() == written[1].read_bytes()
+    with zipfile.ZipFile(written[0]) as archive:
+        assert archive.read("src/data/x.py") == b"src/data/x.py"
+        assert archive.getinfo("mine.py").external_attr >> 16 & 0o777 == 0o755
+
+
+@contextmanager
+def _server(status: int, body: dict[str, str], wait: float = 0.0) -> Iterator[str]:
+    """Serve one answer, whatever is asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(wait)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "token", "said"),
+    [
+        (401, None, "asks for a token"),
+        (403, "sesame", "refuses the token that was found"),
+        (200, None, "is not the dashboard of a Ray cluster"),
+    ],
+)
+def test_a_cluster_that_cannot_be_used_is_named(
+    status: int, token: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token or "")
+    with _server(status, {}) as address, pytest.raises(ResourceError, match=said) as caught:
+        Client(address)
+    assert f"cluster.address={address}" in str(caught.value)
+    assert "sesame" not in str(caught.value)
+
+
+def test_an_address_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distributed.submit.ray_client._SECONDS", 0.2)
+    with _server(200, {}, wait=1.0) as address:
+        for unanswered in (address, "http://127.0.0.1:9"):
+            with pytest.raises(ResourceError, match="does not answer"):
+                Client(unanswered)
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://", "head:", "head:port"])
+def test_what_is_no_address_of_a_dashboard_is_refused(
+    address: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["submit", "cluster=ray", f"cluster.address='{address}'", "dry_run=true", "--", "list"]
+    assert main(words) == ConfigError.exit_code
+    assert f"cluster.address={address}" in capsys.readouterr().err
+
+
+def test_without_the_extra_it_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray_jobs, "find_spec", lambda _name: None)
+    assert main(["submit", "cluster=ray", "--", "list"]) == ConfigError.exit_code
+    assert "heliotrope[cluster]" in capsys.readouterr().err
