@@ -109,5 +109,6 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         "local": "distributed.submit.local:local",
         "slurm": "distributed.submit.slurm:slurm",
         "ray": "distributed.submit.ray_jobs:ray",
+        "kuberay": "distributed.submit.kuberay:kuberay",
     },
 }
