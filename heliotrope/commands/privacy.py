@@ -86,13 +86,13 @@ class Plan:
         return replace(self, mechanism=mechanism, length=self.length * length, releases=releases)
 
     def noise(self, target: float, delta: float) -> float | None:
-        """Return the noise multiplier with which the whole run stays within `target`.
+        """Return the noise multiplier with which the whole run stays within `target`, roughly.
 
         None if the statistics alone spend that.
         """
         if self.before and epsilon(self.before, delta).value >= target:
             return None
-        return noise_for(self.mechanism, self.uses, delta, target, self.before)
+        return noise_for(self.mechanism, self.uses, delta, target, self.before, rough=True)
 
 
 def plan_of(run: Run, mode: Mode) -> Plan | None:

@@ -34,6 +34,7 @@ __all__ = [
 
 _NEWEST, _OLDEST = (1, 0), (0, 6)  # of dp-accounting; before 0.6 PLD knows no replaced participant
 _UNIT = 1e-4  # of noise multipliers that are found
+_STEP, _LARGE_STEP = 1e-4, 1e-3  # of privacy losses in PLD's tables: of results, and of a search
 _TIGHT_TARGET = 30.0  # up to which noise is found by PLD: 10 s at 8, minutes at 100, then no memory
 _PLD_UP_TO = 500.0  # epsilon by RDP: of a larger one PLD's tables would take gigabytes
 
@@ -90,7 +91,7 @@ def epsilon_of_best(spent: Spent, selection: str, mean: float, delta: float) -> 
     shape = 1.0 if selection == "geometric" else math.inf
     best = dp.dp_event.RepeatAndSelectDpEvent(_composed(dp, spent), mean, shape)
     with _quiet():
-        return float(_accountants(spent[0][0])[0].compose(best).get_epsilon(delta))
+        return float(_bounding(spent[0][0]).compose(best).get_epsilon(delta))
 
 
 @lru_cache(maxsize=256)
@@ -100,47 +101,54 @@ def noise_for(
     delta: float,
     target_epsilon: float,
     before: _Used = (),
+    *,
+    rough: bool = False,
 ) -> float:
     """Return the least noise multiplier with which `rounds` stay within `target_epsilon`.
 
     To 4 decimals, rounded up; that of `mechanism` does not matter. For targets above 30 it is the
     least by RDP, which takes no minutes and is a little more. `before` is what is spent beside the
-    rounds. Raises `ConfigError`, whose message begins with target_epsilon, if no noise suffices.
+    rounds. If `rough`, it is found to 2 decimals, in a fraction of the time. Raises `ConfigError`,
+    whose message begins with target_epsilon, if no noise suffices.
     """
-    dp, *_ = _accounting()
+    from scipy.optimize import brentq  # here: it takes a second to import
 
-    def spent(noise: float) -> Spent:
-        return [(replace(mechanism, noise_multiplier=noise), rounds), *before]
+    dp, *_ = _accounting()
+    unit = 0.01 if rough else _UNIT
 
     def event(noise: float) -> Any:
-        return _composed(dp, spent(noise))
+        return _composed(dp, [(replace(mechanism, noise_multiplier=noise), rounds), *before])
 
-    def least(kind: int, bracket: Any = None) -> float:
-        found: float = dp.calibrate_dp_mechanism(
-            lambda: _accountants(mechanism)[kind],
-            event,
-            target_epsilon,
-            delta,
-            bracket,
-            tol=_UNIT / 2,
-        )
-        return found
+    def narrowed(interval: float, enough: float, factor: float) -> float:
+        """Return the least noise by PLD in steps of `interval`, of which `enough` is no less."""
+
+        @lru_cache
+        def excess(noise: float) -> float:
+            spent = _tight(mechanism, interval).compose(event(noise))
+            return float(spent.get_epsilon(delta)) - target_epsilon
+
+        lower = factor * enough
+        while excess(lower) <= 0:
+            lower *= factor
+        found: float = brentq(excess, lower, enough, xtol=unit / 2)
+        return found if excess(found) <= 0 else min(found + unit / 2, enough)
 
     try:
         with _quiet():
-            noise = least(0)
-            if len(_accountants(mechanism)) > 1 and target_epsilon <= _TIGHT_TARGET:
-                # PLD takes seconds for each try with little noise, RDP milliseconds.
-                lower = 0.6 * noise
-                while before and _tightest(_used(spent(lower)), delta)[0] <= target_epsilon:
-                    lower *= 0.6  # RDP leaves the rounds less than PLD does
-                noise = least(1, dp.LowerEndpointAndGuess(lower, noise))
+            noise: float = dp.calibrate_dp_mechanism(
+                lambda: _bounding(mechanism), event, target_epsilon, delta, tol=unit / 2
+            )
+            if mechanism.sampling != "fixed" and target_epsilon <= _TIGHT_TARGET:
+                # RDP takes milliseconds for each try, PLD in larger steps a tenth of PLD.
+                noise = narrowed(_LARGE_STEP, noise, 0.6)
+                if not rough:
+                    noise = narrowed(_STEP, noise, 0.998)
     except dp.mechanism_calibration.NoBracketIntervalFoundError as error:
         raise ConfigError(
             f"target_epsilon={target_epsilon:g} is less than any noise leaves of {rounds} releases "
             f"at delta={delta:g}. Raise it, or train for less long."
         ) from error
-    return round(math.ceil(noise / _UNIT) * _UNIT, 4)
+    return round(math.ceil(noise / unit) * unit, 4)
 
 
 def rounds_within(
@@ -196,8 +204,7 @@ class RunningBound:
         once, earlier = ([(mechanism, 1)], list(before))
         with _quiet():
             ours, theirs = (
-                _accountants(mechanism)[0].compose(_composed(dp, spent))
-                for spent in (once, earlier)
+                _bounding(mechanism).compose(_composed(dp, spent)) for spent in (once, earlier)
             )
         # There is no public way to its orders, of which a round's are computed in 50 ms.
         self._orders, self._each, self._before = ours._orders, ours._rdp, theirs._rdp  # noqa: SLF001
@@ -216,7 +223,7 @@ class RunningBound:
 def _bound(spent: Spent, delta: float) -> float:
     """Return the epsilon of all that was spent, by RDP."""
     with _quiet():
-        bound = _accountants(spent[0][0])[0]
+        bound = _bounding(spent[0][0])
         return float(bound.compose(_composed(_accounting()[0], spent)).get_epsilon(delta))
 
 
@@ -234,11 +241,12 @@ def _tightest(used: _Used, delta: float) -> tuple[float, Literal["PLD", "RDP"]]:
     kinds = {mechanism.adjacency for mechanism, _ in used}
     if len(kinds) > 1:
         raise ValueError(f"no accountant composes {' with '.join(sorted(kinds))}")
-    upper, best = _bound(used, delta), _accountants(used[0][0])
-    if len(best) == 1 or upper > _PLD_UP_TO:
+    upper, first = _bound(used, delta), used[0][0]
+    if first.sampling == "fixed" or upper > _PLD_UP_TO:
         return upper, "RDP"
     with _quiet():
-        return float(best[-1].compose(_composed(_accounting()[0], used)).get_epsilon(delta)), "PLD"
+        best = _tight(first, _STEP).compose(_composed(_accounting()[0], used))
+        return float(best.get_epsilon(delta)), "PLD"
 
 
 @lru_cache(maxsize=1024)
@@ -249,18 +257,25 @@ def _epsilon(used: _Used, delta: float) -> Epsilon:
     return Epsilon(value, accountant, _bound(used, delta))
 
 
-def _accountants(mechanism: GaussianMechanism) -> list[Any]:
-    """Return accountants that know the mechanism's adjacency and sampling: RDP, and the best.
+def _bounding(mechanism: GaussianMechanism) -> Any:
+    """Return an accountant by RDP that knows the mechanism's adjacency and sampling.
 
     A Gaussian without sampling is in units of how far neighbours' results are apart, whatever
     neighbours are; accountants take it for one of an added participant.
     """
-    dp, pld, rdp = _accounting()
-    one = dp.NeighboringRelation
-    fixed = mechanism.sampling == "fixed"
-    relation = one.REPLACE_ONE if fixed else one.ADD_OR_REMOVE_ONE
-    bound = rdp.RdpAccountant(neighboring_relation=relation)
-    return [bound] if fixed else [bound, pld.PLDAccountant(relation)]
+    *_, rdp = _accounting()
+    return rdp.RdpAccountant(neighboring_relation=_relation(mechanism))
+
+
+def _tight(mechanism: GaussianMechanism, interval: float) -> Any:
+    """Return one by PLD, an upper bound in steps of `interval`; not of cohorts of fixed size."""
+    _, pld, _ = _accounting()
+    return pld.PLDAccountant(_relation(mechanism), interval)
+
+
+def _relation(mechanism: GaussianMechanism) -> Any:
+    one = _accounting()[0].NeighboringRelation
+    return one.REPLACE_ONE if mechanism.sampling == "fixed" else one.ADD_OR_REMOVE_ONE
 
 
 def _composed(dp: Any, spent: Spent) -> Any:
