@@ -16,7 +16,7 @@ from heliotrope.config import Run
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import Mechanism, RunningBound, Spent, rounds_within
 from heliotrope.privacy.charges import ProjectCharges
-from heliotrope.privacy.ledger import Ledger, Release, release_stamp
+from heliotrope.privacy.ledger import PLANNED, Ledger, Release, release_stamp, salted
 from heliotrope.privacy.project import TRAINING, added
 from heliotrope.privacy.told import promise, result
 from heliotrope.runs.private_sums import decided_by, settings_of_sums
@@ -62,10 +62,13 @@ class Account:
         self._privacy, self._epochs, self._target = privacy, cfg.epochs, privacy.target_epsilon
         self._delta = privacy.delta_for(examples)
         self._steps = -(-examples // cfg.batch_size)
-        self._stamp = stamp_of(run, content)
         self._decided = decided_by(run, "distributed")
         self._ledger = Ledger(path)
         self._ledger.restore(saved or {})
+        stamp = stamp_of(run, content)
+        self.salt = self._ledger.salt(stamp)
+        """What makes the stamp of this run, as it goes on, another than that of its settings."""
+        self._stamp = salted(stamp, self.salt)
         self._releases = releases
         latest, steps = self._ledger.latest, self._steps * cfg.epochs
         noise = None if latest is None else latest.noise_multiplier
@@ -76,7 +79,7 @@ class Account:
 
     def note_plan(self) -> None:
         """Note the noise of the run, before its first step, and charge the statistics."""
-        self._ledger.charge("planned", self.mechanism, 0)
+        self._ledger.charge(PLANNED, self.mechanism, 0)
         self._ledger.charge_all(self._releases)
 
     def reserve(self, project: ProjectCharges, epoch: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from heliotrope.config import Run
 from heliotrope.data import Dataset
-from heliotrope.privacy.ledger import Release
+from heliotrope.privacy.ledger import Release, salted
 from heliotrope.training.noisy_steps import step_noise
 
 from ..communication.process_group import sum_over_ranks
@@ -64,13 +64,15 @@ class Protection:
             )
 
     def begin(self, epoch: int) -> None:
-        """Learn from rank 0 the noise, and the last epoch of a run that has done `epoch`."""
-        mine = torch.zeros(2, dtype=torch.float64)
+        """Learn from rank 0 the noise, its salt, and the last epoch after `epoch` done ones."""
+        mine = torch.zeros(3, dtype=torch.float64)
         if self._account is not None:
-            noise = self._account.mechanism.noise_multiplier
-            mine = torch.tensor([noise, self._account.last_epoch(epoch)], dtype=torch.float64)
-        noise, last = sum_over_ranks(mine, self._topology, self._device).tolist()
+            account = self._account
+            noise, last = account.mechanism.noise_multiplier, account.last_epoch(epoch)
+            mine = torch.tensor([noise, last, account.salt], dtype=torch.float64)
+        noise, last, salt = sum_over_ranks(mine, self._topology, self._device).tolist()
         self._noise, self.last_epoch = noise, int(last)
+        self._stamp = salted(self._stamp, int(salt))
 
     @property
     def noise_multiplier(self) -> float:

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from heliotrope.config import Run
 from heliotrope.data import Exchange
 from heliotrope.privacy.accountant import RunningBound, Spent, rounds_within
-from heliotrope.privacy.ledger import Ledger
+from heliotrope.privacy.ledger import Ledger, salted
 from heliotrope.privacy.mechanisms import GaussianMechanism
 from heliotrope.privacy.project import TRAINING, added
 from heliotrope.privacy.told import promise, result
@@ -71,6 +71,7 @@ class NoisySum(Protection):
 
     def begin(self, server_round: int, saved: Mapping[str, Any]) -> None:
         self._ledger.restore(saved)
+        self._stamp = self._renewed(self._stamp)
         rounds = self._run.federated.rounds
         latest = self._ledger.latest
         noise = None if latest is None else latest.noise_multiplier
@@ -92,6 +93,10 @@ class NoisySum(Protection):
         left = self.last_round - server_round
         self._ledger.reserve(added(done, [(self._mechanism, left)]), self._releases)
         self._ledger.charge_all(self._releases)
+
+    def _renewed(self, stamp: str) -> str:
+        """Return the stamp of what is released from now on."""
+        return salted(stamp, self._ledger.salt(stamp))
 
     def _continued(self, mechanism: GaussianMechanism, server_round: int) -> GaussianMechanism:  # noqa: ARG002
         """Return the mechanism as it goes on after `server_round` rounds."""

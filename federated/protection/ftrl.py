@@ -27,15 +27,21 @@ class CorrelatedNoise(NoisySum):
 
     _mechanism: CorrelatedSums
 
+    def _renewed(self, stamp: str) -> str:
+        """Return the stamp as it is: what has changed is told by the stream."""
+        return stamp
+
     def _continued(self, mechanism: GaussianMechanism, server_round: int) -> CorrelatedSums:
         """Return the mechanism with the stream that goes on after `server_round` rounds."""
         assert isinstance(mechanism, CorrelatedSums)
         latest = self._ledger.latest
         if isinstance(latest, CorrelatedSums):
             stamp, first = _parts(latest.stream)
-            if stamp == self._stamp and first <= server_round + 1:
+            if stamp.partition("-")[0] == self._stamp and first <= server_round + 1:
                 return replace(mechanism, stream=latest.stream)
-        return replace(mechanism, stream=f"{self._stamp} from round {server_round + 1}")
+        salt = self._ledger.salt(self._stamp)
+        own = f"{self._stamp}-{salt:x}" if salt else self._stamp
+        return replace(mechanism, stream=f"{own} from round {server_round + 1}")
 
     def _release(self, server_round: int) -> str:
         return f"round {server_round} {self._mechanism.stream}"

@@ -13,7 +13,7 @@ from heliotrope.config import Run
 from heliotrope.data import Exchange
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accounts import Account, Accounts
-from heliotrope.privacy.ledger import Ledger
+from heliotrope.privacy.ledger import PLANNED, Ledger, salted
 from heliotrope.privacy.told import promise_to_each, result_of_each
 from heliotrope.training.separable import changed_by_a_pass
 
@@ -85,11 +85,12 @@ class NoisyClients(Protection):
 
     def begin(self, server_round: int, saved: Mapping[str, Any]) -> None:
         self._ledger.restore(saved)
+        self._stamp = salted(self._stamp, self._ledger.salt(self._stamp))
         cfg, clients = self._run.federated, self._population.training()
         latest = self._ledger.latest
         noise = None if latest is None else latest.noise_multiplier
         mechanism = self._privacy.mechanism(cfg.clients_per_round, len(clients), cfg.rounds, noise)
-        self._ledger.charge("planned", mechanism, 0)  # for whoever goes on with the run
+        self._ledger.charge(PLANNED, mechanism, 0)  # for whoever goes on with the run
         self._ledger.sync()
         delta, budget = self._privacy.delta_for(len(clients)), self._privacy.target_epsilon
         sizes = dict(zip(clients, self._population.train_sizes(clients), strict=True))

@@ -13,7 +13,7 @@ from heliotrope.config import Run
 from heliotrope.data import Exchange
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accounts import Accounts
-from heliotrope.privacy.ledger import Ledger
+from heliotrope.privacy.ledger import PLANNED, Ledger, salted
 from heliotrope.privacy.told import promise_to_each, result_of_each
 from heliotrope.training.separable import check_separable
 
@@ -93,6 +93,7 @@ class PrivateClients(Protection):
 
     def begin(self, server_round: int, saved: Mapping[str, Any]) -> None:
         self._ledger.restore(saved)
+        self._stamp = salted(self._stamp, self._ledger.salt(self._stamp))
         cfg, clients = self._run.federated, self._population.training()
         everyone = dict.fromkeys(clients, cfg.rounds)
         cohorts = schedule(
@@ -104,7 +105,7 @@ class PrivateClients(Protection):
             latest = self._ledger.latest_of(name := self._names[client])
             noise = None if latest is None else latest.noise_multiplier
             accounts[client] = self._privacy.account(cfg, name, examples, turns[client], noise)
-            self._ledger.charge("planned", accounts[client].mechanism, 0, [name])
+            self._ledger.charge(PLANNED, accounts[client].mechanism, 0, [name])
         self._ledger.sync()
         left = range(server_round + 1, cfg.rounds + 1)
         coming, budget = {self._release(number) for number in left}, self._privacy.target_epsilon

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,11 +21,13 @@ from heliotrope.privacy.mechanisms import GaussianMechanism, fields_of, mechanis
 from heliotrope.privacy.project import STATISTICS, TRAINING, added
 from heliotrope.system.durable import sync_folder
 
-__all__ = ["Ledger", "Release", "release_stamp"]
+__all__ = ["PLANNED", "Ledger", "Release", "release_stamp", "salted"]
 
 # Of a line: release, mechanism, count, clients and purpose.
 _Charge = tuple[str, GaussianMechanism, int, list[str], str]
 _BEGINNING = b'{"release": '  # of every line
+
+PLANNED = "planned"  # the release of a line that charges nothing, but notes the noise of a run
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,16 @@ class Ledger:
                 found[mechanism] += count
         return list(found.items())
 
+    def salt(self, stamp: str) -> int:
+        """Return 0 if all that training was charged for has `stamp` in its name, else a new number.
+
+        What is released after other settings follows from what these have led to: it is not what
+        the same settings give alone, or would give again, and must not have the noise of that.
+        """
+        released = {name for charges in self._charges.values() for name in charges}
+        own = all(stamp in name for name in released - {PLANNED} - self._purposes.keys())
+        return 0 if own else secrets.randbits(52) or 1
+
     def uncharged(self, releases: Sequence[Release]) -> Spent:
         """Return what those of these statistics will spend that are not charged yet."""
         charged = self._charges.get(None, {})
@@ -253,3 +266,8 @@ def release_stamp(*fixed: Any) -> str:
     """Return a short name of what noise and charge of a release depend on beside a seed."""
     text = json.dumps(fixed, default=str, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def salted(stamp: str, salt: int) -> str:
+    """Return a stamp that the number makes another; as it is for 0."""
+    return release_stamp(stamp, salt) if salt else stamp

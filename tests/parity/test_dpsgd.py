@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from distributed.loop.example_order import poisson_draws
 from distributed.privacy.account import stamp_of
 from heliotrope.data import Dataset, load
 from heliotrope.models import build
-from heliotrope.privacy.ledger import Ledger
+from heliotrope.privacy.ledger import PLANNED, Ledger
 from heliotrope.seeding import numpy_generator, seed
 from heliotrope.tasks import task_of
 from tests.distributed_runs import (
@@ -166,6 +167,18 @@ def test_a_run_that_goes_on_is_one_in_one_go_and_charged_once(
     assert_same_tensors(weights_of(whole), weights_of(parts))
     assert events_of(whole, "train", "evaluate") == events_of(parts, "train", "evaluate")
     assert result_of(whole)["privacy"] == result_of(parts)["privacy"]
+
+
+def test_epochs_that_follow_others_of_other_settings_have_noise_of_their_own(
+    tmp_path: Path,
+) -> None:
+    directory, noise = tmp_path / "run", "distributed.privacy.delta=1e-4"
+    for epoch, device in enumerate(("auto", "cpu", "auto"), start=1):
+        resumed = (f"device={device}", f"resume={str(epoch > 1).lower()}")
+        train(directory, *INLINE, *_PRIVATE, noise, *resumed, epochs=epoch)
+    lines = map(json.loads, (directory / "privacy.jsonl").read_text().splitlines())
+    stamps = [line["release"].split()[-1] for line in lines if line["release"] != PLANNED]
+    assert len(stamps) == len(set(stamps)) == 3
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch
 from federated.job import run_job
 from heliotrope.errors import ConfigError
 from heliotrope.privacy.accountant import epsilon
+from heliotrope.privacy.ledger import PLANNED
 from heliotrope.privacy.mechanisms import CorrelatedSums, Mechanism
 from tests.federated_runs import assert_same_end
 from tests.support import compose, weights_of
@@ -41,6 +42,11 @@ _KINDS = {
         "federated.privacy.clip=0.3",
         "federated.privacy.noise_multiplier=2",
         "federated.privacy.band=3",
+    ),
+    "central": (
+        "federated/privacy=central",
+        "federated.privacy.clip=0.3",
+        "federated.privacy.noise_multiplier=0.7",
     ),
     "local": (
         "federated/privacy=local",
@@ -104,6 +110,27 @@ def test_a_run_that_crashed_goes_on_as_if_it_had_not(
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
     assert _told(tmp_path / "cut") == _told(tmp_path / "whole")
     assert len(_told(tmp_path / "cut")) == 5
+
+
+def _released(directory: Path) -> set[str]:
+    lines = map(json.loads, (directory / "privacy.jsonl").read_text().splitlines())
+    return {line["release"] for line in lines} - {PLANNED}
+
+
+@_EACH
+def test_rounds_that_follow_others_of_other_settings_share_no_noise_with_a_run_without_these(
+    kind: str, tmp_path: Path
+) -> None:
+    """Else the difference of both, from models that are not the same, would have none."""
+    for run, devices in (("changed", ("auto", "cpu", "auto")), ("other", ("cpu", "auto", "auto"))):
+        for number, device in enumerate(devices, start=1):
+            resumed = (f"device={device}", f"resume={str(number > 1).lower()}")
+            _train(tmp_path / run, number, kind, *resumed)
+    _train(tmp_path / "whole", 3, kind)
+    whole, changed, other = (_released(tmp_path / run) for run in ("whole", "changed", "other"))
+    last = {name for name in changed if name.startswith("round 3")}
+    assert last
+    assert not last & (whole | other)
 
 
 @pytest.mark.slow
