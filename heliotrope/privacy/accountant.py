@@ -115,6 +115,10 @@ def noise_for(
 
     dp, *_ = _accounting()
     unit = 0.01 if rough else _UNIT
+    unreachable = ConfigError(
+        f"target_epsilon={target_epsilon:g} is less than any noise leaves of {rounds} releases "
+        f"at delta={delta:g}. Raise it, or train for less long."
+    )
 
     def event(noise: float) -> Any:
         return _composed(dp, [(replace(mechanism, noise_multiplier=noise), rounds), *before])
@@ -127,8 +131,13 @@ def noise_for(
             spent = _tight(mechanism, interval).compose(event(noise))
             return float(spent.get_epsilon(delta)) - target_epsilon
 
+        if excess(enough) > 0:  # of tiny losses the steps are larger than they are
+            if interval > _STEP:
+                return enough
+            raise unreachable
         lower = factor * enough
         while excess(lower) <= 0:
+            factor *= factor
             lower *= factor
         found: float = brentq(excess, lower, enough, xtol=unit / 2)
         return found if excess(found) <= 0 else min(found + unit / 2, enough)
@@ -144,10 +153,7 @@ def noise_for(
                 if not rough:
                     noise = narrowed(_STEP, noise, 0.998)
     except dp.mechanism_calibration.NoBracketIntervalFoundError as error:
-        raise ConfigError(
-            f"target_epsilon={target_epsilon:g} is less than any noise leaves of {rounds} releases "
-            f"at delta={delta:g}. Raise it, or train for less long."
-        ) from error
+        raise unreachable from error
     return round(math.ceil(noise / unit) * unit, 4)
 
 

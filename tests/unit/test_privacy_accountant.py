@@ -122,8 +122,8 @@ def test_noise_for_an_epsilon_that_promises_nothing_is_found_at_once(target: flo
 
 
 def test_a_target_that_no_noise_reaches_is_refused_with_its_key() -> None:
-    keys = DpSgd(1.0, None, None, 1e-6)
-    with pytest.raises(ConfigError, match=r"^distributed\.privacy\.target_epsilon=1e-06 .* 41 rel"):
+    keys = DpSgd(1.0, None, 1e-6, 1e-9)
+    with pytest.raises(ConfigError, match=r"^distributed\.privacy\.target_epsilon=1e-09 .* 41 rel"):
         keys.mechanism(32, 1294, 41, None)
 
 
