@@ -232,7 +232,7 @@ class _Jobs:
                     f"sweep.parallel={run.sweep.parallel} has no effect without -m. Leave it out, "
                     "or add -m and the values to sweep over, such as seed=1,2."
                 )
-            if sweeping and run.resume and sweeps.is_completed(run, directory):
+            if sweeping and run.resume and sweeps.is_completed(run, self._mode, directory):
                 say(f"[{hydra_cfg.job.num}] is completed: {directory}")
             elif sweeping and run.sweep.parallel != 1:
                 self._planned.append(PlannedJob(hydra_cfg.job.num, run, directory))

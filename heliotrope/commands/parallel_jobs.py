@@ -183,8 +183,8 @@ def _answered(answer: Future[tuple[int, str]], stop: Stop) -> tuple[int, str]:
         return answer.result()
     if stop.asked():  # it may end itself at once, having nothing to save
         return 128 + signal.SIGTERM, ""
-    said = str(error).strip().splitlines()
-    return HeliotropeError.exit_code, f"error: its process died: {said[0] if said else error!r}"
+    said, *_ = (str(error).strip() or type(error).__name__).splitlines()
+    return HeliotropeError.exit_code, f"error: its process died: {said}"
 
 
 class _Workers:

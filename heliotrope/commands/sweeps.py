@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 
 from heliotrope.commands.output import say
-from heliotrope.config import Run, from_resolved
+from heliotrope.config import Mode, Run, from_resolved
 from heliotrope.config.redaction import without_passwords
 from heliotrope.errors import ConfigError, RunDirectoryError
 from heliotrope.runs.directory import RunDirectory, flat
@@ -75,14 +75,15 @@ def note(job: Job, directory: Path) -> None:
         json.dump({"overrides": sorted(job.overrides), "swept": sorted(job.swept)}, file)
 
 
-def is_completed(run: Run, directory: Path) -> bool:
+def is_completed(run: Run, mode: Mode, directory: Path) -> bool:
     """Return whether the directory has the result of this very run: with no key changed."""
     there = RunDirectory(directory)
-    if not there.result.is_file():
-        return False
     try:
+        result = json.loads(there.result.read_text())
         before = flat(asdict(from_resolved(there.config, with_plugins=False)))
-    except ConfigError:
+    except (ConfigError, OSError, ValueError):  # not there, or damaged
+        return False
+    if not isinstance(result, dict) or result.get("mode") != mode:
         return False
     now = flat(asdict(without_passwords(run)))
     changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}

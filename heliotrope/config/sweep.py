@@ -15,7 +15,8 @@ class SweepConfig:
     """Of a command with `-m`.
 
     `parallel` is how many jobs run at a time: 1, one after the other in this process; more, or
-    `auto` for as many as the CPUs hold, in processes that Ray places, each with an equal share.
+    `auto` for as many as the CPUs hold, in processes that Ray places, each with an equal share. On
+    several nodes, the jobs' directories are on a file system that all share.
     """
 
     parallel: Any = 1

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from heliotrope.cluster.connection import Cluster
-from heliotrope.commands.parallel_jobs import PlannedJob, share_of
+from heliotrope.commands.parallel_jobs import PlannedJob, run_in_parallel, share_of
 from heliotrope.commands.sweeps import is_completed, place
 from heliotrope.config import Mode, SweepConfig
 from heliotrope.errors import ConfigError, ResourceError
@@ -82,18 +86,138 @@ def test_a_sweep_over_what_there_is_not_starts_no_job(
 def test_only_a_run_with_a_result_and_the_same_keys_is_completed(tmp_path: Path) -> None:
     run = compose("federated", "privacy.budget=null")
     there = RunDirectory(tmp_path)
-    assert not is_completed(run, tmp_path)
+    assert not is_completed(run, "federated", tmp_path)
     there.begin(run)
-    assert not is_completed(run, tmp_path)
-    there.write_result({})
+    assert not is_completed(run, "federated", tmp_path)
+    there.write_result({"mode": "federated"})
     again: Any = replace(run, resume=True, sweep=SweepConfig(parallel="auto"))
-    assert is_completed(again, tmp_path)
+    assert is_completed(again, "federated", tmp_path)
+    assert not is_completed(again, "distributed", tmp_path)
     longer = replace(again, federated=replace(run.federated, rounds=run.federated.rounds + 1))
-    assert not is_completed(longer, tmp_path)
+    assert not is_completed(longer, "federated", tmp_path)
     there.config.write_text("no: config")
-    assert not is_completed(again, tmp_path)
+    assert not is_completed(again, "federated", tmp_path)
 
 
 def test_jobs_are_sorted_by_their_number() -> None:
     names = ["10", "2", "other", "1"]
     assert sorted(map(Path, names), key=place) == [Path(n) for n in ("other", "1", "2", "10")]
+
+
+# --- the order in which jobs run ----------------------------------------------------------
+
+
+class _FakeRay(ModuleType):
+    """Stands in for Ray, of 4 CPUs: the job with number n ends when `end(n, code)` is called.
+
+    With None for a code, its process dies. `begin` is called whenever a job has begun.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("fake_ray")
+        self.begin: Callable[[], None] = lambda: None
+        self.started: list[int] = []
+        self.actors = 0
+        self.killed = 0
+        self._answers: dict[int, Future[tuple[int, str]]] = {}
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 4}}]
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(get_node_id=lambda: "here")
+
+    def remote(self, **_options: Any) -> Any:
+        return lambda _kind: SimpleNamespace(
+            options=lambda **_: SimpleNamespace(remote=self._actor)
+        )
+
+    def kill(self, _actor: object) -> None:
+        self.killed += 1
+
+    def end(self, number: int, code: int | None) -> None:
+        answer = self._answers.pop(number)
+        if code is None:
+            answer.set_exception(RuntimeError("The actor died."))
+        else:
+            answer.set_result((code, "error: too high\n" if code else ""))
+
+    def under_way(self) -> list[int]:
+        return sorted(self._answers)
+
+    def _actor(self, *_arguments: Any) -> Any:
+        self.actors += 1
+        up: Future[tuple[str, int]] = Future()
+        up.set_result(("here", 1000 + self.actors))
+        process = SimpleNamespace(remote=lambda: SimpleNamespace(future=lambda: up))
+        return _Actor(process=process, do=SimpleNamespace(remote=self._do))
+
+    def _do(self, _run: object, directory: Path) -> Any:
+        number, answer = int(directory.name), Future[tuple[int, str]]()
+        self.started.append(number)
+        self._answers[number] = answer
+        self.begin()
+        return SimpleNamespace(future=lambda: answer)
+
+
+class _Actor(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+def _run_six(ray: _FakeRay) -> list[tuple[int, int]]:
+    jobs = [PlannedJob(n, compose("federated", "sweep.parallel=2"), Path(str(n))) for n in range(6)]
+    ended: list[tuple[int, int]] = []
+    run_in_parallel(ray, "federated", jobs, lambda path, code: ended.append((int(path.name), code)))
+    return ended
+
+
+def test_a_process_goes_from_job_to_job_and_one_that_died_is_replaced(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ray = _FakeRay()
+    outcomes: dict[int, int | None] = {0: 0, 1: 1, 2: None, 3: 0, 4: 2, 5: 0}
+
+    def begin() -> None:
+        under_way = ray.under_way()
+        assert len(under_way) <= 2
+        if len(under_way) == 2 or ray.started[-1] == 5:
+            for number in under_way:
+                ray.end(number, outcomes[number])
+
+    ray.begin = begin
+    ended = _run_six(ray)
+    assert ray.started == list(range(6))
+    assert sorted(ended) == [(0, 0), (1, 1), (2, 1), (3, 0), (4, 2), (5, 0)]
+    assert (ray.actors, ray.killed) == (3, 2)
+    out, err = capsys.readouterr()
+    assert "[1] error: too high" in err
+    assert "[2] error: its process died: The actor died." in err
+    assert out.count("completed after") == 3
+    assert out.count("failed after") == 3
+
+
+def test_a_signal_ends_the_jobs_under_way_and_begins_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = _FakeRay()
+    signalled: list[tuple[int, int]] = []
+
+    def kill(process: int, number: int) -> None:
+        signalled.append((process, number))
+        ray.end(ray.under_way()[0], 143)
+
+    def begin() -> None:
+        if len(ray.under_way()) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("heliotrope.commands.parallel_jobs.os.kill", kill)
+    ray.begin = begin
+    with pytest.raises(SystemExit) as stopped:
+        _run_six(ray)
+    assert stopped.value.code == 143
+    assert ray.started == [0, 1]
+    assert signalled == [(1001, signal.SIGTERM), (1002, signal.SIGTERM)]
+    assert capsys.readouterr().out.count("stopped after") == 2
