@@ -65,7 +65,7 @@ BUILT_IN: dict[Group, dict[str, str]] = {
             name: f"{_SOURCES}.{name}:{name}"
             for name in (
                 *("digits", "heart", "diabetes", "spam", "shakespeare", "movielens", "emoji"),
-                *("table", "arrays"),
+                *("table", "arrays", "token_stream"),
             )
         },
         **{name: f"{_SOURCES}.images:{name}" for name in ("mnist", "fashion_mnist")},

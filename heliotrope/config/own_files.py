@@ -14,7 +14,7 @@ from heliotrope.errors import DataError
 
 __all__ = ["absent", "from_folder_of", "make_absolute", "refuse_absent", "same_file"]
 
-OWN_FILES = ("table", "images", "texts", "arrays")
+OWN_FILES = ("table", "images", "texts", "arrays", "token_stream")
 """The choices of data whose keys `path` and `test` name files or folders of the user."""
 
 KEYS = ("path", "test")

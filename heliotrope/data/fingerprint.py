@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heliotrope.data.columns import Items, Pieces, Raw, Strings, Texts, Values
+from heliotrope.data.mapped import MappedRows
 
 __all__ = ["fingerprint"]
 
@@ -46,6 +47,9 @@ def fingerprint(raw: Raw) -> str:
             case Pieces():
                 for values in (column.stream, column.starts, column.lengths):
                     add(values)
+            case MappedRows():
+                for block in column.blocks():
+                    add(block)
             case Items():
                 add_texts((type(column.dataset).__name__, column.shape, str(column.dtype)))
                 for inputs in _read(column):

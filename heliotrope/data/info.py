@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["MISSING", "PADDING", "UNKNOWN", "UNSEEN", "Info"]
+__all__ = ["MISSING", "PADDING", "SPECIAL_TOKENS", "UNKNOWN", "UNSEEN", "Info"]
 
 PADDING, UNKNOWN = 0, 1
 """The first two of a vocabulary: what fills a batch up, and what training has not seen."""
+SPECIAL_TOKENS = ("", "<unknown>")
+"""What these two are called."""
 UNSEEN, MISSING = 0, 1
 """The first two values of every category: what training has not seen, and what is missing."""
 

@@ -5,7 +5,7 @@ Shape legend: N examples of the training split, C clients, G groups (labels, ran
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from heliotrope.data.columns import Column, Items, Pieces, Raw, Strings, Texts, 
 from heliotrope.data.examples import Examples
 from heliotrope.data.fields import Dense
 from heliotrope.data.info import Info
+from heliotrope.data.mapped import MappedRows
 from heliotrope.data.partition import Partition
 from heliotrope.data.preparation.text import words_of
 from heliotrope.data.windows import Windows
@@ -71,6 +72,10 @@ def _summary(name: str, column: Column) -> ColumnSummary:
             shape = "x".join(map(str, column.values.shape[1:]))
             kind = "image" if column.values.ndim > 2 else "numbers"
             return ColumnSummary(name, kind, 0, f"{shape}, {_range(column.values)}")
+        case MappedRows():
+            shape = "x".join(map(str, column.shape))
+            content = f"{shape} {column.array.dtype}, read from the file for each batch"
+            return ColumnSummary(name, "mapped", 0, content)
         case Items():
             shape = "x".join(map(str, column.shape))
             return ColumnSummary(name, "items", 0, f"{shape}, read for each batch")
@@ -139,7 +144,7 @@ def _hashes(raw: Raw, inputs: Sequence[str]) -> list[int]:
     return [hash(row) for row in zip(*columns, strict=True)]
 
 
-def _keys(column: Column) -> list[bytes] | list[str] | list[str | None]:
+def _keys(column: Column) -> Iterable[bytes] | Iterable[str | None]:
     """Return what tells the rows of a column apart."""
     match column:
         case Strings():
@@ -153,6 +158,8 @@ def _keys(column: Column) -> list[bytes] | list[str] | list[str | None]:
         case Values():
             values = np.ascontiguousarray(column.values)
             return [row.tobytes() for row in values]
+        case MappedRows():
+            return (row.tobytes() for block in column.blocks() for row in block)
         case Items():
             return [column.read([index]).tobytes() for index in range(len(column))]
     raise TypeError(f"rows of {type(column).__name__} cannot be compared")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
 
-__all__ = ["in_background"]
+__all__ = ["in_background", "read_ahead"]
 
 _Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
 
 _GENTLY = 10  # niceness, of 19
+_LOOK_SECONDS = 0.1  # between two looks of a thread whether it is still needed
 
 
 def in_background(work: Callable[[], _Result], *, gently: bool = False) -> Future[_Result]:
@@ -33,3 +36,40 @@ def in_background(work: Callable[[], _Result], *, gently: bool = False) -> Futur
 
     threading.Thread(target=do, daemon=True).start()
     return future
+
+
+def read_ahead(items: Iterator[_Item], most: int = 2) -> Iterator[_Item]:
+    """Yield `items`, of which a thread makes up to `most` before they are asked for.
+
+    What they raise is raised here, in its turn. The thread ends with the items, or when this
+    iterator is closed.
+    """
+    made: queue.Queue[tuple[_Item] | BaseException | None] = queue.Queue(most)
+    closed = threading.Event()
+
+    def put(found: tuple[_Item] | BaseException | None) -> None:
+        while not closed.is_set():
+            try:
+                made.put(found, timeout=_LOOK_SECONDS)
+            except queue.Full:
+                continue
+            return
+
+    def make() -> None:
+        try:
+            for item in items:
+                put((item,))
+                if closed.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # noqa: BLE001 - raised where the items are asked for
+            put(error)
+
+    threading.Thread(target=make, daemon=True).start()
+    try:
+        while (found := made.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            yield found[0]
+    finally:
+        closed.set()

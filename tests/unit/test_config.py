@@ -36,6 +36,7 @@ NEEDS: dict[tuple[str, str], tuple[str, ...]] = {
     ("data", "images"): ("data.path=pictures",),
     ("data", "table"): ("data.path=rows.csv", "data.target=sick"),
     ("data", "texts"): ("data.path=texts",),
+    ("data", "token_stream"): ("data.path=train.bin", "data.vocabulary=64"),
 }
 
 

@@ -21,6 +21,7 @@ from heliotrope.data.preparation.pixels import Pixels
 from heliotrope.data.preparation.saved import from_json
 from heliotrope.data.preparation.targets import Ids, Labels, Target
 from heliotrope.data.preparation.text import Characters, Words
+from heliotrope.data.preparation.tokens import Tokens
 
 __all__ = [
     "Arrays",
@@ -38,6 +39,7 @@ __all__ = [
     "Step",
     "Target",
     "TargetArrays",
+    "Tokens",
     "Words",
     "from_json",
 ]

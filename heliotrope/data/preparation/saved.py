@@ -12,6 +12,7 @@ from heliotrope.data.preparation.numbers import FittedNumbers, OwnNumbers
 from heliotrope.data.preparation.pixels import FittedPixels, OwnPixels
 from heliotrope.data.preparation.targets import FittedIds, FittedLabels, FittedTarget
 from heliotrope.data.preparation.text import FittedCharacters, FittedWords
+from heliotrope.data.preparation.tokens import FittedTokens
 from heliotrope.errors import DataError
 
 __all__ = ["from_json"]
@@ -28,6 +29,7 @@ _KINDS: dict[str, type[Fitted]] = {
         FittedPixels,
         FittedTarget,
         FittedTargetArrays,
+        FittedTokens,
         FittedWords,
         OwnNumbers,
         OwnPixels,

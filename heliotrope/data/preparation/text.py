@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from heliotrope.config.data import Fit
 from heliotrope.data.columns import Pieces, Raw, Texts
 from heliotrope.data.fields import Field
-from heliotrope.data.info import UNKNOWN, Info
+from heliotrope.data.info import SPECIAL_TOKENS, UNKNOWN, Info
 from heliotrope.data.preparation.base import Fitted, Kind, Step
 from heliotrope.data.preparation.counts import Counts, bucket
 from heliotrope.data.windows import Ragged, Windows
@@ -28,7 +28,6 @@ __all__ = ["Characters", "FittedCharacters", "FittedWords", "Words", "words_of"]
 _WORD = re.compile(r"\w+|[^\w\s]")
 _JOINERS = "\u200c\u200d"  # inside words of Persian and of Indic scripts
 _OF_MARKS = (range(0x300, 0x20000), range(0xE0100, 0xE01F0))  # code points; none lie elsewhere
-_SPECIAL = ("", "<unknown>")  # PADDING and UNKNOWN
 _ALPHABET = tuple(sorted(string.printable))  # of characters that are not fitted
 
 
@@ -105,7 +104,7 @@ class FittedWords(Fitted):
         return {self.column: "text"}
 
     def fields(self, raw: Raw) -> Mapping[str, Field]:
-        known = {word: len(_SPECIAL) + number for number, word in enumerate(self.words)}
+        known = {word: len(SPECIAL_TOKENS) + number for number, word in enumerate(self.words)}
         tokens: list[int] = []
         offsets = np.zeros(len(raw) + 1, dtype=np.int64)
         for row, text in enumerate(_texts(raw, self.column)):
@@ -115,7 +114,7 @@ class FittedWords(Fitted):
                     f"{raw.where(row)}: the {self.column} has no words. Remove the row."
                 )
             if self.buckets:
-                tokens += [len(_SPECIAL) + bucket(word, self.buckets) for word in words]
+                tokens += [len(SPECIAL_TOKENS) + bucket(word, self.buckets) for word in words]
             else:
                 tokens += [known.get(word, UNKNOWN) for word in words]
             offsets[row + 1] = len(tokens)
@@ -123,7 +122,7 @@ class FittedWords(Fitted):
 
     def describe(self, info: Info) -> Info:
         words = self.words or tuple(f"<bucket {number}>" for number in range(self.buckets))
-        return replace(info, vocabulary=(*_SPECIAL, *words))
+        return replace(info, vocabulary=(*SPECIAL_TOKENS, *words))
 
 
 @dataclass(frozen=True)
@@ -178,14 +177,14 @@ class FittedCharacters(Fitted):
     def numbers(self, stream: NDArray[Any]) -> NDArray[np.int32]:
         """Return the token of each code point, int32 [T]."""
         table = np.full(int(stream.max(initial=0)) + 1, UNKNOWN, dtype=np.int32)
-        for number, character in enumerate(self.characters, start=len(_SPECIAL)):
+        for number, character in enumerate(self.characters, start=len(SPECIAL_TOKENS)):
             if ord(character) < len(table):
                 table[ord(character)] = number
         tokens: NDArray[np.int32] = table[stream]
         return tokens
 
     def describe(self, info: Info) -> Info:
-        return replace(info, vocabulary=(*_SPECIAL, *self.characters))
+        return replace(info, vocabulary=(*SPECIAL_TOKENS, *self.characters))
 
 
 def _texts(raw: Raw, name: str) -> list[str]:
