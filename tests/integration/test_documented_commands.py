@@ -279,6 +279,7 @@ def test_the_documents_have_commands() -> None:
         "privacy.py",
         "dpsgd_step.py",
         "secure_aggregation.py",
+        "beyond_memory.py",
     ],
 )
 def test_a_benchmark_finds_all_that_it_imports(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 
 from distributed.job import run_job
 from tests.distributed_runs import INLINE, RAY, assert_close, cut
-from tests.support import assert_same_tensors, compose, events_of, weights_of
+from tests.support import ROOT, assert_same_tensors, compose, environment, events_of, weights_of
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -48,3 +51,20 @@ def test_two_workers_that_read_one_file_train_as_one(stream: str, tmp_path: Path
     one = _train(tmp_path / "one", *choice, *INLINE)
     two = _train(tmp_path / "two", *choice, *RAY)
     assert_close(one, two)
+
+
+@pytest.mark.slow
+def test_four_times_the_memory_that_a_run_may_have_is_trained_on(tmp_path: Path) -> None:
+    output = tmp_path / "found.json"
+    script = [sys.executable, str(ROOT / "scripts/benchmarks/beyond_memory.py"), "--limit=512"]
+    done = subprocess.run(
+        [*script, "--patience=0", f"--output={output}"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(output.read_text())
+    assert found["data"] >= 4 * found["limit"] > 4 * found["most"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +17,7 @@ from heliotrope.config.data import Fit
 from heliotrope.data.columns import Raw, Values
 from heliotrope.data.fields import Affine, Batch, Dense, Field, Rows
 from heliotrope.data.info import Info
+from heliotrope.data.mapped import Mapped, MappedRows
 from heliotrope.data.preparation.base import Fitted, Grouped, Groups, Kind, Step
 from heliotrope.data.preparation.moments import Bounds, Scale, pixel_moments
 from heliotrope.data.preparation.sums import PixelSums
@@ -48,7 +51,8 @@ class Pixels(Step):
         return "mean and deviation of the pixels"
 
     def measure(self, raw: Raw) -> PixelSums:
-        return PixelSums.of(_pixels(raw, self.column, self.shape))
+        sums = map(PixelSums.of, _blocks(raw, self.column, self.shape))
+        return reduce(operator.add, sums, PixelSums(0, 0, 0))
 
     def fitted(self, statistic: PixelSums | None) -> FittedPixels:
         if statistic is None:
@@ -69,7 +73,8 @@ class Pixels(Step):
         return {self.column: (0.0, self.white)}
 
     def moments(self, raw: Raw, bounds: Sequence[Bounds]) -> NDArray[np.float64]:
-        return pixel_moments(_pixels(raw, self.column, self.shape), *bounds)
+        blocks = _blocks(raw, self.column, self.shape)
+        return np.concatenate([pixel_moments(block, *bounds) for block in blocks])
 
     def scaled(self, scales: Sequence[Scale]) -> FittedPixels:
         (scale,) = scales
@@ -92,8 +97,10 @@ class FittedPixels(Fitted):
 
     def fields(self, raw: Raw) -> Mapping[str, Field]:
         scale = 1 / self.deviation
-        images = _pixels(raw, self.column, self.shape)
-        return {self.column: Dense(images, Affine(scale, -self.mean * scale))}
+        images, scaled = _images(raw, self.column, self.shape), Affine(scale, -self.mean * scale)
+        if isinstance(images, MappedRows):
+            return {self.column: Mapped(images, scaled)}
+        return {self.column: Dense(images.values, scaled)}
 
     def describe(self, info: Info) -> Info:
         return replace(info, image_shape=self.shape)
@@ -172,13 +179,31 @@ class _Grouped:
 
 
 def _pixels(raw: Raw, column: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return all images of a column that is in memory."""
+    found = _images(raw, column, shape)
+    if isinstance(found, MappedRows):
+        raise DataError(
+            f"{raw.origin}: its images stay in their file, but data.fit=per_client needs those of "
+            "a client in memory. Set data.fit=training, or bring them in an .npz file."
+        )
+    return found.values
+
+
+def _blocks(raw: Raw, column: str, shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
+    """Yield all images of a column: at once if they are in memory, else some megabytes."""
+    found = _images(raw, column, shape)
+    yield from found.blocks() if isinstance(found, MappedRows) else [found.values]
+
+
+def _images(raw: Raw, column: str, shape: tuple[int, ...]) -> Values | MappedRows:
     found = raw.columns[column]
-    if not isinstance(found, Values) or found.values.dtype != np.uint8:
+    array = found.values if isinstance(found, Values) else getattr(found, "array", None)
+    if not isinstance(found, Values | MappedRows) or array is None or array.dtype != np.uint8:
         raise DataError(f"{raw.origin}: the column {column} holds no pixels in bytes.")
-    if found.values.shape[1:] != shape:
-        have, want = ("x".join(map(str, numbers)) for numbers in (found.values.shape[1:], shape))
+    if array.shape[1:] != shape:
+        have, want = ("x".join(map(str, numbers)) for numbers in (array.shape[1:], shape))
         raise DataError(
             f"{raw.origin} holds images of {have} (channels, height, width), but {want} is what "
             "the model takes. Name the dataset that it was trained with, or convert the images."
         )
-    return found.values
+    return found

@@ -1,8 +1,11 @@
-"""A user's own arrays in an .npz file: images, or rows of numbers."""
+"""A user's own arrays: images or rows of numbers in an .npz file, or images of any number."""
 
 from __future__ import annotations
 
+import math
 import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,15 @@ from numpy.typing import NDArray
 
 from heliotrope.config.own_files import absent
 from heliotrope.data.columns import Column, Raw, Strings, Values
+from heliotrope.data.mapped import MappedArray, MappedRows
 from heliotrope.data.preparation import Labels, Numbers, Pixels, Step, Target
 from heliotrope.data.preparation.counts import in_order
 from heliotrope.data.sources.unprepared import Unprepared, held_out
 from heliotrope.errors import DataError, closest
 
 __all__ = ["arrays", "columns_of", "read_npz"]
+
+_Arrays = Mapping[str, NDArray[Any]] | Mapping[str, MappedArray]
 
 
 def arrays(
@@ -30,15 +36,18 @@ def arrays(
 ) -> Unprepared:
     """Rows of your own arrays in an .npz file: images or numbers, and what is to be predicted.
 
+    In a folder each array is a file of its name, such as x.npy and y.npy, and the inputs, which
+    must be images, are mapped, not loaded: there can be more than fit into memory.
+
     A target of fractions means regression, any other classification; `task=regression` and
     `task=classification` say otherwise.
 
     Parameters
     ----------
     path
-        The file.
+        The file, or a folder of .npy files.
     test
-        A file of test rows; null: `test_fraction` is held out, always the same.
+        A file or folder of test rows; null: `test_fraction` is held out, always the same.
     test_fraction
         The share of the training data that is held out for testing, if there is no `test`.
     input
@@ -75,24 +84,38 @@ def arrays(
 def _read(
     key: str, path: Path, inputs_in: str, target_in: str, client_in: str | None
 ) -> tuple[Raw, tuple[Step, ...], str]:
-    found = read_npz(key, path)
+    found: _Arrays = _mapped(path) if path.is_dir() else read_npz(key, path)
     inputs = _array(path, found, "data.input", inputs_in)
-    target = _array(path, found, "data.target", target_in)
-    keys = None if client_in is None else _array(path, found, "data.client", client_in)
+    rows = inputs.shape[0] if inputs.shape else 0
+    target = _loaded(_array(path, found, "data.target", target_in))
+    keys = None if client_in is None else _loaded(_array(path, found, "data.client", client_in))
     for name, array in ((target_in, target), (client_in, keys)):
-        if array is not None and array.shape != (len(inputs),):
+        if array is not None and array.shape != (rows,):
             raise DataError(
-                f"{path}: {name} has the shape {array.shape}; expected ({len(inputs)},), a value "
+                f"{path}: {name} has the shape {array.shape}; expected ({rows},), a value "
                 f"for each row of {inputs_in}."
             )
     columns, step = columns_of(path, inputs_in, inputs)
     if np.issubdtype(target.dtype, np.floating):
         columns["target"] = Values(target)
         return Raw(columns, keys, str(path)), (step, Target()), "regression"
-    classes = Strings.of([str(value) for value in target.tolist()])
-    columns["target"] = classes
+    values, indices = np.unique(target, return_inverse=True)
+    classes = Strings.of([str(value) for value in values.tolist()])
+    columns["target"] = classes.subset(indices)
     steps = (step, Labels(in_order(classes.words), "target"))
     return Raw(columns, keys, str(path)), steps, "classification"
+
+
+def _mapped(folder: Path) -> dict[str, MappedArray]:
+    """Return the arrays of a folder of .npy files, by name; raises `DataError`."""
+    files = sorted(folder.glob("*.npy"))
+    if not files:
+        raise DataError(f"{folder} holds no .npy files. Name a folder of them, or an .npz file.")
+    return {file.stem: MappedArray.npy(file) for file in files}
+
+
+def _loaded(array: NDArray[Any] | MappedArray) -> NDArray[Any]:
+    return array.values.copy() if isinstance(array, MappedArray) else array
 
 
 def read_npz(key: str, path: Path) -> dict[str, NDArray[Any]]:
@@ -106,7 +129,7 @@ def read_npz(key: str, path: Path) -> dict[str, NDArray[Any]]:
         raise DataError(f"{path} cannot be read as an .npz file of arrays: {error}.") from error
 
 
-def _array(path: Path, found: dict[str, NDArray[Any]], key: str, name: str) -> NDArray[Any]:
+def _array(path: Path, found: _Arrays, key: str, name: str) -> NDArray[Any] | MappedArray:
     if name not in found:
         raise DataError(
             f"{key}={name}: {path} has no such array. It has {', '.join(found)}."
@@ -115,12 +138,25 @@ def _array(path: Path, found: dict[str, NDArray[Any]], key: str, name: str) -> N
     return found[name]
 
 
-def columns_of(path: Path, name: str, inputs: NDArray[Any]) -> tuple[dict[str, Column], Step]:
+def columns_of(
+    path: Path, name: str, inputs: NDArray[Any] | MappedArray
+) -> tuple[dict[str, Column], Step]:
     """Return columns of the inputs, and the step that they go through.
 
-    Inputs are bytes [N, channels, height, width] or [N, height, width], or numbers [N, K]; raises
-    `DataError` naming `path` and `name` if they are none of these.
+    Inputs are bytes [N, channels, height, width] or [N, height, width], or numbers [N, K], which
+    cannot be mapped; raises `DataError` naming `path` and `name` if they are none of these.
     """
+    if isinstance(inputs, MappedArray):
+        rows, *shape = inputs.shape
+        if inputs.dtype != np.uint8 or len(shape) not in (2, 3) or not math.prod(inputs.shape):
+            raise DataError(
+                f"{inputs.path} holds {inputs.dtype} of the shape {inputs.shape}; expected images "
+                "in bytes (uint8), [N, channels, height, width] or [N, height, width]. Bring "
+                "numbers in an .npz file."
+            )
+        image = (1, *shape) if len(shape) == 2 else tuple(shape)
+        column = MappedRows.of(replace(inputs, shape=(rows, *image)))
+        return {"image": column}, Pixels(image)
     if inputs.dtype == np.uint8 and inputs.ndim in (3, 4) and inputs.size:
         images = inputs if inputs.ndim == 4 else inputs[:, np.newaxis]
         return {"image": Values(images)}, Pixels(images.shape[1:])
