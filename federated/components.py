@@ -110,7 +110,7 @@ def build_components(run: Run) -> Components:
     if not registry.entry("strategy", run.federated.strategy.name).built_in:
         weights, cohort = context.global_weights, run.federated.clients_per_round
         if (later := after_a_round(strategy, weights, cohort)) is not None:
-            check_savable(later)
+            check_savable(later[0])
     assert dataset.fitting is not None
     exchange = dataset.fitting.exchange(partition)
     attack = attack_setting(run, context, facts)

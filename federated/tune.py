@@ -27,7 +27,7 @@ from .engine.time_limit import Watch
 from .engine.verdict import FAST, Verdict, examine
 from .pools.cohort_worker import CohortWorker
 
-__all__ = ["candidates", "tune_command"]
+__all__ = ["candidates", "seconds_a_step", "tune_command", "way_by_rule"]
 
 _STACKS = (4, 16, 64, 256)
 _TRIES = 3  # timings of each way, of which the median counts
@@ -46,15 +46,10 @@ def tune_command(arguments: Sequence[str]) -> None:
     threads = run.federated.cpus_per_worker or max(1, available_cpus() // run.federated.workers)
     worker = CohortWorker(context, threads)
     cohort = list(range(min(len(context.population), run.federated.clients_per_round)))
-    ruled = worker.decide(len(cohort), ()).execution
-    if ruled is None:
-        raise ConfigError(
-            f"federated.client_training={run.federated.client_training} is not possible for this "
-            "model. Set federated.client_training=auto."
-        )
+    ruled = way_by_rule(run, worker, len(cohort))
     verdict = examine(context, (), Watch(), FAST)
     choices = [ruled, *(c for c in candidates(run, verdict, worker, len(cohort)) if c != ruled)]
-    seconds = {execution: _seconds(worker, execution, cohort) for execution in choices}
+    seconds = {execution: seconds_a_step(worker, execution, cohort) for execution in choices}
     best = min(seconds, key=lambda execution: seconds[execution])
     if seconds[ruled] < _WORTH_SETTING * seconds[best]:
         best = ruled
@@ -67,6 +62,17 @@ def tune_command(arguments: Sequence[str]) -> None:
         console.print(f"not {kind}: {reason}")
     words = "nothing to set: the rule's way is as fast as any" if best == ruled else _typed(best)
     console.print(words)
+
+
+def way_by_rule(run: Run, worker: CohortWorker, cohort: int) -> ExecutionPlan:
+    """Return how a run trains its clients; raises `ConfigError` if it asks for what cannot be."""
+    ruled = worker.decide(cohort, ()).execution
+    if ruled is None:
+        raise ConfigError(
+            f"federated.client_training={run.federated.client_training} is not possible for this "
+            "model. Set federated.client_training=auto."
+        )
+    return ruled
 
 
 def candidates(
@@ -92,7 +98,7 @@ def candidates(
     return choices
 
 
-def _seconds(worker: CohortWorker, execution: ExecutionPlan, cohort: Sequence[int]) -> float:
+def seconds_a_step(worker: CohortWorker, execution: ExecutionPlan, cohort: Sequence[int]) -> float:
     """Return the seconds that a client's step takes: the median of a few, after one."""
     worker.steps(execution, cohort, _MOST_STEPS)  # captures, and allocates
     found = []

@@ -99,6 +99,10 @@ class Instruction:
             starts[UNCLIPPED] = torch.zeros((), dtype=torch.int64)
         return starts
 
+    def sent_bytes(self, weights: Weights) -> int:
+        """Return the bytes that a client is sent in the round, and as many that it sends back."""
+        return sum(value.nbytes for value in self.starts(weights).values())
+
     def optimizer(self, cfg: OptimizerConfig) -> OptimizerConfig:
         """Return the optimizer of the clients in this round."""
         return cfg if self.lr is None else replace(cfg, lr=self.lr)

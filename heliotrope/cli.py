@@ -66,6 +66,7 @@ commands:
   find-lr           try learning rates      heliotrope find-lr experiment=E [output=FILE]
   find-batch-size   time larger batches     heliotrope find-batch-size experiment=E [output=FILE]
   tune              time client training    heliotrope tune experiment=E [federated.*=...]
+  plan              what a launch needs     heliotrope plan experiment=E [plan.*=...] [...]
   submit            run it on a cluster     heliotrope submit cluster=ray [...] -- COMMAND [...]
   deploy            onto real machines      heliotrope deploy [trial] experiment=E [output=DIR]
 
@@ -88,6 +89,7 @@ _COMMANDS = {
     "find-lr": ("heliotrope.commands.find", "find_lr_command"),
     "find-batch-size": ("heliotrope.commands.find", "find_batch_size_command"),
     "tune": ("federated.tune", "tune_command"),
+    "plan": ("heliotrope.commands.plan", "plan_command"),
     "submit": ("distributed.submit.command", "submit_command"),
     "deploy": ("federated.deploy.command", "deploy_command"),
 }

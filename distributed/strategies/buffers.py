@@ -26,14 +26,14 @@ __all__ = ["SharedBuffers", "check_batchnorm", "synchronised", "with_own_buffers
 class SharedBuffers:
     """The buffers of `model` that are to be the same on all ranks.
 
-    Those of seeded layers are not: they say which part of a batch a rank has. Rank 0 sends
-    `sent_bytes` in an update.
+    Those of seeded layers are not: they say which part of a batch a rank has. In an update, rank 0
+    sends `nbytes` to each of the others.
     """
 
     def __init__(self, model: nn.Module, topology: Topology) -> None:
         self._model = model
         self._alone = topology.world_size == 1
-        self.sent_bytes = (topology.world_size - 1) * sum(b.nbytes for b in self._buffers())
+        self.nbytes = sum(b.nbytes for b in self._buffers())
 
     @torch.no_grad()
     def update(self) -> None:

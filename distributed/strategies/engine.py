@@ -27,6 +27,7 @@ from heliotrope.training.optimizers import build_optimizer
 
 from ..communication.exchange import gathered_rows
 from ..communication.process_group import data_parallel
+from ..communication.traffic import HALF, ModelSize, traffic
 from ..topology import Topology
 from .buffers import SharedBuffers
 from .ema import Ema
@@ -34,9 +35,7 @@ from .profiling import StepProfiler
 from .recompute import recompute
 from .speed import Speed
 
-__all__ = ["HALF", "Engine", "Snapshot"]
-
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+__all__ = ["Engine", "Snapshot"]
 
 _RAW = "weights/"  # in a checkpoint with averaged weights, the prefix of those in training
 
@@ -67,9 +66,9 @@ class Engine:
         self._cfg = cfg = run.distributed
         self._model, self._task = model, task
         self._device = self._device_of(model)
-        bytes_ = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-        self._exchanged = (topology.world_size - 1) * bytes_
         self._buffers = SharedBuffers(model, topology)
+        size = ModelSize.of(model, self._buffers.nbytes)
+        self._sent = traffic(cfg, size, topology.world_size)
         self._profiler: StepProfiler | None = None
         if cfg.profile and topology.rank == 0:
             self._profiler = StepProfiler(directory / "profile" / "trace.json")
@@ -154,14 +153,12 @@ class Engine:
     def after_step(self, step: int, steps: int) -> tuple[int, int]:  # noqa: ARG002 - others need it
         """Do what is due after a step, the `step`-th of an epoch of `steps`, on every rank.
 
-        Return the bytes that all workers together sent in it, in each half of a ring all-reduce:
-        in the reduce-scatter, as in the all-gather, world size - 1 times the gradients. Rank 0's
-        buffers are sent with the latter.
+        Return the bytes that all workers together sent in it; see `communication.traffic`.
         """
         self._buffers.update()
         if self._ema is not None:
             self._ema.copy_buffers()
-        return self._exchanged, self._exchanged + self._buffers.sent_bytes
+        return self._sent
 
     def finish(self) -> None:
         """Complete the totals that `begin` was given; waits for a GPU."""

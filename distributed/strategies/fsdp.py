@@ -26,12 +26,13 @@ from heliotrope.config import Run
 from heliotrope.tasks import Task
 from heliotrope.training.loop import TrainingBatch, weight_penalty
 
+from ..communication.traffic import HALF
 from ..topology import Topology
-from .engine import HALF, Engine, Snapshot
+from .engine import Engine, Snapshot
 from .initial_weights import initial_model
 from .layer_order import LayerOrder
 
-__all__ = ["FsdpEngine"]
+__all__ = ["FsdpEngine", "sharded_parts"]
 
 
 class FsdpEngine(Engine):
@@ -50,7 +51,7 @@ class FsdpEngine(Engine):
         self, run: Run, model: nn.Module, task: Task, topology: Topology, directory: Path
     ) -> None:
         super().__init__(run, model, task, topology, directory)
-        self._first, self._workers = topology.rank == 0, topology.world_size
+        self._first = topology.rank == 0
         self._saves = topology.rank < topology.world_size // run.distributed.mesh.replicate
         _gather_once(model)
         if self._ema is not None:
@@ -79,7 +80,7 @@ class FsdpEngine(Engine):
 
     def _order_of(self, model: nn.Module, topology: Topology) -> LayerOrder:
         names = {id(module): name for name, module in model.named_modules()}
-        parts = {names[id(part)]: part for part in _parts(model)}
+        parts = {names[id(part)]: part for part in sharded_parts(model)}
         return LayerOrder(parts, topology, self._device)
 
     def _forward_context(self) -> Callable[[TrainingBatch], AbstractContextManager[object]]:
@@ -106,7 +107,7 @@ class FsdpEngine(Engine):
     def _sharded(
         self, model: nn.Module, topology: Topology, policy: MixedPrecisionPolicy
     ) -> nn.Module:
-        for part in (*_parts(model), model):
+        for part in (*sharded_parts(model), model):
             # Of the root too: nothing is whole between the passes, as between those of its parts.
             fully_shard(
                 part, mesh=self._mesh_of(topology), mp_policy=policy, reshard_after_forward=True
@@ -124,28 +125,13 @@ class FsdpEngine(Engine):
         return self._mesh
 
     def _compiled(self, model: nn.Module) -> nn.Module:
-        for part in _parts(model):  # between them, weights are gathered
+        for part in sharded_parts(model):  # between them, weights are gathered
             part.compile(dynamic=False)
         return model
 
     @property
     def _autocast(self) -> None:
         """Nothing is cast: the policy says in which precision."""
-
-    def after_step(self, step: int, steps: int) -> tuple[int, int]:
-        """Return the bytes that all workers together sent: gradients, and gathered weights.
-
-        Weights are gathered for the forward and again for the backward pass, among the workers that
-        hold a replica. Gradients are reduced among them, and each part among the replicas, to which
-        its mean goes back: by a ring in each, that is as much up as among all workers at once.
-        """
-        super().after_step(step, steps)
-        workers, replicas = self._workers, self._cfg.mesh.replicate
-        once = self._exchanged // (workers - 1)  # all gradients
-        passes = 2 * self._cfg.accumulation_steps
-        weights = (workers - replicas) * once * passes // (2 if self._cfg.precision in HALF else 1)
-        means = (replicas - 1) * once
-        return self._exchanged, weights + means + self._buffers.sent_bytes
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
@@ -194,7 +180,7 @@ class FsdpEngine(Engine):
         }
 
 
-def _parts(model: nn.Module) -> list[nn.Module]:
+def sharded_parts(model: nn.Module) -> list[nn.Module]:
     """Return the parts of `model` that have weights and are gathered one after the other.
 
     One with a weight that is used outside of it too is none: the root has that weight then, for

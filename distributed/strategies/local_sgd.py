@@ -31,7 +31,7 @@ from heliotrope.training import optimizer_state
 from heliotrope.training.joint import Gather, alone
 from heliotrope.training.loop import TrainingBatch
 
-from ..communication.exchange import EXCHANGES, exchanged_bytes, mean_over_ranks
+from ..communication.exchange import EXCHANGES, mean_over_ranks
 from ..topology import Topology
 from .engine import Engine, Snapshot
 
@@ -60,8 +60,6 @@ class LocalSgdEngine(Engine):
         self._outer = torch.optim.SGD(
             self._agreed.parameters(), lr=lr, momentum=momentum, nesterov=nesterov
         )
-        count = sum(p.numel() for p in model.parameters())
-        self._bytes = exchanged_bytes(cfg.exchange, count, topology.world_size)
 
     def _exchanging_model(self, model: nn.Module, task: Task, topology: Topology) -> nn.Module:  # noqa: ARG002 - as the base
         return model
@@ -79,7 +77,7 @@ class LocalSgdEngine(Engine):
             return 0, 0
         self._exchange()
         self._speed.watch.lap("exchange")
-        return self._bytes, self._bytes
+        return self._sent
 
     @torch.no_grad()
     def _exchange(self) -> None:

@@ -145,7 +145,7 @@ class CohortGrid(Grid):
             replace(instruction, states=states, noise=self.noise).of(cohort),
             instruction.starts(weights),
         )
-        self.bytes_each = sum(value.nbytes for value in starts.values())
+        self.bytes_each = instruction.sent_bytes(weights)
         replies: list[tuple[int, Message]] = []
         partials: list[Partial] = []
         losses: dict[int, float] = {}  # at the global weights

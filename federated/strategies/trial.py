@@ -1,4 +1,4 @@
-"""A made-up round of a user's strategy: what it keeps between rounds shows only after one."""
+"""A made-up round of a strategy: what it keeps, and what it sends later, shows only after one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import cast
 
-from flwr.app import ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Strategy
 
 from heliotrope.seeding import isolated_rng
@@ -26,11 +26,14 @@ _log = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 26  # of all updates together
 
 
-def after_a_round(strategy: Strategy, weights: Weights, clients: int) -> Strategy | None:
-    """Return a copy of `strategy` that has seen a round, in which nobody changed the `weights`.
+def after_a_round(
+    strategy: Strategy, weights: Weights, clients: int
+) -> tuple[Strategy, ArrayRecord | None] | None:
+    """Return a copy of `strategy` that has seen a round, and the model that it made of it.
 
-    `clients` is the size of a cohort; of a large model fewer are made up. None if it cannot be
-    copied, or raises an error: the first round will tell that, with its line.
+    Nobody has changed the `weights` in it. `clients` is the size of a cohort; of a large model
+    fewer are made up. None if the strategy cannot be copied, or raises an error: the first round
+    will tell that, with its line.
     """
     each = max(1, sum(value.nbytes for value in weights.values()))
     cohort = list(range(min(clients, max(2, _MOST_BYTES // each))))
@@ -41,11 +44,11 @@ def after_a_round(strategy: Strategy, weights: Weights, clients: int) -> Strateg
         with isolated_rng(0):
             tried = copy.deepcopy(strategy)
             messages = tried.configure_train(1, to_record(weights), ConfigRecord(), grid)
-            tried.aggregate_train(1, grid.send_and_receive(messages))
+            arrays, _ = tried.aggregate_train(1, grid.send_and_receive(messages))
     except Exception:  # noqa: BLE001 - whatever a user's code may raise
         _log.info("a made-up round of the strategy failed", exc_info=True)
         return None
-    return tried
+    return tried, arrays
 
 
 class _Unchanged:

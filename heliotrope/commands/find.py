@@ -21,7 +21,15 @@ from heliotrope.training.finders import Finding, find_batch_size, find_lr
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["find_batch_size_command", "find_lr_command", "run_of", "save_plot"]
+__all__ = [
+    "composed",
+    "find_batch_size_command",
+    "find_lr_command",
+    "plot_at",
+    "refuse_flags",
+    "run_of",
+    "save_plot",
+]
 
 
 def find_lr_command(arguments: Sequence[str]) -> None:
@@ -47,21 +55,39 @@ def run_of(arguments: Sequence[str], default: str, mode: Mode) -> tuple[Run, Pat
 
     Raises `ConfigError` naming the word at fault, or the key whose value is.
     """
+    refuse_flags(arguments)
+    overrides = [word for word in arguments if not word.startswith("output=")]
+    outputs = [word.removeprefix("output=") for word in arguments if word not in overrides]
+    run = composed(overrides, mode)
+    return run, plot_at(outputs[-1] if outputs else default)
+
+
+def refuse_flags(arguments: Sequence[str]) -> None:
+    """Raise `ConfigError` naming the first flag."""
     flags = [word for word in arguments if word.startswith("-")]
     if flags:
         raise ConfigError(f"{flags[0]}: this takes key=value and output=FILE, and no flags.")
-    overrides = [word for word in arguments if not word.startswith("output=")]
-    outputs = [word.removeprefix("output=") for word in arguments if word not in overrides]
+
+
+def composed(overrides: Sequence[str], mode: Mode) -> Run:
+    """Return the run of a mode that the overrides make of the configuration.
+
+    Raises `ConfigError` naming the key whose value is at fault.
+    """
     config.register_for(overrides)
     folder = str(config.conf_dir())
     with composing(), initialize_config_dir(config_dir=folder, version_base="1.3"):
-        run = config.load(compose("config", overrides=checked(overrides)), mode)
-    output = Path(outputs[-1] or "." if outputs else default)
+        return config.load(compose("config", overrides=checked(overrides)), mode)
+
+
+def plot_at(name: str) -> Path:
+    """Return where a plot goes; raises `ConfigError` naming `output` if it cannot be there."""
+    output = Path(name or ".")
     if not output.parent.is_dir():
         raise ConfigError(f"output={output}: there is no folder {output.parent}. Name another.")
     if output.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"output={output} must end in .png, .svg or .pdf. Set output=FILE.")
-    return run, output
+    return output
 
 
 def _plot(finding: Finding, output: Path, what: str, measured: str) -> None:

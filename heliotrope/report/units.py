@@ -12,6 +12,7 @@ __all__ = [
     "count_text",
     "metric_label",
     "metric_text",
+    "milliseconds_text",
     "rate_text",
     "seconds_text",
 ]
@@ -37,6 +38,11 @@ def metric_text(value: float) -> str:
     if not math.isfinite(value):
         return f"{value} (not finite)"
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e3 else f"{value:.4g}"
+
+
+def milliseconds_text(seconds: float) -> str:
+    """Three digits of what is short: `0.000051` -> `0.051 ms`; from 10 s on as `seconds_text`."""
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else seconds_text(seconds)
 
 
 def rate_text(value: float) -> str:

@@ -71,7 +71,7 @@ KEPT = (
     Kept(r"^(python -m )?heliotrope list( |$)"),
     Kept(r"^(python -m )?heliotrope new DIR$", instead=("DIR", "../project")),
     Kept(r"^python -m heliotrope audit "),
-    Kept(r"^python -m heliotrope (evaluate|compare|find-lr|find-batch-size|stats|predict) "),
+    Kept(r"^python -m heliotrope (evaluate|compare|find-lr|find-batch-size|plan|stats|predict) "),
     Kept(r"^python -m heliotrope (generate|privacy) ", slow=True),
     Kept(r"^python -m heliotrope tune ", "federated.clients_per_round=2"),
     Kept(r"^scripts/quickstart$", REACHED, slow=True),
@@ -109,6 +109,11 @@ KEPT = (
     Kept(r"/privacy\.py", "--studies dpsgd --cells 'noise 1.3'", slow=True),
     Kept(r"/dpsgd_step\.py", "--pairs 1 --patience 0", slow=True),
     Kept(r"/gpt_step\.py$", "--pairs 1 --epochs 2 --patience 0", slow=True),
+    Kept(
+        r"/plan\.py",
+        "--hidden 50 --strategies ddp --patience 0",
+        slow=True,
+    ),
     Kept(r"/checkpoint_stall\.py$", "--checkpoints 2 --patience 0", slow=True),
     Kept(
         r"/data_parallel\.py$",
@@ -275,6 +280,7 @@ def test_the_documents_have_commands() -> None:
         "checkpoint_stall.py",
         "data_parallel.py",
         "gpt_step.py",
+        "plan.py",
         "robustness.py",
         "privacy.py",
         "dpsgd_step.py",

@@ -22,7 +22,7 @@ def test_the_fastest_way_is_printed_as_overrides(
     def seconds(_worker: object, choice: Any, _cohort: object) -> float:
         return 1e-6 if choice.kind == fastest and choice.stack <= 4 else 1e-3
 
-    monkeypatch.setattr(tune, "_seconds", seconds)
+    monkeypatch.setattr(tune, "seconds_a_step", seconds)
     monkeypatch.chdir(tmp_path)
     words = ["experiment=quickstart", "federated.cpus_per_worker=1"]
     assert main(["tune", *words]) == 0
@@ -31,7 +31,7 @@ def test_the_fastest_way_is_printed_as_overrides(
     assert "federated.cpus_per_worker=1" in printed
     assert not list(tmp_path.iterdir())
 
-    monkeypatch.setattr(tune, "_seconds", lambda *_: 1e-3)
+    monkeypatch.setattr(tune, "seconds_a_step", lambda *_: 1e-3)
     assert main(["tune", "experiment=quickstart", *printed.split()]) == 0
     assert "nothing to set" in capsys.readouterr().out
 

@@ -1,0 +1,239 @@
+"""A launch: a strategy on a number of workers, and the part of a step that is not exchanged.
+
+Memory is that of one rank in training, by what holds it; see docs/scale.md for where the formulas
+are from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from heliotrope.config import DistributedConfig
+from heliotrope.planning.network import Network
+
+from ..communication.traffic import HALF, traffic
+from .measurement import Measurement
+
+__all__ = ["Launch", "RankMemory", "Units"]
+
+_NODE = 8  # the most workers that HSDP divides weights among: those of a machine with 8 GPUs
+_FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20  # bytes that DDP sends together, as torch has it
+_EXCHANGED = {"fp32": 3.0, "int8": 4.25}  # copies of the weights that an exchange makes at one time
+
+
+@dataclass(frozen=True)
+class Units:
+    """The parts of a model that FSDP gathers one after the other.
+
+    Parameters
+    ----------
+    count
+        How many there are, with that of the weights outside of the others.
+    outer_bytes
+        The weights outside, which stay gathered during a step.
+    largest_bytes
+        The weights of the largest of the others.
+    shapes
+        First dimension, and bytes of a row, of every weight.
+    """
+
+    count: int
+    outer_bytes: int
+    largest_bytes: int
+    shapes: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Units:
+        """Return those of `model`, which is not sharded yet."""
+        from ..strategies.fsdp import sharded_parts  # here: it takes most of a second to import
+
+        seen: set[int] = set()
+        sizes = []
+        for part in sharded_parts(model):
+            own = [p for p in part.parameters() if id(p) not in seen]
+            seen |= {id(p) for p in own}
+            sizes.append(sum(p.nbytes for p in own))
+        outer = [p for p in model.parameters() if id(p) not in seen]
+        rows = [
+            (len(p), p[0].nbytes) if p.ndim and len(p) else (1, p.nbytes)
+            for p in model.parameters()
+        ]
+        count = len(sizes) + bool(outer)
+        return cls(count, sum(p.nbytes for p in outer), max(sizes, default=0), tuple(rows))
+
+    def share(self, shards: int) -> float:
+        """Return the part of the weights that the first rank holds, which has the most of each."""
+        whole = sum(rows * size for rows, size in self.shapes)
+        return sum(-(-rows // shards) * size for rows, size in self.shapes) / max(1, whole)
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of one rank: `copies` are other sets of weights, `activations` what a step adds."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    copies: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.copies + self.activations
+
+
+@dataclass(frozen=True)
+class Launch:
+    """`distributed.strategy` on `workers`, whose sharded weights have `replicas`.
+
+    Parameters
+    ----------
+    cfg
+        With the strategy that is meant.
+    workers, replicas
+        How many.
+    examples
+        Of the training split.
+    found
+        Measured of one worker.
+    units
+        Of the model.
+    """
+
+    cfg: DistributedConfig
+    workers: int
+    examples: int
+    found: Measurement
+    units: Units
+    replicas: int = 1
+
+    @classmethod
+    def hybrid(cls, launch: Launch) -> Launch | None:
+        """Return the same with HSDP: shards within machines of 8, replicas beside each other.
+
+        None if the workers cannot be divided so.
+        """
+        sizes = [s for s in range(2, _NODE + 1) if launch.workers % s == 0 and launch.workers > s]
+        if not sizes:
+            return None
+        cfg = replace(launch.cfg, strategy="fsdp")
+        return replace(launch, cfg=cfg, replicas=launch.workers // sizes[-1])
+
+    @property
+    def name(self) -> str:
+        """The strategy, with the mesh of HSDP."""
+        if self.replicas == 1:
+            return self.cfg.strategy
+        return f"hsdp {self.replicas} x {self._shards}"
+
+    @property
+    def local_examples(self) -> int:
+        """The most examples of a step that one worker has."""
+        return -(-min(self.cfg.batch_size, self.examples) // self.workers)
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return -(-self.examples // self.cfg.batch_size)
+
+    @property
+    def exchanges(self) -> int:
+        """Of an epoch."""
+        return -(-self.steps // self.cfg.diloco.local_steps) if self._local else self.steps
+
+    @property
+    def exchange_bytes(self) -> tuple[int, int]:
+        """What all workers send in an exchange, in both halves."""
+        return traffic(self.cfg, self.found.size, self.workers, self.replicas)
+
+    @property
+    def compute_seconds(self) -> float:
+        """A step without an exchange."""
+        return self.found.time.of(self.local_examples, self._share)
+
+    def exchange_seconds(self, network: Network) -> float:
+        """Return how long an exchange takes, of which nothing is hidden behind computation."""
+        if self.workers == 1:
+            return 0.0
+        return network.seconds(sum(self.exchange_bytes) / self.workers, self._messages)
+
+    def step_seconds(self, network: Network) -> float:
+        """Return the average step's time, with its part of the exchanges."""
+        return self.compute_seconds + self.exchange_seconds(network) * self.exchanges / self.steps
+
+    def epoch_seconds(self, network: Network) -> float:
+        """Return how long the steps of an epoch take."""
+        return self.steps * self.step_seconds(network)
+
+    @property
+    def memory(self) -> RankMemory:
+        """That of the first rank."""
+        found, weights = self.found, self.found.weight_bytes
+        if self._local:
+            return self._local_memory()
+        averages = 0 if self.cfg.ema_decay is None else weights
+        if self.cfg.strategy == "fsdp" and self._shards > 1:
+            return self._sharded_memory(averages)
+        kept = found.step_bytes if self.workers == 1 else found.kept_bytes
+        activations = kept - found.gradient_bytes
+        return RankMemory(
+            weights, found.gradient_bytes, found.optimizer_bytes, averages, activations
+        )
+
+    def _local_memory(self) -> RankMemory:
+        """Workers keep the weights that they agreed on, with a gradient and a momentum."""
+        found, cfg = self.found, self.cfg
+        each = 4 * found.size.weights
+        momentum = each if cfg.strategy == "diloco" and cfg.diloco.momentum else 0
+        copies = found.weight_bytes + each + momentum
+        exchange = 0 if self.workers == 1 else int(_EXCHANGED[cfg.diloco.exchange] * each)
+        activations = max(found.step_bytes - found.gradient_bytes, exchange)
+        return RankMemory(
+            found.weight_bytes, found.gradient_bytes, found.optimizer_bytes, copies, activations
+        )
+
+    def _sharded_memory(self, averages: int) -> RankMemory:
+        """Weights are gathered unit by unit.
+
+        At the peak, in a backward pass, these are whole: the weights of a unit and those that are
+        gathered for the next, the gradients of a unit and those of the last, which are on their
+        way; and the weights outside of the units with their gradients.
+        """
+        found, share = self.found, self._share
+        half = 2 if self.cfg.precision in HALF else 1
+        gathered = self.units.outer_bytes * (1 + 1 / half)
+        gathered += self.units.largest_bytes * (2 + 2 / half)
+        activations = found.kept_bytes - found.gradient_bytes + gathered
+        parts = (found.weight_bytes, found.gradient_bytes, found.optimizer_bytes, averages)
+        weights, gradients, optimizer, copies = (int(share * part) for part in parts)
+        return RankMemory(weights, gradients, optimizer, copies, int(activations))
+
+    @property
+    def _local(self) -> bool:
+        return self.cfg.strategy in ("local_sgd", "diloco")
+
+    @property
+    def _shards(self) -> int:
+        return self.workers // self.replicas
+
+    @property
+    def _share(self) -> float:
+        """The part of the weights that the first rank updates."""
+        return self.units.share(self._shards) if self.cfg.strategy == "fsdp" else 1.0
+
+    @property
+    def _messages(self) -> int:
+        """How many messages of an exchange a worker sends one after the other."""
+        buffers = math.ceil(math.log2(self.workers)) if self.found.size.buffer_bytes else 0
+        if self._local:
+            return 2 * (self.workers - 1) * (1 if self.cfg.diloco.exchange == "fp32" else 2)
+        if self.cfg.strategy == "fsdp":
+            passes = 2 * self.cfg.accumulation_steps + 1
+            within, between = self._shards - 1, 2 * (self.replicas - 1)
+            return self.units.count * (within * passes + between) + buffers
+        later = max(0, self.found.gradient_bytes - _FIRST_BUCKET)
+        return 2 * (self.workers - 1) * (1 + -(-later // _BUCKET)) + buffers

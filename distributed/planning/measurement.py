@@ -1,0 +1,186 @@
+"""One worker's steps, taken here: how long they are, and how much memory they need.
+
+They are the engine's own, in the run's precision, compiled, with recomputation, on examples of the
+run. Nothing is exchanged, and the model is thrown away.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from heliotrope.config import DistributedConfig, Run
+from heliotrope.data import Dataset
+from heliotrope.models import build
+from heliotrope.system.resources import pick_device
+from heliotrope.system.tensor_memory import peak_tensor_bytes
+from heliotrope.tasks import Task, example_weights
+from heliotrope.training.loop import TrainingBatch
+
+from ..communication.traffic import ModelSize
+from ..loop.single_worker import SingleWorker
+from ..loop.threads import useful_threads
+from ..strategies.buffers import SharedBuffers
+from ..topology import Topology
+
+__all__ = ["Measurement", "StepTime", "measured"]
+
+_TRIES = 7  # steps that are timed, of which the median counts
+_LONG = 10.0  # seconds, after which no more steps of a size are timed
+_FEW = 2  # examples: on a single one, BatchNorm has no variance
+_MANY = 4  # at least, to tell what examples take from what a step takes
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """How long a worker's step is, in seconds and without an exchange, for any number of examples.
+
+    Parameters
+    ----------
+    examples, seconds
+        The most examples that were tried, and the time of a step on them without the update.
+    least
+        The time of a step on two examples, without the update.
+    update
+        That of the optimizer's update of all weights.
+    """
+
+    examples: int
+    seconds: float
+    least: float
+    update: float
+
+    def of(self, examples: int, shard: float = 1.0) -> float:
+        """Return the time of a step on `examples`, of a worker that updates a part of the weights.
+
+        It grows evenly from two examples on; fewer take as long as two.
+        """
+        slope = max(0.0, self.seconds - self.least) / (self.examples - _FEW)
+        return self.least + slope * max(0, examples - _FEW) + self.update * shard
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was found of one worker with whole weights.
+
+    Parameters
+    ----------
+    size
+        What of the model is exchanged.
+    weight_bytes, gradient_bytes, optimizer_bytes
+        The weights with their buffers, the gradients, and the optimizer's state.
+    step_bytes
+        The most that a step needs beside weights and optimizer, where gradients are freed before
+        it.
+    kept_bytes
+        The same where gradients are kept from step to step, as in the buckets of DDP.
+    threads, device
+        What it was measured with.
+    time
+        How long steps are.
+    """
+
+    size: ModelSize
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    step_bytes: int
+    kept_bytes: int
+    threads: int
+    device: torch.device
+    time: StepTime
+
+
+def measured(run: Run, dataset: Dataset, task: Task, examples: int, cpus: int) -> Measurement:
+    """Take some steps on `examples`, the largest part of a batch, with at most `cpus` threads."""
+    device = pick_device(run.device)
+    cfg = replace(run.distributed, strategy="ddp", ema_decay=None, log_every_steps=None)
+    before = torch.get_num_threads()
+    try:
+        worker = _Worker(run, cfg, dataset, task, device)
+        threads = cpus
+        if device.type == "cpu" and cfg.cpus_per_worker is None:
+            passed = -(-examples // cfg.accumulation_steps)
+            threads = useful_threads(worker.model, task, passed, cpus)
+        torch.set_num_threads(threads)
+        time_ = worker.time(max(examples, _MANY))
+        step_bytes = worker.peak(examples)
+        found = Measurement(
+            size=ModelSize.of(worker.model, SharedBuffers(worker.model, Topology()).nbytes),
+            weight_bytes=sum(
+                v.nbytes for v in (*worker.model.parameters(), *worker.model.buffers())
+            ),
+            gradient_bytes=sum(p.nbytes for p in worker.model.parameters() if p.requires_grad),
+            optimizer_bytes=worker.state_bytes(),
+            step_bytes=step_bytes,
+            kept_bytes=step_bytes,
+            threads=threads,
+            device=device,
+            time=time_,
+        )
+        del worker
+        # Of a batch cut in twice as many passes, the second pass finds the gradients of the first.
+        twice = replace(cfg, accumulation_steps=2 * cfg.accumulation_steps)
+        kept = _Worker(run, twice, dataset, task, device).peak(2 * examples)
+    finally:
+        torch.set_num_threads(before)
+    one_batch = sum(
+        value.nbytes for value in dataset.train.take(torch.zeros(examples).long()).values()
+    )
+    return replace(found, kept_bytes=max(step_bytes, kept - one_batch))
+
+
+class _Worker:
+    """Takes steps on the first examples of a run's training data."""
+
+    def __init__(
+        self, run: Run, cfg: DistributedConfig, dataset: Dataset, task: Task, device: torch.device
+    ) -> None:
+        self.model = build(run.model, task, run.seed).to(device)
+        self._worker = SingleWorker(replace(run, distributed=cfg), self.model, task)
+        self._train, self._device = dataset.train.to(device), device
+        self._weights = example_weights(task, dataset.train)
+
+    def _step(self, examples: int) -> None:
+        rows = torch.arange(examples) % len(self._train)
+        weight = max(1, int(self._weights[rows].sum()))
+        self._worker.step(TrainingBatch(self._train.take(rows), weight, weight, seed=0))
+
+    def time(self, examples: int) -> StepTime:
+        """Return how long steps are, up to `examples`."""
+        seconds = self._seconds(lambda: self._step(examples))
+        update = self._seconds(self._worker.optimizer.step)
+        least = self._seconds(lambda: self._step(_FEW))
+        spent, least = max(0.0, seconds - update), max(0.0, least - update)
+        return StepTime(examples, spent, min(least, spent), update)
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        """Return the median time of some runs of `work`, after one that does not count."""
+        taken: list[float] = []
+        self._timed(work)
+        while len(taken) < _TRIES and sum(taken) < _LONG:
+            taken.append(self._timed(work))
+        return statistics.median(taken)
+
+    def _timed(self, work: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        work()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() - started
+
+    def peak(self, examples: int) -> int:
+        """Return the most bytes that a step needs beside weights and optimizer's state."""
+        self._step(examples)  # builds the state, and what is allocated once
+        self._worker.optimizer.zero_grad(set_to_none=True)
+        return peak_tensor_bytes(lambda: self._step(examples), self._device)
+
+    def state_bytes(self) -> int:
+        """Return the bytes of the optimizer's state."""
+        states = self._worker.optimizer.state.values()
+        return sum(v.nbytes for state in states for v in state.values() if isinstance(v, Tensor))

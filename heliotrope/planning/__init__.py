@@ -1,0 +1,1 @@
+"""What a launch would need, foretold: the parts that both modes share."""

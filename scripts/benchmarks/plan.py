@@ -1,0 +1,230 @@
+"""What `heliotrope plan` foretells of data-parallel runs beside what their ranks then take.
+
+    python scripts/benchmarks/plan.py --workers 1,2,4 --output plan.json
+
+For each strategy and number of workers, processes on this machine meet by gloo and take the
+engine's steps on a model of some million weights. Memory is the peak of torch's allocator in a
+step, without what only builds the engine; bytes are what the engine counts; a step's time is the
+median of some, where there are as many CPUs as workers. What is foretold comes from one process
+alone and from two timed messages, a short one and a long one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import record
+import torch
+import torch.distributed as dist
+from rich.table import Table
+from running import wait_until_idle
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from distributed.communication.process_group import joined
+from distributed.planning.launch import Launch, Units
+from distributed.planning.measurement import measured
+from distributed.strategies.build import build_engine
+from distributed.topology import Topology, topology_from_environment
+from heliotrope.commands.find import composed
+from heliotrope.config import Run
+from heliotrope.data import Dataset, load
+from heliotrope.models import build
+from heliotrope.planning.network import Network
+from heliotrope.system.resources import available_cpus
+from heliotrope.tasks import example_weights, task_of
+from heliotrope.training.loop import TrainingBatch, TrainTotals
+
+_STRATEGIES = ("ddp", "fsdp", "local_sgd", "diloco")
+_KEYS = ("data=digits", "model=mlp", "optimizer=adam", "device=cpu")
+_STEP = "one measured step"
+_LONG = 4 << 20  # values of the long message
+_STEPS = 12  # that are timed
+
+
+def main() -> int:
+    """Measure, print how far off the plan is, and store it."""
+    parser = record.parser(__doc__)
+    parser.add_argument("--workers", default="1,2,4")
+    parser.add_argument("--strategies", type=record.names(_STRATEGIES), default=list(_STRATEGIES))
+    parser.add_argument("--hidden", type=int, default=1500, help="width of the three layers")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--member", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.member:
+        _member(_run_of(options, options.member))
+        return 0
+    console, said = record.console(), record.begin()
+    table = Table("strategy", "workers", "memory", "foretold", "off", "step", "foretold", "off")
+    rows = []
+    for workers in map(int, options.workers.split(",")):
+        for strategy in options.strategies:
+            if strategy == "fsdp" and workers == 1:
+                continue
+            wait_until_idle(options.patience)
+            row = _beside(options, strategy, workers)
+            rows.append(row)
+            table.add_row(*_shown(row))
+    console.print(table)
+    said |= {"hidden": options.hidden, "batch_size": options.batch_size, "rows": rows}
+    record.finish(said, options.output)
+    return 0
+
+
+def _run_of(options: argparse.Namespace, strategy: str) -> Run:
+    hidden = f"model.hidden={[options.hidden] * 3}"
+    keys = (*_KEYS, hidden, f"distributed.batch_size={options.batch_size}")
+    local = strategy in ("local_sgd", "diloco")
+    more = ("distributed.diloco.local_steps=1",) if local else ()
+    return composed((*keys, f"distributed.strategy={strategy}", *more), "distributed")
+
+
+def _beside(options: argparse.Namespace, strategy: str, workers: int) -> dict[str, Any]:
+    """Return what was measured of some processes, and what was foretold of them."""
+    run = _run_of(options, strategy)
+    done = _members(options, strategy, workers)
+    dataset = load(run.data, run.seed)
+    task = task_of(dataset, run)
+    size = -(-run.distributed.batch_size // workers)
+    found = measured(run, dataset, task, size, 1)
+    units = Units.of(build(run.model, task, run.seed))
+    launch = Launch(run.distributed, workers, len(dataset.train), found, units)
+    network = Network(done["bandwidth"], done["latency"])
+    timed = workers <= available_cpus()
+    return {
+        "strategy": strategy,
+        "workers": workers,
+        "memory": [done["memory"], launch.memory.total],
+        "bytes": [done["bytes"], sum(launch.exchange_bytes)],
+        "step": [done["step"], launch.step_seconds(network)] if timed else None,
+        "network": [network.bandwidth, network.latency],
+        "parts": vars(launch.memory),
+    }
+
+
+def _shown(row: dict[str, Any]) -> list[str]:
+    def off(pair: list[float], scale: float, unit: str) -> list[str]:
+        true, told = pair
+        return [
+            f"{true / scale:.2f} {unit}",
+            f"{told / scale:.2f} {unit}",
+            f"{told / true - 1:+.1%}",
+        ]
+
+    assert row["bytes"][0] == row["bytes"][1], row
+    step = ["", "", ""] if row["step"] is None else off(row["step"], 1e-3, "ms")
+    return [row["strategy"], str(row["workers"]), *off(row["memory"], 1e6, "MB"), *step]
+
+
+def _members(options: argparse.Namespace, strategy: str, workers: int) -> dict[str, Any]:
+    keys = [f"--hidden={options.hidden}", f"--batch-size={options.batch_size}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, f"--nproc-per-node={workers}", __file__, f"--member={strategy}", *keys]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    said: dict[str, Any] = json.loads(lines[-1])
+    return said
+
+
+def _member(run: Run) -> None:
+    """Be one of the ranks; the first prints what it found."""
+    torch.set_num_threads(1)
+    topology = topology_from_environment()
+    run = replace(run, distributed=replace(run.distributed, workers=topology.world_size))
+    with joined(topology, torch.device("cpu"), 120.0):
+        dataset = load(run.data, run.seed)
+        bandwidth, latency = _links(topology)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            member = _Member(run, dataset, topology)
+            for _ in range(2):
+                member.step()
+            with record_function(_STEP):
+                member.step()
+        seconds = []
+        with closing(member.engine):
+            for _ in range(_STEPS):
+                _meet(topology)
+                started = time.perf_counter()
+                sent = member.step()
+                seconds.append(time.perf_counter() - started)
+        said = {
+            "memory": _peak(profiler),
+            "bytes": sum(sent),
+            "step": median(seconds),
+            "bandwidth": bandwidth,
+            "latency": latency,
+        }
+    if topology.rank == 0:
+        print(json.dumps(said))
+
+
+class _Member:
+    """Takes one rank's part of the steps on the first global batch."""
+
+    def __init__(self, run: Run, dataset: Dataset, topology: Topology) -> None:
+        task = task_of(dataset, run)
+        model = build(run.model, task, run.seed)
+        self.engine = build_engine(run, model, task, topology, Path())
+        rows = torch.arange(run.distributed.batch_size) % len(dataset.train)
+        weights = example_weights(task, dataset.train)[rows]
+        self._rows, self._train = rows.chunk(topology.world_size)[topology.rank], dataset.train
+        self._weight = int(weights.chunk(topology.world_size)[topology.rank].sum())
+        self._divisor = int(weights.sum()) / topology.world_size
+
+    def step(self) -> tuple[int, int]:
+        fields = self._train.take(self._rows)
+        self.engine.begin(TrainTotals())
+        self.engine.step(TrainingBatch(fields, self._weight, self._divisor, seed=0))
+        self.engine.finish()
+        return self.engine.after_step(1, 1)
+
+
+def _peak(profiler: profile) -> int:
+    """Return the most bytes that torch's allocator held in the step that is marked."""
+    events = profiler.profiler.kineto_results.events()
+    begins = next(event.start_ns() for event in events if event.name() == _STEP)
+    held = peak = 0
+    changes = (event for event in events if event.name() == "[memory]")
+    for change in sorted(changes, key=lambda event: event.start_ns()):
+        held += change.nbytes()
+        if change.start_ns() >= begins:
+            peak = max(peak, held)
+    return peak
+
+
+def _links(topology: Topology) -> tuple[float, float]:
+    """Return the bandwidth and the latency of which two timed all-reduces tell."""
+    world = topology.world_size
+    if world == 1:
+        return 1e9, 0.0
+    messages = 2 * (world - 1)
+    short, long = _all_reduce(1, topology), _all_reduce(_LONG, topology)
+    sent = messages / world * 4 * _LONG
+    return sent / max(1e-9, long - short), short / messages
+
+
+def _all_reduce(count: int, topology: Topology) -> float:
+    values, seconds = torch.zeros(count), []
+    for _ in range(_STEPS):
+        _meet(topology)
+        started = time.perf_counter()
+        dist.all_reduce(values)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds)
+
+
+def _meet(topology: Topology) -> None:
+    if topology.world_size > 1:
+        dist.barrier()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
