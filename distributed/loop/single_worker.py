@@ -14,6 +14,7 @@ from heliotrope.system.allocator import keep_freed_memory
 from heliotrope.tasks import Task
 from heliotrope.training.loop import TrainingBatch, TrainTotals
 
+from ..privacy.protection import Protection
 from ..strategies.build import build_engine
 from ..strategies.compiler import check_compiler
 from ..topology import Topology
@@ -24,10 +25,14 @@ __all__ = ["SingleWorker"]
 class SingleWorker:
     """Takes steps as a worker of `run` does, in its precision, compiled, with recomputation.
 
+    With a `protection` it takes those of a protected run.
+
     Raises `ConfigError` for a strategy that divides the weights: alone, a worker has them all.
     """
 
-    def __init__(self, run: Run, model: nn.Module, task: Task) -> None:
+    def __init__(
+        self, run: Run, model: nn.Module, task: Task, protection: Protection | None = None
+    ) -> None:
         cfg = run.distributed
         if cfg.strategy == "fsdp":
             raise ConfigError(
@@ -38,7 +43,7 @@ class SingleWorker:
             check_compiler()
         keep_freed_memory()
         plain = replace(run, distributed=replace(cfg, profile=False))
-        self._engine = build_engine(plain, model, task, Topology(), Path())
+        self._engine = build_engine(plain, model, task, Topology(), Path(), protection)
         self.optimizer = self._engine.optimizer
         self._examples = 0
         self._compiles = cfg.compile

@@ -22,6 +22,8 @@ __all__ = ["Launch", "RankMemory", "Units"]
 _NODE = 8  # the most workers that HSDP divides weights among: those of a machine with 8 GPUs
 _FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20  # bytes that DDP sends together, as torch has it
 _EXCHANGED = {"fp32": 3.0, "int8": 4.25}  # copies of the weights that an exchange makes at one time
+_PRIVATE = 3.0  # of the gradients, in a protected step: the noise, this rank's sum, and that of all
+_ALONE = 2.0  # that it makes where there is no other worker
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,8 @@ class Launch:
             return self._sharded_memory(averages)
         kept = found.step_bytes if self.workers == 1 else found.kept_bytes
         activations = kept - found.gradient_bytes
+        if self._private and self.workers > 1:
+            activations = max(activations, int(_PRIVATE * found.gradient_bytes))
         return RankMemory(
             weights, found.gradient_bytes, found.optimizer_bytes, averages, activations
         )
@@ -190,8 +194,8 @@ class Launch:
         each = 4 * found.size.weights
         momentum = each if cfg.strategy == "diloco" and cfg.diloco.momentum else 0
         copies = found.weight_bytes + each + momentum
-        exchange = 0 if self.workers == 1 else int(_EXCHANGED[cfg.diloco.exchange] * each)
-        activations = max(found.step_bytes - found.gradient_bytes, exchange)
+        copied = _ALONE if self.workers == 1 else _EXCHANGED[cfg.diloco.exchange]
+        activations = max(found.step_bytes - found.gradient_bytes, int(copied * each))
         return RankMemory(
             found.weight_bytes, found.gradient_bytes, found.optimizer_bytes, copies, activations
         )
@@ -217,6 +221,10 @@ class Launch:
         return self.cfg.strategy in ("local_sgd", "diloco")
 
     @property
+    def _private(self) -> bool:
+        return self.cfg.privacy.name != "none"
+
+    @property
     def _shards(self) -> int:
         return self.workers // self.replicas
 
@@ -235,5 +243,7 @@ class Launch:
             passes = 2 * self.cfg.accumulation_steps + 1
             within, between = self._shards - 1, 2 * (self.replicas - 1)
             return self.units.count * (within * passes + between) + buffers
+        if self._private:
+            return 2 * (self.workers - 1) + buffers
         later = max(0, self.found.gradient_bytes - _FIRST_BUCKET)
         return 2 * (self.workers - 1) * (1 + -(-later // _BUCKET)) + buffers

