@@ -37,50 +37,42 @@ class ModelSize:
         return cls(sum(p.numel() for p in model.parameters()), trained, buffer_bytes)
 
 
-def traffic(
-    cfg: DistributedConfig, size: ModelSize, workers: int, replicas: int = 1
-) -> tuple[int, int]:
+def traffic(cfg: DistributedConfig, size: ModelSize, workers: int) -> tuple[int, int]:
     """Return the bytes that all workers send in an exchange of `distributed.strategy`.
 
     With `ddp` and `fsdp` there is one in each step, with `local_sgd` and `diloco` one in
-    `distributed.diloco.local_steps`, and at the end of an epoch. Sharded weights may have
-    `replicas`, each on an equal part of the workers.
+    `distributed.diloco.local_steps`, and at the end of an epoch.
     """
-    return _KINDS[cfg.strategy](cfg, size, workers, replicas)
+    return _KINDS[cfg.strategy](cfg, size, workers)
 
 
-def _reduced(
-    _cfg: DistributedConfig, size: ModelSize, workers: int, _replicas: int
-) -> tuple[int, int]:
+def _reduced(_cfg: DistributedConfig, size: ModelSize, workers: int) -> tuple[int, int]:
     """Gradients are summed; rank 0's buffers are sent with the second half."""
     sent = (workers - 1) * size.trained_bytes
     return sent, sent + (workers - 1) * size.buffer_bytes
 
 
-def _sharded(
-    cfg: DistributedConfig, size: ModelSize, workers: int, replicas: int
-) -> tuple[int, int]:
-    """Gradients are summed in parts; weights are gathered for each forward and backward pass.
+def _sharded(cfg: DistributedConfig, size: ModelSize, workers: int) -> tuple[int, int]:
+    """Weights are gathered for each forward and backward pass, by the workers of a replica.
 
-    Replicas sum their shards of the gradients by an all-reduce.
+    Gradients are reduced among them, and each part among the replicas, to which its mean goes
+    back: by a ring in each, that is as much up as among all workers at once.
     """
-    gradients = (workers - 1) * size.trained_bytes
-    passes = 2 * cfg.accumulation_steps
-    within = (workers - replicas) * size.trained_bytes
-    weights = within * passes // (2 if cfg.precision in HALF else 1)
-    between = (replicas - 1) * size.trained_bytes
-    return gradients, weights + between + (workers - 1) * size.buffer_bytes
+    replicas, passes = cfg.mesh.replicate, 2 * cfg.accumulation_steps
+    gathered = (workers - replicas) * size.trained_bytes * passes
+    weights = gathered // (2 if cfg.precision in HALF else 1)
+    means = (replicas - 1) * size.trained_bytes
+    buffers = (workers - 1) * size.buffer_bytes
+    return (workers - 1) * size.trained_bytes, weights + means + buffers
 
 
-def _averaged(
-    cfg: DistributedConfig, size: ModelSize, workers: int, _replicas: int
-) -> tuple[int, int]:
+def _averaged(cfg: DistributedConfig, size: ModelSize, workers: int) -> tuple[int, int]:
     """How far workers went is averaged, as `distributed.diloco.exchange` says."""
     sent = exchanged_bytes(cfg.diloco.exchange, size.weights, workers)
     return sent, sent
 
 
-_KINDS: dict[str, Callable[[DistributedConfig, ModelSize, int, int], tuple[int, int]]] = {
+_KINDS: dict[str, Callable[[DistributedConfig, ModelSize, int], tuple[int, int]]] = {
     "ddp": _reduced,
     "fsdp": _sharded,
     "local_sgd": _averaged,

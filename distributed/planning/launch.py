@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from heliotrope.config import DistributedConfig
+from heliotrope.config import DistributedConfig, MeshConfig
 from heliotrope.planning.network import Network
 
 from ..communication.traffic import HALF, traffic
@@ -90,13 +90,13 @@ class RankMemory:
 
 @dataclass(frozen=True)
 class Launch:
-    """`distributed.strategy` on `workers`, whose sharded weights have `replicas`.
+    """`distributed.strategy` on a number of workers.
 
     Parameters
     ----------
     cfg
-        With the strategy that is meant.
-    workers, replicas
+        With the strategy and the mesh that are meant.
+    workers
         How many.
     examples
         Of the training split.
@@ -111,26 +111,32 @@ class Launch:
     examples: int
     found: Measurement
     units: Units
-    replicas: int = 1
 
-    @classmethod
-    def hybrid(cls, launch: Launch) -> Launch | None:
-        """Return the same with HSDP: shards within machines of 8, replicas beside each other.
+    def on(self, workers: int) -> Launch:
+        """Return the same on another number of workers, with as many replicas as divide it."""
+        mesh = MeshConfig(math.gcd(workers, self.cfg.mesh.replicate))
+        return replace(self, cfg=replace(self.cfg, mesh=mesh), workers=workers)
+
+    def hybrid(self) -> Launch | None:
+        """Return the same with HSDP: the run's mesh, or replicas of machines of up to 8 workers.
 
         None if the workers cannot be divided so.
         """
-        sizes = [s for s in range(2, _NODE + 1) if launch.workers % s == 0 and launch.workers > s]
-        if not sizes:
-            return None
-        cfg = replace(launch.cfg, strategy="fsdp")
-        return replace(launch, cfg=cfg, replicas=launch.workers // sizes[-1])
+        replicas = self.cfg.mesh.replicate
+        if replicas == 1:
+            shards = [s for s in range(2, _NODE + 1) if self.workers % s == 0 and self.workers > s]
+            if not shards:
+                return None
+            replicas = self.workers // shards[-1]
+        cfg = replace(self.cfg, strategy="fsdp", mesh=MeshConfig(replicas))
+        return replace(self, cfg=cfg)
 
     @property
     def name(self) -> str:
         """The strategy, with the mesh of HSDP."""
-        if self.replicas == 1:
+        if self._replicas == 1:
             return self.cfg.strategy
-        return f"hsdp {self.replicas} x {self._shards}"
+        return f"hsdp {self._replicas} x {self._shards}"
 
     @property
     def local_examples(self) -> int:
@@ -150,7 +156,7 @@ class Launch:
     @property
     def exchange_bytes(self) -> tuple[int, int]:
         """What all workers send in an exchange, in both halves."""
-        return traffic(self.cfg, self.found.size, self.workers, self.replicas)
+        return traffic(self.cfg, self.found.size, self.workers)
 
     @property
     def compute_seconds(self) -> float:
@@ -178,6 +184,8 @@ class Launch:
         if self._local:
             return self._local_memory()
         averages = 0 if self.cfg.ema_decay is None else weights
+        if self.cfg.strategy == "fsdp" and self.cfg.precision in HALF and not averages:
+            averages = weights  # evaluated in float32, by a second model
         if self.cfg.strategy == "fsdp" and self._shards > 1:
             return self._sharded_memory(averages)
         kept = found.step_bytes if self.workers == 1 else found.kept_bytes
@@ -226,7 +234,11 @@ class Launch:
 
     @property
     def _shards(self) -> int:
-        return self.workers // self.replicas
+        return self.workers // self._replicas
+
+    @property
+    def _replicas(self) -> int:
+        return self.cfg.mesh.replicate if self.cfg.strategy == "fsdp" else 1
 
     @property
     def _share(self) -> float:
@@ -241,7 +253,7 @@ class Launch:
             return 2 * (self.workers - 1) * (1 if self.cfg.diloco.exchange == "fp32" else 2)
         if self.cfg.strategy == "fsdp":
             passes = 2 * self.cfg.accumulation_steps + 1
-            within, between = self._shards - 1, 2 * (self.replicas - 1)
+            within, between = self._shards - 1, 2 * (self._replicas - 1)
             return self.units.count * (within * passes + between) + buffers
         if self._private:
             return 2 * (self.workers - 1) + buffers

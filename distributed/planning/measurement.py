@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from heliotrope.config import Run
+from heliotrope.config import MeshConfig, Run
 from heliotrope.data import Batch, Dataset
 from heliotrope.models import build
 from heliotrope.system.resources import pick_device
@@ -104,7 +104,8 @@ class Measurement:
 
 def measured(run: Run, dataset: Dataset, task: Task, examples: int, cpus: int) -> Measurement:
     """Take some steps on `examples`, the largest part of a batch, with at most `cpus` threads."""
-    cfg = replace(run.distributed, strategy="ddp", ema_decay=None, log_every_steps=None)
+    cfg = replace(run.distributed, strategy="ddp", mesh=MeshConfig())
+    cfg = replace(cfg, ema_decay=None, log_every_steps=None)
     run, device = replace(run, distributed=cfg), pick_device(run.device)
     before = torch.get_num_threads()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from heliotrope.config import Run
+from heliotrope.config import MeshConfig, Run
 from heliotrope.config.workers import worker_range
 from heliotrope.models import parameter_count
 from heliotrope.planning.network import Network
@@ -81,8 +81,9 @@ def _alternatives(launch: Launch) -> list[Launch]:
     cfg = launch.cfg
     if cfg.privacy.name != "none":  # no other strategy is protected
         return [launch]
-    kinds = [replace(launch, cfg=replace(cfg, strategy=name)) for name in ("ddp", "fsdp")]
-    if (hybrid := Launch.hybrid(launch)) is not None:
+    one = replace(cfg, mesh=MeshConfig())
+    kinds = [replace(launch, cfg=replace(one, strategy=name)) for name in ("ddp", "fsdp")]
+    if (hybrid := launch.hybrid()) is not None:
         kinds.append(hybrid)
     return kinds + [
         replace(launch, cfg=replace(cfg, strategy=name)) for name in ("local_sgd", "diloco")
@@ -118,10 +119,10 @@ def _exchanges(launch: Launch, network: Network) -> PlanTable:
 
 
 def _workers(launch: Launch, network: Network) -> PlanTable:
-    alone = replace(launch, workers=1).epoch_seconds(network)
+    alone = launch.on(1).epoch_seconds(network)
     rows = []
     for count in _COUNTS:
-        each = replace(launch, workers=count)
+        each = launch.on(count)
         epoch = each.epoch_seconds(network)
         rows.append(
             [
@@ -142,7 +143,7 @@ def _workers(launch: Launch, network: Network) -> PlanTable:
 
 
 def _curve(launch: Launch, network: Network) -> Curve:
-    each = [replace(launch, workers=count) for count in _COUNTS]
+    each = [launch.on(count) for count in _COUNTS]
     compute = [one.steps * one.compute_seconds for one in each]
     epochs = [one.epoch_seconds(network) for one in each]
     fastest = _COUNTS[min(range(len(epochs)), key=lambda place: epochs[place])]

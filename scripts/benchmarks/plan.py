@@ -39,6 +39,7 @@ from heliotrope.config import Run
 from heliotrope.data import Dataset, load
 from heliotrope.models import build
 from heliotrope.planning.network import Network
+from heliotrope.system.allocator import keep_freed_memory
 from heliotrope.system.resources import available_cpus
 from heliotrope.tasks import example_weights, task_of
 from heliotrope.training.loop import TrainingBatch, TrainTotals
@@ -139,6 +140,7 @@ def _members(options: argparse.Namespace, strategy: str, workers: int) -> dict[s
 def _member(run: Run) -> None:
     """Be one of the ranks; the first prints what it found."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     topology = topology_from_environment()
     run = replace(run, distributed=replace(run.distributed, workers=topology.world_size))
     with joined(topology, torch.device("cpu"), 120.0):

@@ -220,5 +220,5 @@ def test_a_ring_sends_almost_twice_the_gradients_and_waits_for_each_message() ->
     assert alone.steps == four.steps
     local = launch_of("distributed.strategy=local_sgd", workers=4, found=four.found)
     assert local.exchanges == -(-local.steps // local.cfg.diloco.local_steps)
-    assert re.fullmatch(r"hsdp \d x \d", Launch.hybrid(launch_of(workers=8, found=four.found)).name)
-    assert Launch.hybrid(launch_of(workers=7, found=four.found)) is None
+    assert re.fullmatch(r"hsdp \d x \d", four.on(8).hybrid().name)
+    assert four.on(7).hybrid() is None
