@@ -16,7 +16,7 @@ from tests.support import compose
 
 _EPOCHS = 2
 _KINDS = [
-    ("model.hidden=[7,5]", "distributed.accumulation_steps=3"),
+    ("model.hidden=[7,5]", "distributed.accumulation_steps=4"),
     ("distributed.strategy=fsdp", "distributed.accumulation_steps=2"),
     ("distributed.strategy=fsdp", "distributed.precision=bf16"),
     ("distributed.strategy=local_sgd", "distributed.diloco.local_steps=4"),
