@@ -24,6 +24,7 @@ from .certificates import (
 )
 from .layout import Layout
 from .node_pool import node_name
+from .service_files import write_service_files
 
 __all__ = ["Deployment", "prepare"]
 
@@ -96,6 +97,7 @@ def prepare(run: Run, root: Path, hosts: Sequence[str], nodes: int | None = None
             write_node_key(layout.key(client).parent, node_name(client))
         check_node_key(layout.key(client))
     write_app_folder(layout.app, run, components.preparation, layout.run, _WAIT)
+    write_service_files(layout, hosts[0], clients)
     return Deployment(run, layout, clients, hosts[0])
 
 

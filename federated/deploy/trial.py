@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-import tomli_w
 
 from heliotrope.commands.output import say
-from heliotrope.errors import ConfigError, RunFailedError
+from heliotrope.errors import ConfigError, RunFailedError, WorkerError
 
 from ..job import run_job
-from .apps import FAILURE
+from .apps import FAILURE, RESUME
 from .comparison import Comparison, compare
 from .deployment import Deployment
 from .layout import Layout
 from .node_pool import node_name
 from .processes import Program, called, environment, free_port, wait_for_port
+from .service_files import CONNECTION, superlink_command, write_connection
 
-__all__ = ["Federation", "run_trial", "started"]
+__all__ = ["Federation", "run_trial", "simulate_again", "started"]
 
-_CONNECTION = "trial"
 _FLOWERS = ("\x1b[", "Successfully ", "Using SuperLink")  # in lines that are Flower's own
+_LET_IN = "SuperNode ID: "  # in a SuperNode's log, once it has been registered
+_REASON = re.compile(r"CERTIFICATE_VERIFY_FAILED|not registered|[Aa]uthenticat|PERMISSION|401|403")
+_POLL = 0.1  # seconds between two looks at a log
 _START = 60.0  # seconds that a SuperLink has to listen
 
 
@@ -51,22 +53,15 @@ class Federation:
 
     def start_link(self) -> None:
         """Start the SuperLink, with TLS and node authentication; it knows nodes from before."""
-        layout = self.deployment.layout
         host, _, port = self.address.rpartition(":")
-        folder = layout.certificates
-        command = ["flower-superlink", "--host", host, "--port", port]
-        command += ["--ssl-ca-certfile", f"{folder / 'ca.crt'}"]
-        command += ["--ssl-certfile", f"{folder / 'server.pem'}"]
-        command += ["--ssl-keyfile", f"{folder / 'server.key'}"]
-        command += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-        command += ["--database", f"{layout.flower / 'superlink.db'}"]
+        command = superlink_command(self.deployment.layout, host, int(port))
         self._start("SuperLink", command)
         wait_for_port(self.programs["SuperLink"], int(port), _START, host)
 
     def register(self, client: int) -> None:
         """Make the SuperLink know the public key of a client's node, and its name."""
         public = self.deployment.layout.key(client).with_suffix(".pub")
-        command = ["flwr", "supernode", "register", f"{public}", _CONNECTION]
+        command = ["flwr", "supernode", "register", f"{public}", CONNECTION]
         called([*command, "--name", node_name(client)], self.environment)
 
     def start_node(self, client: int) -> None:
@@ -83,18 +78,40 @@ class Federation:
         log = self.deployment.layout.logs / f"{name}.log"
         self.programs[name] = Program(name, command, self.environment, log)
 
+    def await_node(self, client: int) -> None:
+        """Return when the SuperLink has let the SuperNode of a client in.
+
+        Raises `WorkerError` with the reason if it is refused, or refuses the SuperLink's
+        certificate, and if it is not let in within a minute.
+        """
+        name = node_name(client)
+        program, deadline = self.programs[name], time.monotonic() + _START
+        while _LET_IN not in (said := program.log.read_text(errors="replace")):
+            ended = program.ended() is not None
+            if ended or time.monotonic() > deadline:
+                lines = [line.strip() for line in said.splitlines()]
+                why = next((line for line in lines if _REASON.search(line)), program.tail(4))
+                raise WorkerError(
+                    f"the SuperNode of {name} {'has been refused' if ended else 'is not let in'}: "
+                    f"{why}. It needs the key that is registered for it, "
+                    f"{self.deployment.layout.key(client)}, and the certificate of the authority "
+                    f"that has signed the SuperLink's. Its log is {program.log}."
+                )
+            time.sleep(_POLL)
+
     def stop(self) -> None:
         """Stop the programs, the SuperLink last."""
         for program in reversed(self.programs.values()):
             program.stop()
 
-    def run(self) -> None:
-        """Run the app, and show what it prints, until it ends.
+    def run(self, *, resume: bool = False) -> None:
+        """Run the app, and show what it prints, until it ends; `resume` goes on with the run.
 
         Raises `ConfigError` or `RunFailedError` with what the server app says of its end.
         """
         layout = self.deployment.layout
-        command = ["flwr", "run", f"{layout.app}", _CONNECTION, "--stream"]
+        command = ["flwr", "run", f"{layout.app}", CONNECTION, "--stream"]
+        command += ["--run-config", f"{RESUME}=true"] if resume else []
         layout.run.mkdir(exist_ok=True)
         (layout.run / FAILURE).unlink(missing_ok=True)
         with subprocess.Popen(
@@ -144,9 +161,7 @@ def started(deployment: Deployment) -> Iterator[Federation]:
         folder.mkdir(exist_ok=True)
     address = f"127.0.0.1:{free_port()}"
     federation = Federation(deployment, environment(layout.flower), address, {})
-    connection = {"address": address, "root-certificates": f"{layout.certificates / 'ca.crt'}"}
-    config = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
-    (layout.flower / "config.toml").write_text(tomli_w.dumps(config))
+    write_connection(layout, address)
     registered = (layout.flower / "superlink.db").exists()
     with ExitStack() as stack:
         stack.callback(federation.stop)
@@ -155,6 +170,8 @@ def started(deployment: Deployment) -> Iterator[Federation]:
             if not registered:
                 federation.register(client)
             federation.start_node(client)
+        for client in range(deployment.clients):
+            federation.await_node(client)
         yield federation
 
 
@@ -174,16 +191,16 @@ def run_trial(deployment: Deployment) -> Comparison | None:
     if deployment.run.federated.privacy.name == "local":
         say("not compared: each node has drawn its noise from its operating system's generator")
         return None
-    _simulate(deployment, layout.simulation)
+    simulate_again(deployment)
     found = compare(layout.run, layout.simulation)
     say(found.table())
     found.check()
     return found
 
 
-def _simulate(deployment: Deployment, directory: Path) -> None:
-    """Simulate the same run; what is there of it already is trained anew."""
-    run = deployment.run
+def simulate_again(deployment: Deployment) -> None:
+    """Simulate the same run, with the same seeds; what is there of it already is gone on with."""
+    run, directory = deployment.run, deployment.layout.simulation
     # One client at a time, as each node does it: other ways round differently.
     cfg = replace(run.federated, pool="inprocess", workers=1, client_training="sequential")
     resume = (directory / "config.yaml").exists()

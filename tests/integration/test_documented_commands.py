@@ -73,6 +73,8 @@ KEPT = (
     Kept(r"^python -m heliotrope audit "),
     Kept(r"^python -m heliotrope (evaluate|compare|find-lr|find-batch-size|plan|stats|predict) "),
     Kept(r"^python -m heliotrope (generate|privacy) ", slow=True),
+    Kept(r"^python -m heliotrope deploy trial ", "federated.rounds=1 nodes=1", slow=True),
+    Kept(r"^python -m heliotrope deploy experiment="),
     Kept(r"^python -m heliotrope tune ", "federated.clients_per_round=2"),
     Kept(r"^scripts/quickstart$", REACHED, slow=True),
     Kept(r"^scripts/test$", "tests/unit/test_stopwatch.py"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import subprocess
 import tomllib
@@ -19,6 +20,8 @@ from federated.deploy.certificates import (
     write_certificates,
     write_node_key,
 )
+from federated.deploy.layout import Layout
+from federated.deploy.service_files import write_service_files
 from heliotrope.config import from_yaml
 from heliotrope.errors import ConfigError, RunDirectoryError
 from tests.support import Command, compose
@@ -136,6 +139,29 @@ def test_a_deployment_has_what_flower_and_each_site_need(
     assert [path.read_bytes() for path in keys] == before
     code, _, error = heliotrope("deploy", *typed, "hosts=elsewhere.org", "resume=true")
     assert (code, "not for elsewhere.org" in error) == (2, True)
+
+
+def test_the_files_that_start_a_deployment_can_be_read_by_their_programs(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    write_service_files(layout, "example.org", clients=2)
+    scripts = sorted(tmp_path.glob("*.sh"))
+    assert len(scripts) == 4
+    for script in scripts:
+        assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
+        assert script.stat().st_mode & stat.S_IXUSR
+    client = (tmp_path / "start-client.sh").read_text()
+    assert "--superlink example.org:9092" in client
+    services = json.loads((tmp_path / "compose.yaml").read_text())["services"]
+    assert set(services) == {"superlink", "client-0", "client-1"}
+    for number in range(2):  # each sees its own key and rows, and no other's
+        mounted = " ".join(services[f"client-{number}"]["volumes"])
+        assert f"keys/client-{number}.key" in mounted
+        assert f"client-{1 - number}" not in mounted
+    units = sorted(tmp_path.glob("*.service"))
+    starts = [line for unit in units for line in unit.read_text().splitlines() if "Start=" in line]
+    assert [Path(start.split("=")[1].split()[0]).exists() for start in starts] == [True, True]
+    connection = tomllib.loads((layout.flower / "config.toml").read_text())["superlink"]
+    assert connection["heliotrope"]["address"] == "example.org:9092"
 
 
 @pytest.mark.parametrize(
