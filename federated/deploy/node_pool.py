@@ -113,7 +113,7 @@ class NodePool(Pool):
         instruction = replace(instruction, noise=None)
         content = content_to_train(weights, instruction)
         replies, clients, failures = self._ask(content, MessageType.TRAIN, instruction, cohort)
-        # Clients answer in the types of the model, whatever those are that the strategy computes in.
+        # Clients answer in the types of the model, whatever the strategy computes in.
         own = self._context.global_weights
         sent = {name: v.to(own[name].dtype) if name in own else v for name, v in starts.items()}
         good, rejected = vetted_updates(replies, lambda _: sent)
