@@ -135,6 +135,12 @@ def confusion_of(metrics: Metrics) -> np.ndarray:
     return np.array(metrics.panels()["confusion_matrix"])
 
 
+def anonymous_bytes() -> int:
+    """Return this process's memory that no file holds."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return a copy of the model's state."""
     return copy.deepcopy(model.state_dict())

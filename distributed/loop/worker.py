@@ -368,7 +368,7 @@ class Worker:
 
     def _resume(self, progress: int) -> None:
         path = checkpoint.path_of(self._run_dir.checkpoints, progress)
-        saved = checkpoint.load(path)
+        saved = checkpoint.load(path, mapped=True)
         with checkpoint.understood(path):
             self._restore(saved, path)
         reached = (path.name, self._epoch, self._step)

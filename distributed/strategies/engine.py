@@ -18,6 +18,7 @@ from heliotrope.config import Run
 from heliotrope.models import build
 from heliotrope.runs import checkpoint
 from heliotrope.runs.checkpoint import Checkpoint
+from heliotrope.runs.checkpoint_files import Below
 from heliotrope.seeding import hashed_number, isolated_rng
 from heliotrope.tasks import Task
 from heliotrope.training import optimizer_state
@@ -220,19 +221,18 @@ class Engine:
     def restore(self, saved: Checkpoint, path: Path) -> None:
         """Go on from the checkpoint at `path`."""
         self._load(self._exported, saved.model, path)
-        arrays = {name: a for name, a in saved.arrays.items() if not name.startswith(_RAW)}
+        names = [name for name in saved.arrays if not name.startswith(_RAW)]
         if self._ema is not None:
-            raw = {name: a for name, a in saved.arrays.items() if name.startswith(_RAW)}
-            weights = {name.removeprefix(_RAW): value for name, value in raw.items()}
-            self._load(self._model, weights, path)
+            self._load(self._model, Below(_RAW, saved.arrays), path)
             self._ema.steps = saved.state["ema_steps"]
         if self._scaler is not None:
             self._scaler.load_state_dict(saved.state["scaler"])
-        optimizer_state.restore(self.optimizer, self._placed(arrays), saved.state["optimizer"])
+        arrays = {name: self._placed(name, saved.arrays[name]) for name in names}
+        optimizer_state.restore(self.optimizer, arrays, saved.state["optimizer"])
 
     def _load(self, model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
         checkpoint.load_weights(model, weights, path)
 
-    def _placed(self, arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the optimizer's state of a checkpoint as it is held here."""
-        return arrays
+    def _placed(self, name: str, value: Tensor) -> Tensor:  # noqa: ARG002 - others need it
+        """Return a copy of an array of the optimizer's state, as it is held here."""
+        return value.clone()

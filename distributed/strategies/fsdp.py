@@ -172,12 +172,9 @@ class FsdpEngine(Engine):
             for name, own in model.state_dict().items():
                 own.copy_(_like(weights[name], own))
 
-    def _placed(self, arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def _placed(self, name: str, value: Tensor) -> Tensor:
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
-        return {
-            name: _like(value, weights[int(name.partition(".")[0])])
-            for name, value in arrays.items()
-        }
+        return _like(value, weights[int(name.partition(".")[0])])
 
 
 def sharded_parts(model: nn.Module) -> list[nn.Module]:
@@ -231,9 +228,12 @@ def _whole(value: Tensor) -> Tensor:
 
 
 def _like(value: Tensor, own: Tensor) -> Tensor:
-    """Return a whole tensor sharded as `own`, if it is of its shape; a step counter is not."""
+    """Return a copy of a whole tensor, sharded as `own` if it is of its shape.
+
+    A step counter is not.
+    """
     if not isinstance(own, DTensor) or value.shape != own.shape:
-        return value
+        return value.clone()
     mesh, dim = (
         own.device_mesh,
         own.device_mesh.ndim - 1,

@@ -13,7 +13,7 @@ they are floating-point numbers, and taken from rank 0 where they are not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from heliotrope.config import Run
 from heliotrope.models import build
 from heliotrope.runs import checkpoint
 from heliotrope.runs.checkpoint import Checkpoint
+from heliotrope.runs.checkpoint_files import Below
 from heliotrope.tasks import Task
 from heliotrope.training import optimizer_state
 from heliotrope.training.joint import Gather, alone
@@ -136,22 +137,17 @@ class LocalSgdEngine(Engine):
         ranks = range(min(count, len(saved.arrays)))  # each has some of the arrays
         if count == self._topology.world_size:
             ranks = range(self._topology.rank, self._topology.rank + 1)
-        own = [_under(f"{rank}/", saved.arrays) for rank in ranks]
+        own = [Below(f"{rank}/", saved.arrays) for rank in ranks]
         mean = {name: _mean([arrays[name] for arrays in own]) for name in own[0]}
-        checkpoint.load_weights(self._model, _under("weights/", mean), path)
-        inner, outer = _under("optimizer/", mean), _under("outer/", saved.arrays)
+        checkpoint.load_weights(self._model, Below("weights/", mean), path)
+        inner = Below("optimizer/", mean)
+        outer = {name: v.clone() for name, v in Below("outer/", saved.arrays).items()}
         optimizer_state.restore(self.optimizer, inner, saved.state["optimizer"])
         optimizer_state.restore(self._outer, outer, saved.state["outer"])
 
 
-def _under(prefix: str, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the arrays whose names begin with `prefix`, without it."""
-    cut = len(prefix)
-    return {name[cut:]: value for name, value in arrays.items() if name.startswith(prefix)}
-
-
 def _mean(values: list[Tensor]) -> Tensor:
-    """Return the mean; of integers, which are counts that all have alike, the first."""
+    """Return the mean, or a copy; of integers, which are counts that all have alike, the first."""
     if len(values) == 1 or not values[0].is_floating_point():
-        return values[0]
+        return values[0].clone()
     return torch.stack(values).mean(dim=0)

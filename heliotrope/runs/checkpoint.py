@@ -33,11 +33,11 @@ from torch import Tensor, nn
 from heliotrope.errors import CheckpointError, ConfigError, HeliotropeError
 from heliotrope.plugin_loading import raised
 from heliotrope.runs.checkpoint_files import (
-    read_json,
+    Whole,
+    map_files,
+    read_files,
     read_manifest,
-    read_payloads,
     signed,
-    whole,
 )
 from heliotrope.system.durable import sync_folder
 from heliotrope.system.tensor_file import Digest, write_bytes, write_tensors
@@ -202,16 +202,22 @@ def _awaited(path: Path, patience: float, go_on: Callable[[], bool]) -> dict[str
     return part
 
 
-def load(path: Path) -> Checkpoint:
-    """Read and verify the checkpoint at `path`; `CheckpointError` names the file at fault."""
+def load(path: Path, *, mapped: bool = False) -> Checkpoint:
+    """Read and verify the checkpoint at `path`; `CheckpointError` names the file at fault.
+
+    With `mapped` its tensors stay in their files, and one of several parts is joined each time it
+    is asked for: to take of them what is needed, by a copy, without memory for the others.
+    """
     try:
         manifest = read_manifest(path, _SCHEMA)
-        payloads = read_payloads(path, manifest["files"])
+        held = (map_files if mapped else read_files)(path, manifest["files"])
+        model = Whole(held, "model", manifest["order"]["model"])
+        arrays = Whole(held, "state", manifest["order"]["arrays"])
         return Checkpoint(
             progress=manifest["progress"],
-            model=whole(payloads, "model", manifest["order"]["model"]),
-            arrays=whole(payloads, "state", manifest["order"]["arrays"]),
-            state=read_json(payloads["state.json"]),
+            model=model if mapped else dict(model),
+            arrays=arrays if mapped else dict(arrays),
+            state=held["state.json"],
         )
     except _UNREADABLE as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error

@@ -11,18 +11,22 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from heliotrope.errors import CheckpointError
 from heliotrope.system.tensor_file import SAVABLE
 
-__all__ = ["read_json", "read_manifest", "read_payloads", "signed", "whole"]
+__all__ = ["Below", "Whole", "map_files", "read_files", "read_json", "read_manifest", "signed"]
+
+Files = Mapping[str, Mapping[str, Any]]  # of a manifest: the size and SHA-256 of each, by its name
 
 _NAME = re.compile(r"(?:model|state)(?:\.[0-9]{1,6})?\.safetensors|state\.json")
 _MOST_MANIFEST = 1 << 28  # bytes
@@ -75,21 +79,41 @@ def read_manifest(path: Path, schema: int) -> dict[str, Any]:
     return manifest
 
 
-def read_payloads(path: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
-    """Return the content of each file of a manifest; `CheckpointError` names one that is damaged.
+def read_files(path: Path, files: Files) -> dict[str, Mapping[str, Any]]:
+    """Return what each file of a manifest holds: tensors by name, or the state.
 
-    Raises `OSError` if one is not there.
+    Raises `CheckpointError` naming one that is damaged, `OSError` if one is not there.
     """
-    payloads = {}
+    held: dict[str, Mapping[str, Any]] = {}
     for name, expected in files.items():
         data = _read(path / name, expected["bytes"])
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise CheckpointError(
-                f"{path / name} fails its checksum: {len(data)} bytes read, "
-                f"{expected['bytes']} bytes with another SHA-256 were written."
-            )
-        payloads[name] = data
-    return payloads
+        _check(path / name, hashlib.sha256(data).hexdigest(), expected)
+        held[name] = read_json(data) if name == "state.json" else load_tensors(data)
+    return held
+
+
+def map_files(path: Path, files: Files) -> dict[str, Mapping[str, Any]]:
+    """Return the same as `read_files`, with tensors that stay in their files.
+
+    They take memory where they are written to. The files may be removed, not changed.
+    """
+    state = {name: expected for name, expected in files.items() if name == "state.json"}
+    held = read_files(path, state)
+    for name, expected in files.items():
+        if name not in state:
+            with _opened(path / name, expected["bytes"]) as file:
+                _check(path / name, hashlib.file_digest(file, "sha256").hexdigest(), expected)
+            with safe_open(path / name, framework="pt") as tensors:
+                held[name] = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118 - it is no mapping
+    return held
+
+
+def _check(path: Path, sha256: str, expected: Mapping[str, Any]) -> None:
+    if sha256 != expected["sha256"]:
+        raise CheckpointError(
+            f"{path} fails its checksum: {expected['bytes']} bytes with another SHA-256 were "
+            "written."
+        )
 
 
 def read_json(data: bytes) -> dict[str, Any]:
@@ -103,38 +127,75 @@ def read_json(data: bytes) -> dict[str, Any]:
     return value
 
 
-def whole(payloads: Mapping[str, bytes], kind: str, names: Sequence[str]) -> dict[str, Tensor]:
-    """Read the tensors of all parts, in the order they were given, not that of their files.
+class Whole(Mapping[str, Tensor]):
+    """The tensors of a `kind`, `model` or `state`, in the order they were given, not their files'.
 
-    Raises `ValueError` if there are others than `names`, or of types that are never saved.
+    `held` is what all files hold. One that several of them hold a part of is joined when it is
+    asked for. Raises `ValueError` if there are others than `names`, or of types that are never
+    saved.
     """
-    files = [name for name in payloads if name.startswith(f"{kind}.") and name != "state.json"]
-    files.sort(key=lambda name: int(name.split(".")[1]) if len(files) > 1 else 0)
-    parts = [load_tensors(payloads[name]) for name in files]
-    there = {name for part in parts for name in part}
-    if there != set(names):
-        name = min(there ^ set(names))
-        raise ValueError(f"{kind}.safetensors and the manifest do not agree about {name[:60]}")
-    for part in parts:
-        for name, value in part.items():
-            if value.dtype not in SAVABLE:
-                raise ValueError(f"{name[:60]} is of type {value.dtype}, which is never saved")
-    return {name: _joined([part[name] for part in parts if name in part]) for name in names}
+
+    def __init__(
+        self, held: Mapping[str, Mapping[str, Tensor]], kind: str, names: Sequence[str]
+    ) -> None:
+        files = [name for name in held if name.startswith(f"{kind}.") and name != "state.json"]
+        files.sort(key=lambda name: int(name.split(".")[1]) if len(files) > 1 else 0)
+        self._parts = [held[name] for name in files]
+        self._names = names
+        there = {name for part in self._parts for name in part}
+        if there != set(names):
+            name = min(there ^ set(names))
+            raise ValueError(f"{kind}.safetensors and the manifest do not agree about {name[:60]}")
+        for part in self._parts:
+            for name, value in part.items():
+                if value.dtype not in SAVABLE:
+                    raise ValueError(f"{name[:60]} is of type {value.dtype}, which is never saved")
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = [part[name] for part in self._parts if name in part]
+        if not parts:
+            raise KeyError(name)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+class Below(Mapping[str, Tensor]):
+    """The `tensors` whose names begin with `prefix`, without it; each is read when asked for."""
+
+    def __init__(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+        self._prefix, self._tensors = prefix, tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        found = (name for name in self._tensors if name.startswith(self._prefix))
+        return (name.removeprefix(self._prefix) for name in found)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def _read(path: Path, size: int | None) -> bytes:
-    """Return what a regular file holds, if it is as large as it should be.
+    with _opened(path, size) as file:
+        return file.read()
+
+
+def _opened(path: Path, size: int | None) -> BufferedReader:
+    """Return a regular file that is open to be read, if it is as large as it should be.
 
     A link would lead out of the checkpoint; to open a pipe would wait for ever.
     """
     if path.is_symlink():
         raise CheckpointError(f"{path} is a link. A checkpoint holds its files itself.")
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    file = os.fdopen(descriptor, "rb")
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise CheckpointError(f"{path} is no file.")
@@ -144,4 +205,7 @@ def _read(path: Path, size: int | None) -> bytes:
             )
         if size is None and found.st_size > _MOST_MANIFEST:
             raise CheckpointError(f"{path} holds {found.st_size} bytes, which no manifest does.")
-        return file.read()
+    except BaseException:
+        file.close()
+        raise
+    return file

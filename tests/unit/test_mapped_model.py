@@ -13,7 +13,13 @@ from heliotrope.config import chosen
 from heliotrope.models import build, parameter_count
 from heliotrope.models.layers.dropout import SeededDropout
 from heliotrope.models.mapped import mapped_model, release_values, write_values
-from tests.support import assert_same_tensors, fresh_seed, global_random_state_untouched, small_task
+from tests.support import (
+    anonymous_bytes,
+    assert_same_tensors,
+    fresh_seed,
+    global_random_state_untouched,
+    small_task,
+)
 
 
 class _Odd(nn.Module):
@@ -119,13 +125,13 @@ def test_what_is_mapped_takes_no_memory_until_it_is_written_to(tmp_path: Path) -
     built = build(cfg, task, 1)
     size = 4 * parameter_count(built)
     write_values(built, tmp_path / "values")
-    before = _anonymous()
+    before = anonymous_bytes()
     mapped = mapped_model(cfg, task, 1, tmp_path / "values")
     assert mapped is not None
     assert mapped(torch.randn(2, 4)).isfinite().all()
-    assert _anonymous() - before < size / 4
+    assert anonymous_bytes() - before < size / 4
     copies = [weight.detach().clone() for weight in mapped.parameters()]
-    assert _anonymous() - before > size / 2
+    assert anonymous_bytes() - before > size / 2
     del copies
 
 
@@ -136,9 +142,3 @@ def test_released_values_leave_names_and_shapes() -> None:
     assert {name: v.shape for name, v in _values(model).items()} == before
     assert parameter_count(model) == count
     assert {value.device.type for value in _values(model).values()} == {"meta"}
-
-
-def _anonymous() -> int:
-    """Return this process's memory that no file holds, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
