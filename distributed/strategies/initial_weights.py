@@ -54,4 +54,7 @@ def initial_model(run: Run, task: Task, directory: Path) -> nn.Module:
     """Return the model as it begins, on the CPU: mapped from the file if there is one, or built."""
     path = directory / _FILE
     mapped = mapped_model(run.model, task, run.seed, path) if path.exists() else None
-    return build(run.model, task, run.seed) if mapped is None else mapped
+    if mapped is not None:
+        return mapped
+    _log.info("model=%s is built whole here: its weights cannot be mapped", run.model.name)
+    return build(run.model, task, run.seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -40,8 +41,12 @@ def write_values(model: nn.Module, path: Path) -> None:
 
 
 def release_values(model: nn.Module) -> None:
-    """Free the memory of `model`'s weights and buffers, in place; names and shapes stay."""
-    _replace(model, lambda _, value: torch.empty_like(value, device="meta"))
+    """Free the memory of `model`'s weights and buffers, in place; names and shapes stay.
+
+    What a user's module does not let go of stays as well.
+    """
+    with suppress(Exception):
+        _replace(model, lambda _, value: torch.empty_like(value, device="meta"))
 
 
 def mapped_model(cfg: ModelConfig, task: Task, run_seed: int, path: Path) -> nn.Module | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import FileStore
 from torch.distributed.tensor import DTensor
@@ -25,9 +26,12 @@ from heliotrope.config import Run
 from heliotrope.data import Examples
 from heliotrope.evaluation import evaluate
 from heliotrope.models import build
+from heliotrope.runs import checkpoint
+from heliotrope.runs.checkpoint import Checkpoint, Shard
 from heliotrope.training.loop import TrainTotals
 from tests.support import (
     ROOT,
+    assert_same_tensors,
     compose,
     environment,
     everything,
@@ -40,12 +44,13 @@ from tests.support import (
 _WORLD, _BATCH, _STEPS = 4, 5, 3
 _EXAMPLES = (1, 3, 9, 37)  # of splits: ranks have none, or another number of passes than others
 _MESH = "distributed.mesh={replicate: 2, shard: 2}"
+_PARTS = "distributed.sharded_checkpoints=true"
 _FSDP = ("distributed.strategy=fsdp",)
 _CASES: dict[str, tuple[str, ...]] = {
     "ddp": (),
     "fsdp": _FSDP,
-    "replicas of shards": (*_FSDP, _MESH),
-    "averaged": (*_FSDP, _MESH, "distributed.ema_decay=0.5"),
+    "replicas of shards": (*_FSDP, _MESH, _PARTS),
+    "averaged": (*_FSDP, _MESH, _PARTS, "distributed.ema_decay=0.5"),
     # torch has no BatchNorm whose weights are in half precision.
     "bf16": (*_FSDP, "distributed.precision=bf16", "model.normalised=false"),
 }
@@ -106,6 +111,19 @@ def _most_whole(model: nn.Module) -> list[int]:
     return found
 
 
+def _saved(engine: Engine, rank: int, root: Path, *, parts: bool) -> Path:
+    """Save what the ranks have, each its part or rank 0 all; return the checkpoint."""
+    mine = engine.snapshot()
+    present = Checkpoint(1, mine.model, mine.arrays, mine.rest)
+    part = Shard(rank, _WORLD, "one", 60.0) if parts else None
+    if rank == 0:
+        checkpoint.save(root, present, part=part)
+    elif part is not None:
+        checkpoint.save_shard(root, present, part)
+    dist.barrier()
+    return checkpoint.path_of(root, 1)
+
+
 def be_rank(rank: int, folder: Path, seed: int) -> None:
     """Be one of four ranks; save what came of each case."""
     topology, device, split = Topology(rank, _WORLD, rank), torch.device("cpu"), _split(seed)
@@ -118,6 +136,7 @@ def be_rank(rank: int, folder: Path, seed: int) -> None:
             model = build(run.model, task, seed)
             frozen = model.state_dict()["enter.weight"].clone()
             engine = build_engine(run, model, task, topology, folder)
+            parts, root = run.distributed.sharded_checkpoints, folder / f"{case} saved"
             sent = _trained(engine, split, topology)
             measured = {}
             with engine.evaluating() as model:
@@ -126,10 +145,14 @@ def be_rank(rank: int, folder: Path, seed: int) -> None:
                     part = split.subset(slice(0, count))
                     how = (_BATCH, topology, device, engine.passes_exchange)
                     measured[count] = evaluate_by_ranks(model, task, part, *how).to_vector()
-            state = engine.snapshot().model
+            path = _saved(engine, rank, root, parts=parts)
+            resumed = build_engine(run, build(run.model, task, seed + 1), task, topology, folder)
+            resumed.restore(checkpoint.load(path, mapped=True), path)
+            for name, each in {"went on": engine, "resumed": resumed}.items():
+                _trained(each, split, topology)
+                _saved(each, rank, root / name, parts=parts)
             found = {"sent": sent, "measured": measured, "whole": max(whole), "frozen": frozen}
-            torch.save({**found, "state": dict(state)}, folder / f"{case} {rank}")
-            engine.close()
+            torch.save(found, folder / f"{case} {rank}")
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +175,14 @@ def _found(ranks: tuple[int, Path], case: str, rank: int = 0) -> dict[str, Any]:
     return found
 
 
+def _state(ranks: tuple[int, Path], case: str, name: str = "") -> Checkpoint:
+    return checkpoint.load(checkpoint.path_of(ranks[1] / f"{case} saved" / name, 1))
+
+
 @pytest.mark.parametrize("case", ["fsdp", "replicas of shards"])
 def test_an_odd_model_trains_sharded_as_whole(case: str, ranks: tuple[int, Path]) -> None:
     print(f"random seed: {ranks[0]}")
-    whole, sharded = (_found(ranks, each)["state"] for each in ("ddp", case))
+    whole, sharded = (_state(ranks, each).model for each in ("ddp", case))
     assert list(whole) == list(sharded)
     for name, value in whole.items():
         torch.testing.assert_close(sharded[name], value, rtol=1e-3, atol=1e-5, msg=name)
@@ -165,11 +192,20 @@ def test_an_odd_model_trains_sharded_as_whole(case: str, ranks: tuple[int, Path]
 
 
 @pytest.mark.parametrize("case", _CASES)
+def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(case: str, ranks: tuple[int, Path]) -> None:
+    print(f"random seed: {ranks[0]}")
+    went_on, resumed = (_state(ranks, case, name) for name in ("went on", "resumed"))
+    assert_same_tensors(dict(went_on.model), dict(resumed.model))
+    assert_same_tensors(dict(went_on.arrays), dict(resumed.arrays))
+    assert went_on.state == resumed.state
+
+
+@pytest.mark.parametrize("case", _CASES)
 def test_all_ranks_measure_what_the_whole_model_gives(case: str, ranks: tuple[int, Path]) -> None:
     print(f"random seed: {ranks[0]}")
     task = small_task(3, (6,))
     model = _Odd(normalised=case != "bf16")
-    model.load_state_dict(_found(ranks, case)["state"])
+    model.load_state_dict(dict(_state(ranks, case).model))
     for count in _EXAMPLES:
         part = _split(ranks[0]).subset(slice(0, count))
         expected = torch.from_numpy(evaluate(model, task, part, _BATCH).to_vector())

@@ -32,6 +32,12 @@ class Bomb:
         return os.mkdir, (str(self._mark),)
 
 
+def _refused(path: Path, match: str) -> None:
+    for mapped in (False, True):
+        with pytest.raises(CheckpointError, match=match):
+            checkpoint.load(path, mapped=mapped)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])
 @pytest.mark.parametrize("write", ["pickle", "torch"])
 def test_a_pickle_in_place_of_a_file_is_refused_and_not_executed(
@@ -44,8 +50,7 @@ def test_a_pickle_in_place_of_a_file_is_refused_and_not_executed(
     else:
         bomb.write_bytes(pickle.dumps(Bomb(mark)))
     put(path, name, bomb.read_bytes())
-    with pytest.raises(CheckpointError, match=str(path)):
-        checkpoint.load(path)
+    _refused(path, str(path))
     assert not mark.exists()
     torch.load(bomb, weights_only=False) if write == "torch" else pickle.loads(bomb.read_bytes())  # noqa: S301
     assert mark.exists(), "the bomb of this test is none"
@@ -75,8 +80,7 @@ def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path, name: str) -> N
         manifest["files"][name] = manifest["files"].pop("state.safetensors")
 
     change_manifest(path, point_to_it)
-    with pytest.raises(CheckpointError, match="no file of a checkpoint"):
-        checkpoint.load(path)
+    _refused(path, "no file of a checkpoint")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "manifest.json"])
@@ -84,8 +88,7 @@ def test_no_link_is_followed_also_to_what_fits(tmp_path: Path, name: str) -> Non
     path = forged(tmp_path / "checkpoints")
     (path / name).rename(tmp_path / "moved")
     (path / name).symlink_to(tmp_path / "moved")
-    with pytest.raises(CheckpointError, match=f"{name} is a link"):
-        checkpoint.load(path)
+    _refused(path, f"{name} is a link")
 
 
 @pytest.mark.parametrize("name", ["state.json", "manifest.json"])
@@ -93,8 +96,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
     path = forged(tmp_path)
     (path / name).unlink()
     os.mkfifo(path / name)
-    with pytest.raises(CheckpointError, match=f"{name} is no file"):
-        checkpoint.load(path)
+    _refused(path, f"{name} is no file")
 
 
 ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
@@ -119,8 +121,7 @@ HEADERS = {
 def test_arrays_with_absurd_claims_are_refused(tmp_path: Path, kind: str) -> None:
     path = put(forged(tmp_path), "model.safetensors", HEADERS[kind])
     change_manifest(path, lambda manifest: manifest["order"].update(model=["a"]))
-    with pytest.raises(CheckpointError, match=str(path)):
-        checkpoint.load(path)
+    _refused(path, str(path))
 
 
 @pytest.mark.parametrize("name", ["²", "①", "5²"])
@@ -135,8 +136,7 @@ def test_a_folder_whose_name_is_hardly_a_number_is_none_of_ours(tmp_path: Path, 
 def test_arrays_that_the_manifest_does_not_name_are_refused(tmp_path: Path) -> None:
     path = forged(tmp_path)
     change_manifest(path, lambda manifest: manifest["order"]["model"].remove("0.bias"))
-    with pytest.raises(CheckpointError, match=r"do not agree about 0\.bias"):
-        checkpoint.load(path)
+    _refused(path, r"do not agree about 0\.bias")
 
 
 def _set(**values: object) -> Callable[[dict[str, Any]], None]:
@@ -171,15 +171,13 @@ def test_a_manifest_of_other_types_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
     path = change_manifest(forged(tmp_path), change)
-    with pytest.raises(CheckpointError, match=str(path)):
-        checkpoint.load(path)
+    _refused(path, str(path))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "[]", "null", '"x"', "\ud800"])
 def test_a_state_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
     path = put(forged(tmp_path), "state.json", text.encode(errors="surrogatepass"))
-    with pytest.raises(CheckpointError, match=str(path)):
-        checkpoint.load(path)
+    _refused(path, str(path))
 
 
 # --- what a strategy remembers ------------------------------------------------------------
