@@ -135,10 +135,14 @@ def confusion_of(metrics: Metrics) -> np.ndarray:
     return np.array(metrics.panels()["confusion_matrix"])
 
 
-def anonymous_bytes() -> int:
-    """Return this process's memory that no file holds."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+def mapped_from(tensor: torch.Tensor) -> str:
+    """Return the path of the file that a tensor's memory is mapped from, empty if there is none."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        places, *_, path = line.split(maxsplit=5) if "/" in line else (line.split()[0], "")
+        start, end = (int(place, 16) for place in places.split("-"))
+        if start <= tensor.data_ptr() < end:
+            return path
+    return ""
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:

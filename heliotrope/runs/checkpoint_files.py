@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -150,6 +151,8 @@ class Whole(Mapping[str, Tensor]):
             for name, value in part.items():
                 if value.dtype not in SAVABLE:
                     raise ValueError(f"{name[:60]} is of type {value.dtype}, which is never saved")
+                if math.prod(max(1, size) for size in value.shape) >= 1 << 63:  # also of none
+                    raise ValueError(f"{name[:60]} is of a shape that overflows")
 
     def __getitem__(self, name: str) -> Tensor:
         parts = [part[name] for part in self._parts if name in part]

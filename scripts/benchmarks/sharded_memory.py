@@ -86,16 +86,18 @@ def main() -> int:
     parser = record.parser(__doc__)
     parser.add_argument("--width", type=int, default=2048, help="of each layer")
     parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--processes", type=_numbers, default=[1, 2, 4])
     options = parser.parse_args()
     said: dict[str, Any] = record.begin() | {"width": options.width, "layers": options.layers}
     table = Table(title="Most memory of a rank, MB", title_justify="left")
     for column in ("processes", *_STAGES, "1/N and one layer"):
         table.add_column(column, justify="right")
-    for world in (1, 2, 4):
+    for world in options.processes:
         run = _run(world, options.width, options.layers)
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
             ranks = _measured(run, Path(folder), world)
         said[f"{world} processes"] = ranks
+        record.console().print(f"{world} processes: {ranks}", style="dim")
         most = {stage: max(rank[stage] for rank in ranks) for stage in _STAGES}
         parameters, layer = ranks[0]["parameters"], options.width * (options.width + 1)
         bar = _BYTES * (parameters / world + (layer if world > 1 else 0))
@@ -104,6 +106,10 @@ def main() -> int:
     record.console().print(table)
     record.finish(said, options.output)
     return 0
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def _run(world: int, width: int, layers: int) -> Run:
@@ -149,7 +155,7 @@ def _be_rank(rank: int, world: int, run: Run, folder: Path) -> None:
             engine.finish()
         with memory.of("evaluation"), engine.evaluating() as evaluated:
             how = (32, topology, device, engine.passes_exchange)
-            evaluate_by_ranks(evaluated, task, dataset.test, *how)
+            evaluate_by_ranks(evaluated, task, dataset.test.subset(slice(0, 64)), *how)
         with memory.of("checkpoint"):
             snapshot = engine.snapshot()
             part = Shard(rank, world, "one", 100)
