@@ -212,13 +212,14 @@ class Launch:
         """Weights are gathered unit by unit.
 
         At the peak, in a backward pass, these are whole: the weights of a unit and those that are
-        gathered for the next, the gradients of a unit and those of the last, which are on their
-        way; and the weights outside of the units with their gradients.
+        gathered for the next, and the gradients of the last, which are on their way; and the
+        weights outside of the units with their gradients. Those of the unit itself are part of
+        what was measured: a gradient is whole before it is added to one that is kept.
         """
         found, share = self.found, self._share
         half = 2 if self.cfg.precision in HALF else 1
         gathered = self.units.outer_bytes * (1 + 1 / half)
-        gathered += self.units.largest_bytes * (2 + 2 / half)
+        gathered += self.units.largest_bytes * (1 + 2 / half)
         activations = found.kept_bytes - found.gradient_bytes + gathered
         parts = (found.weight_bytes, found.gradient_bytes, found.optimizer_bytes, averages)
         weights, gradients, optimizer, copies = (int(share * part) for part in parts)

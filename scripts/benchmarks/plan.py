@@ -3,7 +3,8 @@
     python scripts/benchmarks/plan.py --workers 1,2,4 --output plan.json
 
 For each strategy and number of workers, processes on this machine meet by gloo and take the
-engine's steps on a model of some million weights. Memory is the peak of torch's allocator in a
+engine's steps on a model of some million weights, with an exchange in 8 of them where workers train
+by themselves. Memory is the peak of torch's allocator in a
 step, without what only builds the engine; bytes are what the engine counts; a step's time is the
 median of some, where there are as many CPUs as workers. What is foretold comes from one process
 alone and from two timed messages, a short one and a long one.
@@ -28,7 +29,7 @@ import torch.distributed as dist
 from heliotrope.distributed.communication.process_group import joined
 from heliotrope.distributed.planning.launch import Launch, Units
 from heliotrope.distributed.planning.measurement import measured
-from heliotrope.distributed.strategies.build import build_engine
+from heliotrope.distributed.strategies.build import build_engine, build_model
 from heliotrope.distributed.topology import Topology, topology_from_environment
 from rich.table import Table
 from running import wait_until_idle
@@ -48,7 +49,9 @@ _STRATEGIES = ("ddp", "fsdp", "local_sgd", "diloco")
 _KEYS = ("data=digits", "model=mlp", "optimizer=adam", "device=cpu")
 _STEP = "one measured step"
 _LONG = 4 << 20  # values of the long message
-_STEPS = 12  # that are timed
+_ROUND = 8  # steps between two exchanges of local_sgd and diloco, which are timed together
+_ROUNDS = 3
+_MESSAGES = 12  # of each length that are timed
 
 
 def main() -> int:
@@ -86,7 +89,7 @@ def _run_of(options: argparse.Namespace, strategy: str) -> Run:
     hidden = f"model.hidden={[options.hidden] * 3}"
     keys = (*_KEYS, hidden, f"distributed.batch_size={options.batch_size}")
     local = strategy in ("local_sgd", "diloco")
-    more = ("distributed.diloco.local_steps=1",) if local else ()
+    more = (f"distributed.diloco.local_steps={_ROUND}",) if local else ()
     return composed((*keys, f"distributed.strategy={strategy}", *more), "distributed")
 
 
@@ -101,13 +104,15 @@ def _beside(options: argparse.Namespace, strategy: str, workers: int) -> dict[st
     units = Units.of(build(run.model, task, run.seed))
     launch = Launch(run.distributed, workers, len(dataset.train), found, units)
     network = Network(done["bandwidth"], done["latency"])
-    timed = workers <= available_cpus()
+    timed, steps = workers <= available_cpus(), _ROUND
+    exchanges = 1 if strategy in ("local_sgd", "diloco") else steps
+    exchange = launch.exchange_seconds(network) * exchanges / steps
     return {
         "strategy": strategy,
         "workers": workers,
         "memory": [done["memory"], launch.memory.total],
         "bytes": [done["bytes"], sum(launch.exchange_bytes)],
-        "step": [done["step"], launch.step_seconds(network)] if timed else None,
+        "step": [done["step"], launch.compute_seconds + exchange] if timed else None,
         "network": [network.bandwidth, network.latency],
         "parts": vars(launch.memory),
     }
@@ -148,20 +153,19 @@ def _member(run: Run) -> None:
         bandwidth, latency = _links(topology)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             member = _Member(run, dataset, topology)
-            for _ in range(2):
-                member.step()
+            member.steps(2)
             with record_function(_STEP):
-                member.step()
+                sent = member.steps(1)
         seconds = []
         with closing(member.engine):
-            for _ in range(_STEPS):
+            for _ in range(_ROUNDS):
                 _meet(topology)
                 started = time.perf_counter()
-                sent = member.step()
-                seconds.append(time.perf_counter() - started)
+                member.steps(_ROUND)
+                seconds.append((time.perf_counter() - started) / _ROUND)
         said = {
             "memory": _peak(profiler),
-            "bytes": sum(sent),
+            "bytes": sent,
             "step": median(seconds),
             "bandwidth": bandwidth,
             "latency": latency,
@@ -175,7 +179,7 @@ class _Member:
 
     def __init__(self, run: Run, dataset: Dataset, topology: Topology) -> None:
         task = task_of(dataset, run)
-        model = build(run.model, task, run.seed)
+        model = build_model(run, task, Path(), torch.device("cpu"))
         self.engine = build_engine(run, model, task, topology, Path())
         rows = torch.arange(run.distributed.batch_size) % len(dataset.train)
         weights = example_weights(task, dataset.train)[rows]
@@ -183,12 +187,15 @@ class _Member:
         self._weight = int(weights.chunk(topology.world_size)[topology.rank].sum())
         self._divisor = int(weights.sum()) / topology.world_size
 
-    def step(self) -> tuple[int, int]:
-        fields = self._train.take(self._rows)
+    def steps(self, count: int) -> int:
+        """Take steps, the last of which ends with an exchange; return the bytes that it sent."""
         self.engine.begin(TrainTotals())
-        self.engine.step(TrainingBatch(fields, self._weight, self._divisor, seed=0))
+        for step in range(1, count + 1):
+            fields = self._train.take(self._rows)
+            self.engine.step(TrainingBatch(fields, self._weight, self._divisor, seed=0))
+            sent = sum(self.engine.after_step(step, count))
         self.engine.finish()
-        return self.engine.after_step(1, 1)
+        return sent
 
 
 def _peak(profiler: profile) -> int:
@@ -217,7 +224,7 @@ def _links(topology: Topology) -> tuple[float, float]:
 
 def _all_reduce(count: int, topology: Topology) -> float:
     values, seconds = torch.zeros(count), []
-    for _ in range(_STEPS):
+    for _ in range(_MESSAGES):
         _meet(topology)
         started = time.perf_counter()
         dist.all_reduce(values)

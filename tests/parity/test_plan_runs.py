@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from heliotrope.data import load
 from heliotrope.models import build
 from heliotrope.tasks import task_of
 from tests.distributed_runs import MOMENTUM, RAY, SMALL, result_of, train
-from tests.support import compose
+from tests.support import ROOT, compose, environment
 
 _EPOCHS = 2
 _KINDS = [
@@ -48,3 +51,26 @@ def test_bytes_of_a_run_are_those_of_its_plan(
         up,
         down,
     )
+
+
+@pytest.mark.slow
+def test_memory_of_ranks_is_within_a_tenth_of_its_plan(tmp_path: Path) -> None:
+    """Of one, two and four processes, as torch's allocator has it in a step."""
+    script = ROOT / "scripts" / "benchmarks" / "plan.py"
+    keys = ("--hidden=300", "--patience=0", f"--output={tmp_path / 'plan.json'}")
+    done = subprocess.run(
+        [sys.executable, str(script), *keys],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    assert len(rows) == 11  # four strategies; fsdp not alone
+    for row in rows:
+        held, foretold = row["memory"]
+        assert foretold == pytest.approx(held, rel=0.1), row
+        counted, told = row["bytes"]
+        assert counted == told, row
