@@ -58,6 +58,7 @@ commands:
   predict           apply a run to rows     heliotrope predict run=DIR input=FILE [output=FILE]
   generate          continue a text         heliotrope generate run=DIR prompt=TEXT [length=200]
   compare           set runs side by side   heliotrope compare DIR DIR ... [output=FILE]
+  runs              list and remove runs  heliotrope runs [DIR] [where='seed=7'] [sort=age]
   audit             test the privacy      heliotrope audit run=DIR [parts=[bound]]
   new               begin a project         heliotrope new DIR
   list              names and their keys    heliotrope list [model=cnn] [plugins=[mine.py]]
@@ -81,6 +82,7 @@ _COMMANDS = {
     "predict": ("heliotrope.commands.predict", "predict_command"),
     "generate": ("heliotrope.commands.generate", "generate_command"),
     "compare": ("heliotrope.commands.evaluate", "compare_command"),
+    "runs": ("heliotrope.commands.runs", "runs_command"),
     "audit": ("heliotrope.commands.audit", "audit_command"),
     "new": ("heliotrope.commands.new", "new_command"),
     "list": ("heliotrope.commands.listing", "list_command"),

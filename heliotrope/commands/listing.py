@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast, get_args
 
 from omegaconf import OmegaConf
 
 from heliotrope import config, registry
+from heliotrope.commands.output import aligned
 from heliotrope.config.groups import chosen_by, common_meanings, keys_of
 from heliotrope.errors import ConfigError, closest
 from heliotrope.registry import Entry, Group
@@ -67,7 +68,7 @@ def _names(group: Group) -> str:
     chooser = chosen_by(group)
     how = f"{chooser}=NAME" if chooser else _KEYS.get(group, "")
     rows = [(entry.name, f"{entry.signature.doc or '-'}{_origin(entry)}") for entry in entries]
-    return "\n".join([f"{group}  ({how})" if how else group, *_aligned(rows)])
+    return "\n".join([f"{group}  ({how})" if how else group, *aligned(rows)])
 
 
 def _keys(group: Group, name: str) -> str:
@@ -89,7 +90,7 @@ def _keys(group: Group, name: str) -> str:
     ]
     prose = re.split(r"\n\n[^\n]+\n---", signature.text)[0]  # what stands before the sections
     title = f"{chooser or group}={name}{_origin(entry)}"
-    return "\n".join([title, *([prose] if prose else []), *_aligned(rows)])
+    return "\n".join([title, *([prose] if prose else []), *aligned(rows)])
 
 
 def _origin(entry: Entry) -> str:
@@ -101,11 +102,3 @@ def _value(value: Any) -> str:
     if value is REQUIRED or value == "???":
         return "(to be set)"
     return value if isinstance(value, str) and value else json.dumps(value)
-
-
-def _aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return rows as lines, indented, whose columns begin below each other."""
-    lines = list(rows)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    cells = [[f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)] for row in lines]
-    return ["  " + "  ".join(row).rstrip() for row in cells]

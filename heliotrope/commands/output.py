@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
 from heliotrope.system.signals import output_closed
 
-__all__ = ["say", "standard_output"]
+__all__ = ["aligned", "say", "standard_output"]
 
 
 @contextmanager
@@ -31,6 +31,14 @@ def say(line: str) -> None:
     except BrokenPipeError:
         _to_nobody()
         output_closed()
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return rows as lines, indented, whose columns begin below each other."""
+    lines = list(rows)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    cells = [[f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)] for row in lines]
+    return ["  " + "  ".join(row).rstrip() for row in cells]
 
 
 def _to_nobody() -> None:

@@ -72,6 +72,7 @@ KEPT = (
     Kept(r"^(python -m )?heliotrope new DIR$", instead=("DIR", "../project")),
     Kept(r"^python -m heliotrope audit "),
     Kept(r"^python -m heliotrope (evaluate|compare|find-lr|find-batch-size|plan|stats|predict) "),
+    Kept(r"^(python -m )?heliotrope runs( |$)"),
     Kept(r"^python -m heliotrope (generate|privacy) ", slow=True),
     Kept(r"^python -m heliotrope deploy trial ", "federated.rounds=1 nodes=1", slow=True),
     Kept(r"^python -m heliotrope deploy experiment="),
