@@ -69,6 +69,7 @@ commands:
   tune              time client training    heliotrope tune experiment=E [federated.*=...]
   plan              what a launch needs     heliotrope plan experiment=E [plan.*=...] [...]
   submit            run it on a cluster     heliotrope submit cluster=ray [...] -- COMMAND [...]
+  mirror            keep a run in storage   heliotrope mirror storage=URL -- distributed [...]
   deploy            onto real machines      heliotrope deploy [trial] experiment=E [output=DIR]
 
 A mode takes Hydra overrides, -m for sweeps, --cfg job to see the config, --help for the keys.
@@ -93,6 +94,7 @@ _COMMANDS = {
     "tune": ("federated.tune", "tune_command"),
     "plan": ("heliotrope.commands.plan", "plan_command"),
     "submit": ("distributed.submit.command", "submit_command"),
+    "mirror": ("distributed.submit.mirror", "mirror_command"),
     "deploy": ("federated.deploy.command", "deploy_command"),
 }
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from heliotrope.commands.output import say
-from heliotrope.errors import ConfigError
+from heliotrope.errors import ConfigError, HeliotropeError
 from heliotrope.system.redaction import masked
 from heliotrope.system.signals import held_back
 
+from .mirror import mirrored
 from .options import options_of
 from .run_command import command_of
+from .storage import Storage
 
 __all__ = ["submit_command"]
 
 
 def submit_command(arguments: Sequence[str]) -> None:
-    """`[cluster=NAME] [cluster.KEY=VALUE ...] [dry_run=true] -- COMMAND [...]`: run it there.
+    """`[cluster=NAME] [cluster.KEY=VALUE ...] [storage=URL] [dry_run=true] -- COMMAND`: run it.
 
     Streams what it prints, and ends with its exit code; Ctrl-C stops the job. `dry_run=true` prints
-    what would be sent. `heliotrope list cluster` names the clusters, `list cluster=ray` its keys.
+    what would be sent. `storage=s3://...` is for clusters that share no file system with this
+    machine: the run's directory is kept there, and comes back here. `heliotrope list cluster` names
+    the clusters, `heliotrope list cluster=ray` the keys of one.
     """
     if "--" not in arguments:
         raise ConfigError(
@@ -30,6 +35,9 @@ def submit_command(arguments: Sequence[str]) -> None:
     at = list(arguments).index("--")
     options = options_of(arguments[:at])
     command = command_of(arguments[at + 1 :])
+    directory, url = command.directory, None
+    if options.storage is not None:
+        command, url = mirrored(command, options.storage)
     cluster = options.cluster()
     plan = cluster.prepare(command)
     if options.dry_run:
@@ -37,12 +45,26 @@ def submit_command(arguments: Sequence[str]) -> None:
         return
     with held_back():  # a signal must not leave behind a job that nobody knows
         job = cluster.send(plan)
-    where = f", run directory {command.directory}" if command.directory else ""
-    sys.stderr.write(f"submitted: {job.name} of cluster={options.name}{where}\n")
+    kept = f", kept in {url}" if url else ""
+    where = f", run directory {directory}{kept}" if directory else ""
+    sys.stderr.write(masked(f"submitted: {job.name} of cluster={options.name}{where}\n"))
     try:
         code = job.follow()
     except (KeyboardInterrupt, SystemExit):
         job.stop()
         raise
+    finally:
+        if url is not None and directory is not None:
+            _bring_back(url, directory)
     if code:
         raise SystemExit(code)
+
+
+def _bring_back(url: str, directory: Path) -> None:
+    """Copy what a job has left in the storage into the directory of the run here."""
+    try:
+        count = Storage(url, directory).bring()
+    except HeliotropeError as error:
+        sys.stderr.write(masked(f"the results stay in {url}: {error}\n"))
+        return
+    sys.stderr.write(masked(f"{count} files of {url} are in {directory}\n"))

@@ -172,7 +172,8 @@ class _KubeRay(Cluster[Plan]):
         raise ConfigError(
             f"The run's directory {directory} would be lost with its pod: it is on none of the "
             f"volumes that the pods mount ({volumes}). Set cluster.volumes=[CLAIM:/PATH], and "
-            "hydra.run.dir, or hydra.sweep.dir, to a directory below that path."
+            "hydra.run.dir, or hydra.sweep.dir, to a directory below that path; or keep it in a "
+            "storage: submit storage=s3://BUCKET/runs."
         )
 
     def send(self, plan: Plan) -> Job:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, make_dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any, Final
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,7 +25,7 @@ from .base import Cluster
 __all__ = ["Options", "options_of"]
 
 _GROUP: Final = "cluster"
-_OWN = ("cluster", "dry_run")
+_OWN = ("cluster", "dry_run", "storage")
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,14 @@ class Options:
         Of its keys.
     dry_run
         Whether to print what would be sent, and send nothing.
+    storage
+        The URL below which the directory of the run is kept; None: on a shared file system.
     """
 
     name: str
     values: Mapping[str, Any]
     dry_run: bool
+    storage: str | None = None
 
     def cluster(self) -> Cluster[Any]:
         """Return the cluster that is chosen."""
@@ -75,7 +79,8 @@ def options_of(arguments: Sequence[str]) -> Options:
             )
     found = OmegaConf.to_container(values)
     assert isinstance(found, dict)
-    return Options(name, {key: found[key] for key in signature.keys}, _dry_run(own))
+    chosen = {key: found[key] for key in signature.keys}
+    return Options(name, chosen, _dry_run(own), _storage(own, name))
 
 
 def _default(value: Any) -> Any:
@@ -89,6 +94,26 @@ def _dry_run(own: Mapping[str, str]) -> bool:
     if value not in ("true", "false"):
         raise ConfigError(f"dry_run={value} must be true or false.")
     return value == "true"
+
+
+def _storage(own: Mapping[str, str], name: str) -> str | None:
+    """Return the URL that `storage` says; `ConfigError` if it is of no protocol of fsspec."""
+    url = own.get("storage")
+    if url is None:
+        return None
+    if name == "local":
+        raise ConfigError(
+            f"storage={url}: cluster=local writes the run's directory here. Leave it out, or keep "
+            f"it there while it runs: heliotrope mirror storage={url}/NAME -- COMMAND."
+        )
+    protocol, separator, _ = url.partition("://")
+    known = import_module("fsspec").available_protocols()
+    if not separator or protocol not in known:
+        raise ConfigError(
+            f"storage={url} is not a URL such as s3://bucket/runs or file:///shared/runs."
+            f"{closest(protocol, known) if separator else ''}"
+        )
+    return url
 
 
 def _set(values: DictConfig, name: str, word: str) -> None:

@@ -41,8 +41,8 @@ def command_of(words: Sequence[str]) -> Command:
             "experiment=quickstart."
         )
     verb, *arguments = words
-    if verb not in VERBS or verb == "submit":
-        known = [each for each in VERBS if each != "submit"]
+    known = [each for each in VERBS if each not in ("submit", "mirror")]
+    if verb not in known:
         raise ConfigError(
             f"submit: {verb} is not one of the commands {', '.join(known)}.{closest(verb, known)}"
         )

@@ -96,6 +96,17 @@ def test_code_from_elsewhere_is_sent_and_data_from_elsewhere_is_named(
     assert "data.path=rows.csv" in str(within["entrypoint"]).split()
 
 
+def test_with_a_storage_the_job_mirrors_the_directory_and_names_none_here(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ("--", "federated", "experiment=quickstart", "hydra.run.dir=runs/b")
+    plan = _plan(capsys, "storage=s3://bucket/all/", *run)
+    assert plan["entrypoint"] == (
+        "exec python -m heliotrope mirror storage=s3://bucket/all/runs/b -- federated "
+        "experiment=quickstart resume=true"
+    )
+
+
 def test_credentials_are_not_written_into_a_request(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
