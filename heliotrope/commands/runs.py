@@ -127,8 +127,8 @@ def _lines(found: Sequence[FoundRun], root: Path) -> list[str]:
     rows = [
         (
             _plain(run.path.relative_to(root) if run.path != root else root),
-            run.state,
-            run.mode,
+            _plain(run.state),
+            _plain(run.mode),
             _plain(run.experiment),
             _metric(run),
             _age(run.age),

@@ -97,7 +97,8 @@ def test_damage_is_told_in_its_line(runs: Path, capsys: pytest.CaptureFixture[st
 def test_the_table_tells_what_sets_runs_apart(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_run(runs / "odd\x1b[31m\nname", name="new\x1b[2J")
+    steering = result(status="done\x1b[2J", mode="federated\n")
+    make_run(runs / "odd\x1b[31m\nname", name="new\x1b[2J", outcome=steering)
     out = _printed(capsys)
     lines = out.splitlines()
     assert len(lines) == 1 + 9
