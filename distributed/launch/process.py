@@ -13,7 +13,7 @@ from heliotrope.runs.directory import RunDirectory
 from heliotrope.runs.display import Display
 from heliotrope.runs.events import Tracker, log_to
 from heliotrope.runs.trackers import listeners
-from heliotrope.system.allocator import keep_freed_memory
+from heliotrope.system.allocator import keep_freed_memory, return_large_blocks
 
 from ..attempt import RunAttempt, TrainingResult
 from ..communication import worker_lock
@@ -60,7 +60,8 @@ def train_rank(
     Rank 0 writes the events, shows them on `display` if the terminal is its own, and leaves its
     position in a file otherwise.
     """
-    keep_freed_memory()
+    divided = attempt.run.distributed.strategy == "fsdp"
+    (return_large_blocks if divided else keep_freed_memory)()
     run_dir = RunDirectory(attempt.directory)
     with worker_lock.held(run_dir.path):
         if topology.rank > 0:

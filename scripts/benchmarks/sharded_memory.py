@@ -40,7 +40,7 @@ from heliotrope.data import load
 from heliotrope.models import build
 from heliotrope.runs.checkpoint import Checkpoint, Shard
 from heliotrope.runs.events import Tracker
-from heliotrope.system.allocator import keep_freed_memory
+from heliotrope.system.allocator import keep_freed_memory, return_large_blocks
 from heliotrope.tasks import task_of
 from heliotrope.training.loop import TrainingBatch, TrainTotals
 
@@ -135,7 +135,7 @@ def _measured(run: Run, folder: Path, world: int) -> list[dict[str, int]]:
 
 def _be_rank(rank: int, world: int, run: Run, folder: Path) -> None:
     torch.set_num_threads(1)
-    keep_freed_memory()
+    (return_large_blocks if world > 1 else keep_freed_memory)()
     topology, device = Topology(rank, world, rank), torch.device("cpu")
     dataset = load(run.data, run.seed)
     task, store = task_of(dataset, run), FileStore(str(folder / "store"), world)
