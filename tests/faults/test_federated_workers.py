@@ -70,7 +70,7 @@ def test_an_interrupted_run_stops_at_once_and_can_go_on(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     job.send_signal(sent)
-    _, error = job.communicate(timeout=20)
+    _, error = job.communicate(timeout=60)
     assert job.returncode == code
     assert "Traceback" not in error
     assert f"continue it: resume=true hydra.run.dir={tmp_path}" in error

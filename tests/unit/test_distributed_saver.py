@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import distributed.driver
-import distributed.loop.worker
+import distributed.strategies.build
 import distributed.strategies.engine
 import distributed.strategies.local_sgd
 from distributed.loop.retention import Best
@@ -192,7 +192,7 @@ def test_buffers_are_saved_as_they_were_though_the_next_pass_changes_them(
         distributed.strategies.local_sgd,
         distributed.driver,
         distributed.strategies.engine,
-        distributed.loop.worker,
+        distributed.strategies.build,
     ):
         monkeypatch.setattr(module, "build", build_counting)
     _copying_slowly(monkeypatch)

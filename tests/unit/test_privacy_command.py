@@ -56,7 +56,7 @@ def test_a_distributed_plan_counts_examples_and_steps(monkeypatch: pytest.Monkey
     assert larger is not None
     assert larger.releases == -(-count // 200)
     asked: list[object] = []
-    monkeypatch.setattr(privacy, "noise_for", lambda *given: asked.extend(given) or 1.5)
+    monkeypatch.setattr(privacy, "noise_for", lambda *given, **_: asked.extend(given) or 1.5)
     assert plan.noise(8.0, 1e-4) == 1.5
     assert asked == [plan.mechanism, 3 * plan.releases, 1e-4, 8.0, ()]
 
@@ -64,7 +64,7 @@ def test_a_distributed_plan_counts_examples_and_steps(monkeypatch: pytest.Monkey
 def test_both_modes_are_told_of_and_neither_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(privacy, "noise_for", lambda *_: 1.25)
+    monkeypatch.setattr(privacy, "noise_for", lambda *_, **__: 1.25)
     assert main(["privacy", *_CENTRAL, *_DPSGD, "federated.privacy.target_epsilon=5"]) == 0
     said = capsys.readouterr().out
     assert "federated: privacy: noise 2 times the sensitivity; after round 6 epsilon" in said
