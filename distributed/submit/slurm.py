@@ -82,12 +82,6 @@ def slurm(
             f"cluster.notice_seconds={notice_seconds} must be more than 0 and less than "
             f"cluster.minutes={minutes}, or the job has no time to run."
         )
-    for option in sbatch:
-        if not option.startswith("--"):
-            raise ConfigError(
-                f"cluster.sbatch: {option!r} is no option of sbatch. Write it in full, such as "
-                "'cluster.sbatch=[\"--mem=16G\"]'."
-            )
     named = {
         "partition": partition,
         "account": account,
@@ -101,14 +95,25 @@ def slurm(
     }
     options = [f"--{name}={_quoted(value)}" for name, value in named.items() if value is not None]
     options += ["--requeue" if requeue else "--no-requeue", "--open-mode=append", *sbatch]
+    _check_options(sbatch, options)
+    allocation = [f"--wait-seconds={wait_seconds:g}", *(["--requeue"] if requeue else [])]
+    return _Slurm(tuple(options), tuple(setup), tuple(allocation), partition)
+
+
+def _check_options(own: Sequence[str], options: Sequence[str]) -> None:
+    """Raise `ConfigError` for options that sbatch would misread; `own` are the user's."""
+    for option in own:
+        if not option.startswith("--"):
+            raise ConfigError(
+                f"cluster.sbatch: {option!r} is no option of sbatch. Write it in full, such as "
+                "'cluster.sbatch=[\"--mem=16G\"]'."
+            )
     for option in options:
         if "\n" in option:
             raise ConfigError(
                 f"{option!r} has several lines. Set cluster.partition, cluster.account, "
                 "cluster.qos and cluster.sbatch to texts of one line."
             )
-    allocation = [f"--wait-seconds={wait_seconds:g}", *(["--requeue"] if requeue else [])]
-    return _Slurm(tuple(options), tuple(setup), tuple(allocation), partition)
 
 
 @dataclass(frozen=True)

@@ -66,19 +66,7 @@ def client_app(run: Run, preparation: str | None = None) -> ClientApp:
     follows from a target: a deployed client knows neither those nor how many rounds there will be;
     and for clients that protect each example, whose accounts and noise are a simulation's.
     """
-    if record_of(run.federated) is not None:
-        raise ConfigError(
-            "federated/privacy=record keeps the clients' accounts, and draws their noise from a "
-            "seed, in a simulation: a deployed client cannot do so yet. Simulate it with python -m "
-            "federated, or set federated/privacy=none."
-        )
-    attack = attack_of(run.federated)
-    if isinstance(attack, Collusion):
-        raise ConfigError(
-            f"federated/attack={attack.name} needs attackers who know what the other clients of a "
-            "round send, and a deployed client does not. Simulate it with python -m federated, or "
-            "set federated/attack=sign_flip, scaling, label_flip, backdoor or none."
-        )
+    _check_deployable(run)
     local = local_of(run.federated)
     text = OmegaConf.to_yaml(OmegaConf.structured(run))
     secure = secure_aggregation_of(run.federated) is not None
@@ -143,6 +131,23 @@ def client_app(run: Run, preparation: str | None = None) -> ClientApp:
         return evaluate_reply(metrics, message)
 
     return app
+
+
+def _check_deployable(run: Run) -> None:
+    """Raise `ConfigError` for what clients cannot do where each is alone."""
+    if record_of(run.federated) is not None:
+        raise ConfigError(
+            "federated/privacy=record keeps the clients' accounts, and draws their noise from a "
+            "seed, in a simulation: a deployed client cannot do so yet. Simulate it with python -m "
+            "federated, or set federated/privacy=none."
+        )
+    attack = attack_of(run.federated)
+    if isinstance(attack, Collusion):
+        raise ConfigError(
+            f"federated/attack={attack.name} needs attackers who know what the other clients of a "
+            "round send, and a deployed client does not. Simulate it with python -m federated, or "
+            "set federated/attack=sign_flip, scaling, label_flip, backdoor or none."
+        )
 
 
 @dataclass(frozen=True)
