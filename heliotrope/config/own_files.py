@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from heliotrope.config.run import Run
 from heliotrope.errors import DataError
 
-__all__ = ["absent", "from_folder_of", "make_absolute", "refuse_absent", "same_file"]
+__all__ = ["absent", "from_folder_of", "make_absolute", "matches", "refuse_absent", "same_file"]
 
 OWN_FILES = ("table", "images", "texts", "arrays", "token_stream")
 """The choices of data whose keys `path` and `test` name files or folders of the user."""
@@ -38,8 +38,17 @@ def refuse_absent(run: Run) -> None:
     what = "folder" if run.data.name in ("images", "texts") else "file"
     for key in KEYS:
         path = getattr(run.data, key)
-        if path and not Path(path).exists():
+        if path and not Path(path).exists() and not matches(Path(path)):
             raise absent(f"data.{key}", Path(path), what)
+
+
+def matches(path: Path) -> list[Path]:
+    """Return the Parquet files that `path` finds as a pattern, such as rows/2026-*.parquet."""
+    if path.suffix.lower() != ".parquet" or not any(mark in str(path) for mark in "*?["):
+        return []
+    pattern = path.absolute()
+    root = Path(pattern.anchor)
+    return sorted(root.glob(str(pattern.relative_to(root))))
 
 
 def absent(key: str, path: Path, what: str = "file") -> DataError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -18,7 +19,18 @@ from heliotrope.errors import DataError
 from heliotrope.plugin_loading import install
 from heliotrope.registry import Source
 
-__all__ = ["Column", "Items", "Pieces", "Raw", "Rows", "Strings", "Texts", "Values", "item_array"]
+__all__ = [
+    "Column",
+    "Items",
+    "Pieces",
+    "Raw",
+    "Rows",
+    "Strings",
+    "Texts",
+    "Values",
+    "item_array",
+    "row_of",
+]
 
 Rows = slice | NDArray[np.int64]
 """Which examples: a slice, or positions."""
@@ -235,6 +247,9 @@ class Raw:
         Where the examples come from, such as a file, for messages.
     numbers
         The row of each example there, counted from 1: [N]; None if they are all of its rows.
+    files
+        If the origin is several files: each, and its number of rows. `numbers` go on from one to
+        the next.
 
     Raises
     ------
@@ -246,6 +261,7 @@ class Raw:
     keys: NDArray[Any] | None = None
     origin: str = "the data"
     numbers: NDArray[np.int64] | None = None
+    files: tuple[tuple[Path, int], ...] = ()
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in self.columns.items()}
@@ -262,7 +278,7 @@ class Raw:
         columns = {name: column.subset(rows) for name, column in self.columns.items()}
         numbers = np.arange(1, len(self) + 1) if self.numbers is None else self.numbers
         keys = None if self.keys is None else self.keys[rows]
-        return Raw(columns, keys, self.origin, numbers[rows])
+        return Raw(columns, keys, self.origin, numbers[rows], self.files)
 
     def parted(self, test: NDArray[np.bool_]) -> tuple[Raw, Raw]:
         """Return the examples to train on, and those that are in the test split: a mask [N]."""
@@ -270,5 +286,14 @@ class Raw:
 
     def where(self, index: int) -> str:
         """Return the origin and the row of the example at `index`, for messages."""
-        number = index + 1 if self.numbers is None else self.numbers[index]
-        return f"{self.origin}, row {number}"
+        number = index + 1 if self.numbers is None else int(self.numbers[index])
+        return row_of(self.origin, self.files, number)
+
+
+def row_of(origin: object, files: Sequence[tuple[Path, int]], number: int) -> str:
+    """Return what row `number` of `origin`, counted from 1, is called: its own number in a file."""
+    for file, rows in files:
+        if number <= rows:
+            return f"{file}, row {number}"
+        number -= rows
+    return f"{origin}, row {number}"

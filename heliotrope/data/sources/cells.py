@@ -99,7 +99,7 @@ def convert(
     texts = [name for name, kind in kinds.items() if kind == "text"]
     refuse_types(rows, [*kinds, *needed], texts=texts)
     bad, choosable = _bad_rows(rows, kinds, needed, categories=categories)
-    lines = [f"{rows.path}, row {rows.numbers[row]}, {bad[row]}" for row in sorted(bad)]
+    lines = [f"{rows.where(row)}, {bad[row]}" for row in sorted(bad)]
     if bad and not skip_bad:
         more = f" ({len(bad):,} such rows)" if len(bad) > 1 else ""
         remedy = "Mend the file, or set data.bad_rows=skip."
@@ -217,7 +217,8 @@ def _raw(rows: Rows, kinds: Mapping[str, Kind], key: str | None) -> Raw:
     if key is not None:
         groups = as_words(rows.columns[key])
         keys = np.array(groups.words)[groups.codes]
-    return Raw(columns, keys, str(rows.path), np.array(rows.numbers, dtype=np.int64))
+    numbers = np.array(rows.numbers, dtype=np.int64)
+    return Raw(columns, keys, str(rows.path), numbers, rows.files)
 
 
 def _floats(array: pa.Array) -> NDArray[np.float64]:

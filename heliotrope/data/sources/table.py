@@ -94,11 +94,12 @@ def table(
     Parameters
     ----------
     path
-        The file: .csv, .parquet or .jsonl.
+        The file: .csv, .parquet or .jsonl; or Parquet files of one schema, as a folder or as a
+        pattern, such as rows/2026-*.parquet.
     target
         The column to be predicted.
     test
-        A file of test rows; null: `test_fraction` is held out, always the same.
+        Test rows, as `path`; null: `test_fraction` is held out, always the same.
     test_fraction
         The share of the training data that is held out for testing, if there is no `test`.
     bad_rows
@@ -219,7 +220,7 @@ def _refuse_other_decimal(rows: Rows, name: str) -> None:
     row = next(row for row in as_numbers(array, rows.decimal)[1] if row not in wrong)
     mark = {",": "comma", ".": "point"}[other]
     raise DataError(
-        f"{rows.path}, row {rows.numbers[row]}, column {name}: '{array[row]}' is a number if its "
+        f"{rows.where(row)}, column {name}: '{array[row]}' is a number if its "
         f"{mark} comes before a fraction. Then set {typed('data.decimal', other)}. Remove it if it "
         f"groups digits, or, if the column holds categories, set data.categories=[{name}]."
     )

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliotrope.config.own_files import absent
+from heliotrope.data.columns import row_of
+from heliotrope.data.sources.parquet_files import ParquetFiles, arrow_column
 from heliotrope.errors import DataError
 from heliotrope.shell import typed
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["AS_USUAL", "TABLES", "CsvFormat", "Rows", "read_rows"]
+__all__ = ["AS_USUAL", "TABLES", "CsvFormat", "Rows", "is_parquet", "read_parquet", "read_rows"]
 
 TABLES = (".csv", ".parquet", ".jsonl")
 """What the names of tables end with."""
@@ -62,6 +64,9 @@ class Rows:
         Why rows were left out, a line each.
     decimal
         What comes before the fraction of a number that is written as text: a point or a comma.
+    files
+        If the rows are of several files: each, and its number of rows. `numbers` go on from one
+        to the next.
     """
 
     path: Path
@@ -69,6 +74,11 @@ class Rows:
     numbers: list[int]
     bad: list[str]
     decimal: str = "."
+    files: tuple[tuple[Path, int], ...] = ()
+
+    def where(self, row: int) -> str:
+        """Return the file, and the number there, of the row at index `row`, for messages."""
+        return row_of(self.path, self.files, self.numbers[row])
 
     def keep(self, rows: list[int], bad: list[str]) -> Rows:
         """Return these rows alone; `bad` says why the others go."""
@@ -80,7 +90,8 @@ class Rows:
 def read_rows(path: Path, *, key: str, skip_bad: bool, csv_format: CsvFormat = AS_USUAL) -> Rows:
     """Read a table that `key` names, whose kind its name tells: .csv, .parquet or .jsonl.
 
-    A row that is not one (another number of cells, no JSON) is left out if `skip_bad`.
+    A folder, or a pattern, is one of .parquet files. A row that is not one (another number of
+    cells, no JSON) is left out if `skip_bad`.
 
     Raises
     ------
@@ -88,8 +99,10 @@ def read_rows(path: Path, *, key: str, skip_bad: bool, csv_format: CsvFormat = A
         If the file is not there, cannot be read, holds no rows, has two columns of one name, or a
         row is bad and `skip_bad` is false; names key, file, row and column.
     """
+    if is_parquet(path):
+        return read_parquet(ParquetFiles.of(path, key), csv_format.decimal)
     suffix = path.suffix.lower()
-    if suffix not in TABLES:
+    if suffix not in _READERS:
         raise DataError(
             f"{path} is none of the tables that can be read: {', '.join(TABLES)}. Convert it, or "
             "give it the ending of what it is."
@@ -193,15 +206,19 @@ def _refuse_other_encoding(path: Path, encoding: str) -> None:
         ) from error
 
 
-def _read_parquet(path: Path, _skip_bad: bool, _csv: CsvFormat) -> Rows:
-    import pyarrow as pa
-    from pyarrow import parquet
+def is_parquet(path: Path) -> bool:
+    """Return whether a path is one of Parquet files: one, a folder of them, or a pattern."""
+    return path.suffix.lower() == ".parquet" or path.is_dir()
 
-    try:
-        table = parquet.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is no Parquet file: {error}.") from error
-    return Rows(path, _columns(path, table), list(range(1, table.num_rows + 1)), [])
+
+def read_parquet(files: ParquetFiles, decimal: str) -> Rows:
+    """Read all rows of Parquet files; raises `DataError` naming a file that is damaged."""
+    import pyarrow as pa
+
+    blocks = [columns for _, _, columns in files.blocks(list(files.types))]
+    columns = {name: pa.concat_arrays([block[name] for block in blocks]) for name in files.types}
+    numbers = list(range(1, files.rows + 1))
+    return Rows(files.path, columns, numbers, [], decimal, files.files)
 
 
 def _read_jsonl(path: Path, skip_bad: bool, _csv: CsvFormat) -> Rows:
@@ -243,20 +260,11 @@ def _as_text(value: object) -> str | None:
 
 def _columns(path: Path, table: pa.Table) -> dict[str, pa.Array]:
     """Return the columns of a table, each as one array of a type that a model can be given."""
-    import pyarrow as pa
-
     columns: dict[str, pa.Array] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         if name in columns:
             raise DataError(f"{path} has two columns {name}. Rename one of them.")
-        array = column.combine_chunks()
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        if pa.types.is_decimal(array.type):
-            array = array.cast(pa.float64())
-        if array.type in (pa.null(), pa.large_string(), pa.string_view()):
-            array = array.cast(pa.string())
-        columns[name] = array
+        columns[name] = arrow_column(column)
     return columns
 
 
@@ -265,6 +273,7 @@ def _refused(bad: list[str]) -> DataError:
     return DataError(f"{bad[0]}{more}. Mend the file, or set data.bad_rows=skip.")
 
 
-_READERS: dict[str, Callable[[Path, bool, CsvFormat], Rows]] = dict(
-    zip(TABLES, (_read_csv, _read_parquet, _read_jsonl), strict=True)
-)
+_READERS: dict[str, Callable[[Path, bool, CsvFormat], Rows]] = {
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+}

@@ -1,0 +1,229 @@
+"""Parquet files of one schema: a single one, those of a folder, or those that a pattern finds.
+
+All footers are read first: they tell the columns and rows of each file, so that a file that does
+not belong to the others is refused before any row is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heliotrope.config.own_files import absent, matches
+from heliotrope.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+__all__ = ["ParquetFiles", "arrow_column"]
+
+_CELL = 8  # bytes that a number takes in memory
+_BLOCK_CELLS = 1 << 21  # that are decoded at once
+_MOST_ROWS = 1 << 16  # of a block
+_BUFFER = 1 << 20  # bytes of a column that are read from a file at once
+_FOOTER_END = 8  # bytes after a footer: its length, and the letters PAR1
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetFiles:
+    """Files that are one table, in the order of their names.
+
+    Parameters
+    ----------
+    path
+        What the configuration names: a file, a folder, or a pattern.
+    files
+        Each file, and its number of rows.
+    types
+        Column -> its Arrow type, as `arrow_column` returns it.
+    size
+        Bytes that the cells take in memory, about.
+    stamp
+        A hash of the files' names, sizes, times of change and footers.
+    """
+
+    path: Path
+    files: tuple[tuple[Path, int], ...]
+    types: dict[str, pa.DataType]
+    size: int
+    stamp: str
+
+    @classmethod
+    def of(cls, path: Path, key: str) -> ParquetFiles:
+        """Read the footers of all files that `path`, the value of `key`, names.
+
+        Raises
+        ------
+        DataError
+            If there is no file, one is empty, cut off or of another kind, there are no rows, or a
+            column is not the same in all of them; names file and column.
+        """
+        found: list[tuple[Path, int]] = []
+        types: dict[str, pa.DataType] = {}
+        size = 0
+        stamp = hashlib.sha256()
+        first: Path | None = None
+        for file in _files_at(path, key):
+            with _opened(file) as opened:
+                own = _types_of(file, opened.schema_arrow)
+                rows = opened.metadata.num_rows
+                groups = range(opened.metadata.num_row_groups)
+                held = sum(opened.metadata.row_group(group).total_byte_size for group in groups)
+            types = own if first is None else _same_types(first, types, file, own)
+            first = first or file
+            found.append((file, rows))
+            size += max(held, rows * len(own) * _CELL)
+            stamp.update(_stamp(file))
+        if not sum(rows for _, rows in found):
+            raise DataError(f"{path} holds no rows.")
+        types = {name: _plain(kind) for name, kind in types.items()}
+        return cls(path, tuple(found), types, size, stamp.hexdigest())
+
+    @property
+    def rows(self) -> int:
+        """The number of rows of all files together."""
+        return sum(rows for _, rows in self.files)
+
+    def blocks(self, names: Sequence[str]) -> Iterator[tuple[Path, int, dict[str, pa.Array]]]:
+        """Yield some rows of these columns at a time: their file, those before in it, and columns.
+
+        Raises `DataError` naming the file if a part of it cannot be decoded.
+        """
+        import pyarrow as pa
+
+        some = max(1, min(_MOST_ROWS, _BLOCK_CELLS // max(1, len(names))))
+        for file, rows in self.files:
+            done = 0
+            with _opened(file) as opened:
+                batches = opened.iter_batches(batch_size=some, columns=list(names))
+                while (batch := _next_batch(file, batches)) is not None:
+                    columns = {
+                        name: arrow_column(pa.chunked_array([batch[name]]), self.types[name])
+                        for name in names
+                    }
+                    yield file, done, columns
+                    done += len(batch)
+            if done != rows:
+                raise DataError(f"{file} has changed while it was read. Start again.")
+
+
+def arrow_column(column: pa.ChunkedArray, kind: pa.DataType | None = None) -> pa.Array:
+    """Return a column as one array of a type that a model can be given, and cells be told of.
+
+    Encodings go: texts of a dictionary, and large ones, become strings, decimals become numbers,
+    and a column in which all is missing strings, unless `kind` says what others hold.
+    """
+    import pyarrow as pa
+
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # of no chunks, or of too many letters for one
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    wanted = _plain(array.type) if kind is None else kind
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array if array.type == wanted else array.cast(wanted)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type that cells have without an encoding."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_decimal(kind):
+        return pa.float64()
+    if kind in (pa.null(), pa.large_string(), pa.string_view()):
+        return pa.string()
+    return kind
+
+
+def _files_at(path: Path, key: str) -> list[Path]:
+    if path.is_dir():
+        inside = (file.relative_to(path) for file in path.rglob("*.parquet") if file.is_file())
+        # Spark and others write what is no data under such names.
+        seen = [file for file in inside if not any(p.startswith((".", "_")) for p in file.parts)]
+        if not seen:
+            raise DataError(f"{key}={path}: the folder holds no .parquet files.")
+        return [path / file for file in sorted(seen)]
+    found = [path] if path.exists() else matches(path)
+    if not found:
+        raise absent(key, path)
+    return found
+
+
+def _opened(file: Path) -> parquet.ParquetFile:
+    """Open a file, whose footer is read; raises `DataError`."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return parquet.ParquetFile(file, buffer_size=_BUFFER)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
+        if file.stat().st_size == 0:
+            raise DataError(f"{file} is no Parquet file: it is empty. Write it again.") from error
+        raise DataError(
+            f"{file} is no Parquet file: {error}. It is cut off or of another kind: write it again."
+        ) from error
+
+
+def _next_batch(file: Path, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
+    import pyarrow as pa
+
+    try:
+        return next(batches, None)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is damaged: {error}. Write it again.") from error
+
+
+def _types_of(file: Path, schema: pa.Schema) -> dict[str, pa.DataType]:
+    """Return the columns of a file; null for those in which all is missing."""
+    import pyarrow as pa
+
+    types: dict[str, Any] = {}
+    for field in schema:
+        if field.name in types:
+            raise DataError(f"{file} has two columns {field.name}. Rename one of them.")
+        types[field.name] = field.type if field.type == pa.null() else _plain(field.type)
+    return types
+
+
+def _same_types(
+    first: Path, types: dict[str, pa.DataType], file: Path, own: dict[str, pa.DataType]
+) -> dict[str, pa.DataType]:
+    """Return the types that both have, whose columns may be in any order, or lack all cells."""
+    import pyarrow as pa
+
+    for name in (*types, *own):
+        if (name in types) != (name in own):
+            lacks, has = (file, first) if name in types else (first, file)
+            raise DataError(
+                f"{lacks} has no column {name}, which {has} has. Write all files with one schema, "
+                "or name only those that belong together."
+            )
+    shared = {}
+    for name, kind in types.items():
+        kinds = {each for each in (kind, own[name]) if each != pa.null()}
+        if len(kinds) > 1:
+            raise DataError(
+                f"{file}, column {name}: it holds {own[name]}, but {kind} in {first}. Write all "
+                "files with one schema, or name only those that belong together."
+            )
+        shared[name] = kinds.pop() if kinds else kind
+    return shared
+
+
+def _stamp(file: Path) -> bytes:
+    """Return what tells a file from others, and from what it becomes if it is written again."""
+    about = file.stat()
+    with file.open("rb") as opened:
+        opened.seek(-_FOOTER_END, 2)
+        length = int.from_bytes(opened.read(4), "little")
+        opened.seek(-min(length + _FOOTER_END, about.st_size), 2)
+        footer = hashlib.sha256(opened.read()).hexdigest()
+    return f"{file.resolve()} {about.st_size} {about.st_mtime_ns} {footer}\n".encode()
