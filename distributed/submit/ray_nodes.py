@@ -165,10 +165,10 @@ def alive_nodes(address: str) -> int:
     from ray.exceptions import RpcError
 
     # As `ray symmetric-run` asks: to connect as a driver would take seconds.
-    client = import_module("ray._raylet").GcsClient(address=address)
     alive = import_module("ray.core.generated.gcs_pb2").GcsNodeInfo.GcsNodeState.Value("ALIVE")
     try:
+        client = import_module("ray._raylet").GcsClient(address=address)
         nodes = client.get_all_node_info(timeout=5)
-    except RpcError:
+    except RpcError:  # also of a head that has just ended
         return 0
     return sum(node.state == alive for node in nodes.values())
