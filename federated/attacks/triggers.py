@@ -100,7 +100,12 @@ def _with_value(
         codes = column.codes.copy()
         codes[rows] = words.index(value)
         return Strings(codes, words)
-    assert isinstance(column, Values)
+    if not isinstance(column, Values):
+        raise ConfigError(
+            f"federated/attack=backdoor changes a column that is in memory, and {name} of data="
+            f"{dataset.name} stays in a file. Raise data.memory_mib, or set "
+            "federated/attack=label_flip."
+        )
     number = _number(value)
     if not math.isfinite(number):
         raise ConfigError(

@@ -91,6 +91,10 @@ class Strings(Column):
     def subset(self, rows: Rows) -> Strings:
         return Strings(self.codes[rows], self.words)
 
+    def counts(self) -> NDArray[np.int64]:
+        """Return how often each of `words` occurs, [W]."""
+        return np.bincount(self.codes[self.codes >= 0], minlength=len(self.words))
+
 
 @dataclass(frozen=True, eq=False)
 class Texts(Column):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from heliotrope.data.columns import Items, Pieces, Raw, Strings, Texts, Values
 from heliotrope.data.mapped import MappedRows
+from heliotrope.data.stored import StoredColumn, StoredWords
 
 __all__ = ["fingerprint"]
 
@@ -47,6 +48,11 @@ def fingerprint(raw: Raw) -> str:
             case Pieces():
                 for values in (column.stream, column.starts, column.lengths):
                     add(values)
+            case StoredColumn():
+                if isinstance(column, StoredWords):
+                    add_texts(column.words)
+                for block in column.blocks():
+                    add(block)
             case MappedRows():
                 for block in column.blocks():
                     add(block)

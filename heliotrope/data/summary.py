@@ -19,6 +19,7 @@ from heliotrope.data.info import Info
 from heliotrope.data.mapped import MappedRows
 from heliotrope.data.partition import Partition
 from heliotrope.data.preparation.text import words_of
+from heliotrope.data.stored import StoredNumbers, StoredWords
 from heliotrope.data.windows import Windows
 
 __all__ = [
@@ -54,13 +55,13 @@ def summarize(raw: Raw) -> list[ColumnSummary]:
 
 def _summary(name: str, column: Column) -> ColumnSummary:
     match column:
-        case Strings():
-            counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.words))
+        case Strings() | StoredWords():
+            counts = column.counts()
             order = np.argsort(-counts, kind="stable")[:_MOST_WORDS].tolist()
             named = ", ".join(f"{column.words[code]} {counts[code]:,}" for code in order)
             more = len(np.flatnonzero(counts)) - len(order)
             content = named + (f" and {more:,} others" if more > 0 else "")
-            return ColumnSummary(name, "words", int((column.codes < 0).sum()), content)
+            return ColumnSummary(name, "words", len(column) - int(counts.sum()), content)
         case Texts():
             lengths = np.array([len(words_of(text)) for text in column.texts] or [0])
             content = f"{_range(lengths)} words, {np.median(lengths):g} in the middle"
@@ -76,6 +77,13 @@ def _summary(name: str, column: Column) -> ColumnSummary:
             shape = "x".join(map(str, column.shape))
             content = f"{shape} {column.array.dtype}, read from the file for each batch"
             return ColumnSummary(name, "mapped", 0, content)
+        case StoredNumbers():
+            found = [block[~np.isnan(block)].astype(np.float64) for block in column.blocks()]
+            count = sum(map(len, found))
+            ends = [end for some in found if len(some) for end in (some.min(), some.max())]
+            mean = f", mean {sum(some.sum() for some in found) / count:.4g}" if count else ""
+            content = _range(np.array(ends)) + mean
+            return ColumnSummary(name, "number", len(column) - count, content)
         case Items():
             shape = "x".join(map(str, column.shape))
             return ColumnSummary(name, "items", 0, f"{shape}, read for each batch")
@@ -150,6 +158,11 @@ def _keys(column: Column) -> Iterable[bytes] | Iterable[str | None]:
         case Strings():
             words = (*column.words, None)
             return [words[code] for code in column.codes.tolist()]
+        case StoredWords():
+            named = np.array([*column.words, None], dtype=object)
+            return (word for codes in column.blocks() for word in named[codes])
+        case StoredNumbers():
+            return (cell.tobytes() for block in column.blocks() for cell in block)
         case Texts():
             return list(column.texts)
         case Pieces():
@@ -173,18 +186,27 @@ def group_counts(groups: NDArray[np.int64], partition: Partition, count: int) ->
 
 def missing_shares(raw: Raw, partition: Partition) -> NDArray[np.float64]:
     """Return the share of each client's values that are missing, over all columns that may: [C]."""
-    lacking = [
-        column.codes < 0
-        if isinstance(column, Strings)
-        else np.isnan(column.values).reshape(len(column), -1).mean(axis=1)
-        for column in raw.columns.values()
-        if isinstance(column, Strings)
-        or (isinstance(column, Values) and column.values.dtype.kind == "f")
-    ]
+    every = (_missing(column) for column in raw.columns.values())
+    lacking = [missing for missing in every if missing is not None]
     shares = np.zeros(len(partition))
     for missing in lacking:
         shares += np.bincount(partition.owners, weights=missing, minlength=len(partition))
     return shares / np.maximum(partition.sizes * max(len(lacking), 1), 1)
+
+
+def _missing(column: Column) -> NDArray[np.generic] | None:
+    """Return how much of each example a column lacks, [N]; None if it always has all."""
+    match column:
+        case Strings():
+            return column.codes < 0
+        case StoredWords():
+            return np.concatenate([codes < 0 for codes in column.blocks()])
+        case StoredNumbers():
+            return np.concatenate([np.isnan(block) for block in column.blocks()])
+        case Values() if column.values.dtype.kind == "f":
+            shares: NDArray[np.generic] = np.isnan(column.values).reshape(len(column), -1).mean(1)
+            return shares
+    return None
 
 
 def skew(counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -205,6 +227,7 @@ def feature_skew(
 
     Of numbers, and of images their brightness, it is the distance of the client's mean from that
     of all in standard deviations of all; of categories and words, the total variation distance.
+    Of numbers and categories that stay in a file nothing is told.
     """
     found: dict[str, NDArray[np.float64]] = {}
     for name, field in train.fields.items():

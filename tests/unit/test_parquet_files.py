@@ -34,7 +34,8 @@ def divided(rng: np.random.Generator, whole: pa.Table, folder: Path) -> Path:
     ends = sorted(rng.integers(0, whole.num_rows + 1, 3).tolist())
     for number, (start, end) in enumerate(zip([0, *ends], [*ends, whole.num_rows], strict=True)):
         some = whole.slice(start, end - start)
-        some = some.select([some.column_names[n] for n in rng.permutation(some.num_columns)])
+        if number:  # the first file's order is that of the table
+            some = some.select([some.column_names[n] for n in rng.permutation(some.num_columns)])
         if rng.random() < 0.5:
             place = some.column_names.index("kind")
             some = some.set_column(place, "kind", some["kind"].dictionary_encode())

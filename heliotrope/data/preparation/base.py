@@ -227,6 +227,8 @@ class Preparation:
             If a column is missing, or holds what the preparation has no place for.
         """
         known = None if groups is None else Grouped(raw, groups)
+        if self.fit != "per_client":
+            training = None
         if training is not None and training.keys is not None and raw.keys is not None:
             both = np.concatenate([raw.keys, training.keys])
             numbered = np.unique(both, return_inverse=True)[1].astype(np.int64)

@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from heliotrope.config.data import Fit
 from heliotrope.data.columns import Raw, Strings
-from heliotrope.data.fields import Dense, Field
+from heliotrope.data.fields import Dense, Field, array_of, tensor_of
 from heliotrope.data.info import MISSING, UNSEEN, Info
+from heliotrope.data.mapped import Mapped
 from heliotrope.data.preparation.base import Fitted, Kind, Step
 from heliotrope.data.preparation.counts import (
     Counts,
@@ -22,6 +25,7 @@ from heliotrope.data.preparation.counts import (
     indices_of,
     strings,
 )
+from heliotrope.data.stored import StoredWords, stored_rows
 
 __all__ = ["Categories", "FittedCategories"]
 
@@ -48,7 +52,7 @@ class Categories(Step):
         return f"counts of {{0.size:,}} values of {counted(len(self.columns))}"
 
     def measure(self, raw: Raw) -> Counts:
-        return Counts(tuple(word_counts(strings(raw, name)) for name in self.columns))
+        return Counts(tuple(word_counts(words_of(raw, name)) for name in self.columns))
 
     def fitted(self, statistic: Counts | None) -> FittedCategories:
         if statistic is None:
@@ -70,11 +74,18 @@ class FittedCategories(Fitted):
         return dict.fromkeys(self.columns, "word")
 
     def fields(self, raw: Raw) -> Mapping[str, Field]:
+        columns = [words_of(raw, name) for name in self.columns]
+        tables = tuple(
+            np.array([*self._table(index, column.words), MISSING])  # code -1: the last
+            for index, column in enumerate(columns)
+        )
+        stored = stored_rows(raw, self.columns)
+        if stored is not None:
+            rows, places = stored
+            return {"category": Mapped(rows, _Numbered(tables, tuple(places)))}
         numbers = np.empty((len(raw), len(self.columns)), dtype=np.int64)
-        for index, name in enumerate(self.columns):
-            column = strings(raw, name)
-            table = self._table(index, column.words)
-            numbers[:, index] = np.array([*table, MISSING])[column.codes]  # code -1: the last
+        for index, (name, table) in enumerate(zip(self.columns, tables, strict=True)):
+            numbers[:, index] = table[strings(raw, name).codes]
         return {"category": Dense(numbers)}
 
     def describe(self, info: Info) -> Info:
@@ -91,8 +102,32 @@ class FittedCategories(Fitted):
         return [UNSEEN if number < 0 else _SPECIAL + number for number in found]
 
 
-def word_counts(column: Strings) -> Counter[str]:
+@dataclass(frozen=True, eq=False)
+class _Numbered:
+    """Numbers the words of rows that are read from a file.
+
+    `tables` have the number of each code of a column, and last that of a missing word; `places`
+    say which cell of a row is the column.
+    """
+
+    tables: tuple[NDArray[np.int64], ...]
+    places: tuple[int, ...]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return int64 [B, C] of codes, int32 [B, cells]."""
+        codes = array_of(rows)
+        pairs = zip(self.tables, self.places, strict=True)
+        return tensor_of(np.stack([table[codes[:, place]] for table, place in pairs], axis=1))
+
+
+def words_of(raw: Raw, name: str) -> Strings | StoredWords:
+    """Return a column of words, also one in a file; raises `DataError` if it holds others."""
+    column = raw.columns[name]
+    return column if isinstance(column, StoredWords) else strings(raw, name)
+
+
+def word_counts(column: Strings | StoredWords) -> Counter[str]:
     """Return how often each word occurs; missing ones are left out."""
-    counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.words)).tolist()
+    counts = column.counts().tolist()
     pairs = zip(column.words, counts, strict=True)
     return Counter({word: count for word, count in pairs if count})

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from heliotrope.config.data import Fit
 from heliotrope.data.columns import Raw, Values
-from heliotrope.data.fields import Dense, Field
+from heliotrope.data.fields import Dense, Field, array_of, tensor_of
 from heliotrope.data.info import Info
+from heliotrope.data.mapped import Mapped
 from heliotrope.data.preparation.base import Fitted, Grouped, Groups, Kind, Step
 from heliotrope.data.preparation.counts import counted
 from heliotrope.data.preparation.moments import Bounds, Scale, row_moments
 from heliotrope.data.preparation.sums import ColumnSums
+from heliotrope.data.stored import StoredColumn, stored_rows
 from heliotrope.errors import DataError
 
 __all__ = ["FittedNumbers", "Numbers", "OwnNumbers", "numbers"]
@@ -46,7 +49,8 @@ class Numbers(Step):
         return f"mean, deviation and number of values of {counted(len(self.columns))}"
 
     def measure(self, raw: Raw) -> ColumnSums:
-        return ColumnSums.of(numbers(raw, self.columns))
+        nothing = ColumnSums.of(np.empty((0, len(self.columns)), np.float32))
+        return sum(map(ColumnSums.of, _blocks(raw, self.columns)), start=nothing)
 
     def fitted(self, statistic: ColumnSums | None) -> FittedNumbers:
         if statistic is None:
@@ -98,10 +102,14 @@ class FittedNumbers(Fitted):
         return dict.fromkeys(self.columns, "number")
 
     def fields(self, raw: Raw) -> Mapping[str, Field]:
-        values = numbers(raw, self.columns)
-        indicated = [self.columns.index(column) for column in self.indicators]
-        scaled = _scaled(values, self.means, self.deviations)
-        return {"numeric": _with_indicators(scaled, np.isnan(values)[:, indicated])}
+        indicated = tuple(self.columns.index(column) for column in self.indicators)
+        stored = stored_rows(raw, self.columns)
+        if stored is None:
+            prepare = _Prepared(self.means, self.deviations, indicated)
+            return {"numeric": Dense(prepare.array(numbers(raw, self.columns)))}
+        rows, places = stored
+        prepare = _Prepared(self.means, self.deviations, indicated, tuple(places))
+        return {"numeric": Mapped(rows, prepare)}
 
     def describe(self, info: Info) -> Info:
         return replace(info, numeric=_names(self.columns, self.indicators))
@@ -155,6 +163,43 @@ class OwnNumbers(Fitted):
         return replace(info, numeric=_names(self.columns, self.columns))
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """Scales numbers, and puts beside them 1 where those of `indicated` columns are missing.
+
+    Of rows that are read from a file, `places` says which cells are the columns; None for all.
+    """
+
+    means: tuple[float, ...]
+    deviations: tuple[float, ...]
+    indicated: tuple[int, ...]
+    places: tuple[int, ...] | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return float32 [B, K + indicators] of rows, float32 [B, cells]."""
+        values: NDArray[np.float32] = array_of(rows)
+        if self.places is not None and self.places != tuple(range(values.shape[1])):
+            values = values[:, list(self.places)]
+        return tensor_of(self.array(values))
+
+    def array(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return float32 [N, K + indicators] of numbers, float32 [N, K]."""
+        missing = np.isnan(values)[:, list(self.indicated)]
+        scaled = _scaled(values, self.means, self.deviations)
+        return np.concatenate([scaled, missing], axis=1, dtype=np.float32)
+
+
+def _blocks(raw: Raw, columns: tuple[str, ...]) -> Iterator[NDArray[np.float32]]:
+    """Yield columns of numbers as `numbers` does: at once if they are in memory, else in parts."""
+    stored = stored_rows(raw, columns)
+    if stored is None:
+        yield numbers(raw, columns)
+        return
+    rows, places = stored
+    for block in rows.blocks():
+        yield block[:, places]
+
+
 def numbers(raw: Raw, columns: tuple[str, ...]) -> NDArray[np.float32]:
     """Return columns of numbers side by side, float32 [N, K], NaN where one is missing.
 
@@ -163,6 +208,12 @@ def numbers(raw: Raw, columns: tuple[str, ...]) -> NDArray[np.float32]:
     values = np.empty((len(raw), len(columns)), dtype=np.float32)
     for index, name in enumerate(columns):
         found = raw.columns[name]
+        if isinstance(found, StoredColumn):
+            raise DataError(
+                f"{raw.origin}: the column {name} stays in a file, but data.fit=per_client and "
+                "data.fit=private need it in memory. Set data.fit=training or none, or raise "
+                "data.memory_mib."
+            )
         if not isinstance(found, Values):
             raise DataError(f"{raw.origin}: the column {name} must hold numbers, as in training.")
         with np.errstate(over="ignore"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,40 +20,49 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_numbers",
+    "as_text",
     "as_words",
+    "check_kinds",
     "convert",
+    "good_rows",
     "other_decimal",
     "present",
+    "raw_of",
     "refuse_types",
     "require",
 ]
 
 
-def require(rows: Rows, key: str, name: str) -> str:
-    """Return `name` if it is a column; raises `DataError` that names the key which asks for it."""
-    if name not in rows.columns:
+def require(path: Path, names: Collection[str], key: str, name: str) -> None:
+    """Raise `DataError` unless a file has the column `name`, which `key` asks for."""
+    if name not in names:
         raise DataError(
-            f"{key}={name}: {rows.path} has no such column. It has {', '.join(rows.columns)}."
-            f"{closest(name, rows.columns)}"
+            f"{key}={name}: {path} has no such column. It has {', '.join(names)}."
+            f"{closest(name, names)}"
         )
-    return name
 
 
-def refuse_types(rows: Rows, names: Iterable[str], *, texts: Collection[str] = ()) -> None:
+def refuse_types(
+    path: Path,
+    types: Mapping[str, pa.DataType],
+    names: Iterable[str],
+    *,
+    texts: Collection[str] = (),
+) -> None:
     """Raise `DataError` if one of these columns holds lists, bytes or the like.
 
-    Those among `texts` must hold texts.
+    `types` are those of all columns of a file. Those among `texts` must hold texts.
     """
     import pyarrow as pa
 
     is_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
     for name in names:
-        kind = rows.columns[name].type
+        kind = types[name]
         if name in texts and not pa.types.is_string(kind):
-            raise DataError(f"{rows.path}, column {name}: it holds {kind}, not texts. Convert it.")
+            raise DataError(f"{path}, column {name}: it holds {kind}, not texts. Convert it.")
         if pa.types.is_nested(kind) or any(is_kind(kind) for is_kind in is_bytes):
             raise DataError(
-                f"{rows.path}, column {name}: it holds {kind}, of which no number, word or text "
+                f"{path}, column {name}: it holds {kind}, of which no number, word or text "
                 f"can be made. Convert it, or leave it out with data.ignore=[{name}]."
             )
 
@@ -89,18 +99,46 @@ def convert(
         If a column is missing, no row is good, or one is bad and `skip_bad` is false; names file,
         row and column.
     """
-    for name in kinds:
-        if name not in rows.columns:
-            raise DataError(
-                f"{rows.path} has no column {name}, which the training data has. It has "
-                f"{', '.join(rows.columns)}.{closest(name, rows.columns)} Add it."
-            )
     needed = (*required, *(() if key is None else (key,)))
+    check_kinds(rows.path, rows.types, kinds, needed)
+    good = good_rows(rows, kinds, needed, skip_bad=skip_bad, categories=categories)
+    if not good.numbers:
+        raise DataError(f"{rows.path} has no good row. The first: {good.bad[0]}.")
+    return raw_of(good, kinds, key), good.bad
+
+
+def check_kinds(
+    path: Path, types: Mapping[str, pa.DataType], kinds: Mapping[str, Kind], needed: Iterable[str]
+) -> None:
+    """Raise `DataError` if a file lacks a column of these kinds, or one of another type."""
+    for name in kinds:
+        if name not in types:
+            raise DataError(
+                f"{path} has no column {name}, which the training data has. It has "
+                f"{', '.join(types)}.{closest(name, types)} Add it."
+            )
     texts = [name for name, kind in kinds.items() if kind == "text"]
-    refuse_types(rows, [*kinds, *needed], texts=texts)
+    refuse_types(path, types, [*kinds, *needed], texts=texts)
+
+
+def good_rows(
+    rows: Rows,
+    kinds: Mapping[str, Kind],
+    needed: tuple[str, ...],
+    *,
+    skip_bad: bool,
+    categories: bool,
+) -> Rows:
+    """Return the rows whose cells are of these kinds, and that have all that is `needed`.
+
+    The others are told of in its `bad`. Raises `DataError` if there are some and `skip_bad` is
+    false, as `convert` does.
+    """
     bad, choosable = _bad_rows(rows, kinds, needed, categories=categories)
+    if not bad:
+        return rows
     lines = [f"{rows.where(row)}, {bad[row]}" for row in sorted(bad)]
-    if bad and not skip_bad:
+    if not skip_bad:
         more = f" ({len(bad):,} such rows)" if len(bad) > 1 else ""
         remedy = "Mend the file, or set data.bad_rows=skip."
         if min(bad) in choosable:
@@ -109,10 +147,7 @@ def convert(
                 "name it in data.categories."
             )
         raise DataError(f"{lines[0]}{more}. {remedy}")
-    good = rows.keep([row for row in range(len(rows.numbers)) if row not in bad], lines)
-    if not good.numbers:
-        raise DataError(f"{rows.path} has no good row. The first: {lines[0]}.")
-    return _raw(good, kinds, key), good.bad
+    return rows.keep([row for row in range(len(rows.numbers)) if row not in bad], lines)
 
 
 def _bad_rows(
@@ -174,23 +209,33 @@ def as_numbers(array: pa.Array, decimal: str) -> tuple[NDArray[np.float64], list
 
 
 def as_words(array: pa.Array) -> Strings:
-    """Return cells as words of a small set, of which NaN is none; whole numbers as 1, not 1.0."""
-    import pyarrow as pa
-    from pyarrow import compute
-
-    if pa.types.is_string(array.type):
-        array = compute.utf8_trim_whitespace(array)
-    elif pa.types.is_floating(array.type):
-        array = compute.if_else(compute.is_nan(array), pa.scalar(None, array.type), array)
-        if compute.all(compute.equal(array, compute.floor(array))).as_py():
-            array = array.cast(pa.int64(), safe=False)
-    encoded = array.cast(pa.string()).dictionary_encode()
+    """Return cells as words of a small set, as `as_text` writes them."""
+    encoded = as_text(array).dictionary_encode()
     words = encoded.dictionary.to_pylist()
     order = sorted(range(len(words)), key=words.__getitem__)
     code_of = np.empty(len(words) + 1, dtype=np.int32)
     code_of[order], code_of[-1] = np.arange(len(words)), -1
     codes = encoded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
     return Strings(code_of[codes], tuple(words[index] for index in order))
+
+
+def as_text(array: pa.Array, *, whole: bool | None = None) -> pa.Array:
+    """Return cells as text without spaces around it; NaN is a missing one.
+
+    Floating-point numbers are written as 1, not 1.0, if all are whole: `whole`, or None to look.
+    """
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if pa.types.is_string(array.type):
+        return compute.utf8_trim_whitespace(array)
+    if pa.types.is_floating(array.type):
+        array = compute.if_else(compute.is_nan(array), pa.scalar(None, array.type), array)
+        if whole is None:
+            whole = compute.all(compute.equal(array, compute.floor(array))).as_py()
+        if whole:
+            array = array.cast(pa.int64(), safe=False)
+    return array.cast(pa.string())
 
 
 def present(array: pa.Array) -> NDArray[np.bool_]:
@@ -203,7 +248,8 @@ def present(array: pa.Array) -> NDArray[np.bool_]:
     return there & ~np.isnan(_floats(array)) if nan else there
 
 
-def _raw(rows: Rows, kinds: Mapping[str, Kind], key: str | None) -> Raw:
+def raw_of(rows: Rows, kinds: Mapping[str, Kind], key: str | None) -> Raw:
+    """Return good rows as columns of these kinds, and the natural groups in the column `key`."""
     columns: dict[str, Column] = {}
     for name, kind in kinds.items():
         array = rows.columns[name]

@@ -88,14 +88,15 @@ class ParquetFiles:
         """The number of rows of all files together."""
         return sum(rows for _, rows in self.files)
 
-    def blocks(self, names: Sequence[str]) -> Iterator[tuple[Path, int, dict[str, pa.Array]]]:
-        """Yield some rows of these columns at a time: their file, those before in it, and columns.
+    def blocks(self, names: Sequence[str]) -> Iterator[tuple[int, dict[str, pa.Array]]]:
+        """Yield some rows of these columns at a time: the number of rows before, and the columns.
 
         Raises `DataError` naming the file if a part of it cannot be decoded.
         """
         import pyarrow as pa
 
         some = max(1, min(_MOST_ROWS, _BLOCK_CELLS // max(1, len(names))))
+        before = 0
         for file, rows in self.files:
             done = 0
             with _opened(file) as opened:
@@ -105,10 +106,11 @@ class ParquetFiles:
                         name: arrow_column(pa.chunked_array([batch[name]]), self.types[name])
                         for name in names
                     }
-                    yield file, done, columns
+                    yield before + done, columns
                     done += len(batch)
             if done != rows:
                 raise DataError(f"{file} has changed while it was read. Start again.")
+            before += rows
 
 
 def arrow_column(column: pa.ChunkedArray, kind: pa.DataType | None = None) -> pa.Array:
@@ -178,7 +180,8 @@ def _next_batch(file: Path, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch
     try:
         return next(batches, None)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file} is damaged: {error}. Write it again.") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"{file} is damaged: {reason}. Write it again.") from error
 
 
 def _types_of(file: Path, schema: pa.Schema) -> dict[str, pa.DataType]:

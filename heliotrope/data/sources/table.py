@@ -2,69 +2,96 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from heliotrope.data.columns import Raw, Strings, Values
 from heliotrope.data.preparation import Categories, Kind, Labels, Numbers, Step, Target, Words
 from heliotrope.data.preparation.counts import in_order
-from heliotrope.data.sources.cells import (
-    as_numbers,
-    as_words,
-    convert,
-    other_decimal,
-    present,
-    refuse_types,
-    require,
+from heliotrope.data.sources.cells import convert
+from heliotrope.data.sources.inference import (
+    Roles,
+    cells_of,
+    check_roles,
+    infer,
+    said,
+    task_of_kinds,
 )
-from heliotrope.data.sources.table_files import CsvFormat, Rows, read_rows
+from heliotrope.data.sources.parquet_files import ParquetFiles
+from heliotrope.data.sources.stored_table import TableSplit, stored_table
+from heliotrope.data.sources.table_files import CsvFormat, Rows, is_parquet, read_parquet, read_rows
 from heliotrope.data.sources.unprepared import Files, Unprepared, held_out
 from heliotrope.errors import DataError
-from heliotrope.shell import typed
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 __all__ = ["table"]
-
-_MOST_WORDS = 1000  # different values of a column of categories
-_FEW_ROWS = 20  # of which any number of different values may be
-_INDEX = re.compile(r"|__index_level_\d+__")  # what pandas and R call the numbers of rows
 
 
 @dataclass(frozen=True)
 class _Tables(Files):
-    """Files that hold tables, and how a .csv file is written."""
+    """Files that hold tables, how a .csv file is written, and how much is read into memory."""
 
     csv_format: CsvFormat
+    memory_mib: int
 
-    def training(self) -> Rows:
-        """Read the rows to train on, and those to be held out if there is no file of these."""
-        return self._read(self.path, "data.path")
+    def training(self, roles: Roles) -> TableSplit:
+        """Return the rows to train on, and those to be held out if there is no file of these."""
+        rows = self._read(self.path, "data.path")
+        if isinstance(rows, ParquetFiles):
+            return self._stored(rows, roles, None)
+        check_roles(rows.path, rows.types, roles)
+        cells = cells_of(rows, roles)
+        kinds = infer(rows.path, rows.columns, cells, roles, rows.decimal)
+        notes = said(rows.path, len(rows.numbers), kinds, cells, roles)
+        raw, bad = self._converted(rows, kinds, roles)
+        return TableSplit(raw, kinds, notes + _left_out(bad))
 
-    def testing(self) -> Rows | None:
-        """Read the file of test rows, if there is one."""
-        return None if self.test is None else self._read(self.test, "data.test")
+    def testing(self, roles: Roles, kinds: Mapping[str, Kind]) -> TableSplit | None:
+        """Return the rows to test on, if there is a file of these."""
+        if self.test is None:
+            return None
+        rows = self._read(self.test, "data.test")
+        roles = replace(roles, client=roles.client if roles.client in rows.types else None)
+        if isinstance(rows, ParquetFiles):
+            return self._stored(rows, roles, kinds)
+        raw, bad = self._converted(rows, kinds, roles)
+        return TableSplit(raw, dict(kinds), _left_out(bad))
 
-    def _read(self, path: str, key: str) -> Rows:
-        return read_rows(Path(path), key=key, skip_bad=self.skip_bad, csv_format=self.csv_format)
+    def _read(self, path: str, key: str) -> Rows | ParquetFiles:
+        """Read a table into memory, or of one that is too large the footers."""
+        if not is_parquet(Path(path)):
+            return read_rows(
+                Path(path), key=key, skip_bad=self.skip_bad, csv_format=self.csv_format
+            )
+        files = ParquetFiles.of(Path(path), key)
+        large = files.size > self.memory_mib << 20
+        return files if large else read_parquet(files, self.csv_format.decimal)
 
+    def _converted(
+        self, rows: Rows, kinds: Mapping[str, Kind], roles: Roles
+    ) -> tuple[Raw, list[str]]:
+        return convert(
+            rows,
+            kinds,
+            required=(roles.target,),
+            key=roles.client,
+            skip_bad=self.skip_bad,
+            categories=True,
+        )
 
-@dataclass(frozen=True)
-class _Roles:
-    """What columns are for, as the configuration names them."""
-
-    target: str
-    client: str | None
-    text: str | None
-    ignore: Sequence[str]
-    categories: Sequence[str]
+    def _stored(
+        self, files: ParquetFiles, roles: Roles, kinds: Mapping[str, Kind] | None
+    ) -> TableSplit:
+        if roles.text is not None:
+            raise DataError(
+                f"{files.path}: its texts (data.text={roles.text}) are read into memory, and the "
+                f"table takes {files.size >> 20:,} MiB there. Raise data.memory_mib="
+                f"{self.memory_mib} above that, or leave the column out."
+            )
+        decimal = self.csv_format.decimal
+        return stored_table(files, roles, decimal=decimal, skip_bad=self.skip_bad, kinds=kinds)
 
 
 def table(
@@ -83,6 +110,7 @@ def table(
     text: str | None = None,
     vocabulary: int = 5000,
     max_words: int | None = 200,
+    memory_mib: int = 1024,
 ) -> Unprepared:
     r"""Rows of your own CSV, Parquet or JSONL file, of which a column is to be predicted.
 
@@ -123,6 +151,9 @@ def table(
         How many words are known: the most frequent ones.
     max_words
         Words of each text that are read, from its beginning; null: all.
+    memory_mib
+        MiB that Parquet files may take in memory, 8 bytes a cell; those of more are converted
+        once to a file in ~/.cache/heliotrope/tables, from which batches are read.
 
     Raises
     ------
@@ -131,144 +162,25 @@ def table(
         file, row and column.
     """
     csv_format = CsvFormat(delimiter, encoding, decimal)
-    files = _Tables(path, test, test_fraction, bad_rows == "skip", csv_format)
+    files = _Tables(path, test, test_fraction, bad_rows == "skip", csv_format, memory_mib)
     words = None if text is None else Words(vocabulary, max_words, column=text)
-    return _unprepared(files, _Roles(target, client, text, ignore, categories), words)
+    return _unprepared(files, Roles(target, client, text, ignore, categories), words)
 
 
-def _unprepared(files: _Tables, roles: _Roles, words: Words | None) -> Unprepared:
+def _unprepared(files: _Tables, roles: Roles, words: Words | None) -> Unprepared:
     """Return the columns of both splits, the steps that make fields of them, and what to say."""
-    rows = files.training()
-    kinds, notes = _infer(rows, roles)
-    converted = partial(
-        convert, kinds=kinds, required=(roles.target,), skip_bad=files.skip_bad, categories=True
-    )
-    train, bad = converted(rows, key=roles.client)
-    notes += _left_out(bad)
+    found = files.training(roles)
+    train, kinds, notes = found.raw, found.kinds, found.notes
     steps = _steps(train, kinds, roles.target, words)
-    if (rows_to_test := files.testing()) is not None:
-        key = roles.client if roles.client in rows_to_test.columns else None
-        test, bad = converted(rows_to_test, key=key)
-        notes += _left_out(bad)
+    if (tested := files.testing(roles, kinds)) is not None:
+        test, notes = tested.raw, notes + tested.notes
     else:
-        mask = _held_out(train, roles.target, files.test_fraction)
-        train, test = train.parted(mask)
-    return Unprepared(train, test, steps, _task(kinds, roles.target), tuple(notes))
-
-
-def _infer(rows: Rows, roles: _Roles) -> tuple[dict[str, Kind], list[str]]:
-    """Return what each column holds that a model is given, and what to say of it."""
-    for key, names in (
-        ("data.target", [roles.target]),
-        ("data.client", [roles.client] if roles.client is not None else []),
-        ("data.text", [roles.text] if roles.text is not None else []),
-        ("data.ignore", roles.ignore),
-        ("data.categories", roles.categories),
-    ):
-        for name in names:
-            require(rows, key, name)
-    refuse_types(rows, [name for name in rows.columns if name not in roles.ignore])
-    kinds: dict[str, Kind] = {}
-    left = []
-    for name, array in rows.columns.items():
-        if name in roles.ignore or name == roles.client:
-            continue
-        if name == roles.target:
-            is_class = name in roles.categories or _is_class(array, rows.decimal)
-            kinds[name] = "word" if is_class else "number"
-        elif name == roles.text:
-            kinds[name] = "text"
-        elif not present(array).any() or _INDEX.fullmatch(name):
-            left.append(name)
-        elif name not in roles.categories and _is_number(array, rows.decimal):
-            kinds[name] = "number"
-        else:
-            kinds[name] = "word"
-        if kinds.get(name) == "word" and name not in roles.categories:
-            _refuse_other_decimal(rows, name)
-        if kinds.get(name) == "word" and name != roles.target:
-            _refuse_many_words(rows, name)
-    if set(kinds) == {roles.target}:
-        raise DataError(f"{rows.path}: beside data.target={roles.target} no column is left.")
-    return kinds, _said(rows, kinds, roles, left)
-
-
-def _is_number(array: pa.Array, decimal: str) -> bool:
-    """Return whether most values are numbers: those that are not are mistakes then."""
-    return 2 * len(as_numbers(array, decimal)[1]) < int(present(array).sum())
-
-
-def _is_class(array: pa.Array, decimal: str) -> bool:
-    """Return whether a target is a class: a word, or a whole number written as one."""
-    import pyarrow as pa
-    from pyarrow import compute
-
-    if pa.types.is_floating(array.type):
-        return False
-    if not pa.types.is_string(array.type) or not _is_number(array, decimal):
-        return True
-    whole = compute.match_substring_regex(array, r"^\s*[+-]?\d+\s*$")
-    return bool(compute.all(whole).as_py())
-
-
-def _refuse_other_decimal(rows: Rows, name: str) -> None:
-    """Refuse words that are numbers if fractions are written otherwise, such as 1,5 for 1.5."""
-    array, other = rows.columns[name], other_decimal(rows)
-    if _is_number(array, rows.decimal) or not _is_number(array, other):
-        return
-    wrong = set(as_numbers(array, other)[1])
-    row = next(row for row in as_numbers(array, rows.decimal)[1] if row not in wrong)
-    mark = {",": "comma", ".": "point"}[other]
-    raise DataError(
-        f"{rows.where(row)}, column {name}: '{array[row]}' is a number if its "
-        f"{mark} comes before a fraction. Then set {typed('data.decimal', other)}. Remove it if it "
-        f"groups digits, or, if the column holds categories, set data.categories=[{name}]."
-    )
-
-
-def _refuse_many_words(rows: Rows, name: str) -> None:
-    """Refuse names, sentences and the like as categories: each value would be one of its own."""
-    different, filled = (
-        len(as_words(rows.columns[name]).words),
-        int(present(rows.columns[name]).sum()),
-    )
-    if different > _MOST_WORDS or (filled >= _FEW_ROWS and 2 * different > filled):
-        raise DataError(
-            f"{rows.path}, column {name}: {filled:,} rows have {different:,} different words, too "
-            f"many for categories. Leave the column out with data.ignore=[{name}], or, if it holds "
-            f"sentences, set data.text={name}."
-        )
-
-
-def _said(rows: Rows, kinds: Mapping[str, Kind], roles: _Roles, left: list[str]) -> list[str]:
-    """Return lines that tell what was inferred."""
-    inputs = {name: kind for name, kind in kinds.items() if name != roles.target}
-    lines = [f"{rows.path}: {len(rows.numbers):,} rows"]
-    for kind, title in (("number", "numbers"), ("word", "categories"), ("text", "text")):
-        names = [
-            f"{name} ({len(as_words(rows.columns[name]).words)})" if kind == "word" else name
-            for name in inputs
-            if inputs[name] == kind
-        ]
-        if names:
-            lines.append(f"  {title}: {', '.join(names)}")
-    lines.append(f"  target: {roles.target} ({_task(kinds, roles.target)})")
-    if roles.client is not None:
-        lines.append(
-            f"  clients: {roles.client} ({len(as_words(rows.columns[roles.client]).words)})"
-        )
-    if left:
-        named = [name or "''" for name in left]
-        lines.append(f"  empty or without a name, left out: {', '.join(named)}")
-    return lines
+        train, test = train.parted(_held_out(train, roles.target, files.test_fraction))
+    return Unprepared(train, test, steps, task_of_kinds(kinds, roles.target), tuple(notes))
 
 
 def _left_out(bad: list[str]) -> list[str]:
     return [f"  {len(bad):,} bad rows left out; the first: {bad[0]}"] if bad else []
-
-
-def _task(kinds: Mapping[str, Kind], target: str) -> str:
-    return "classification" if kinds[target] == "word" else "regression"
 
 
 def _steps(

@@ -76,6 +76,11 @@ class Rows:
     decimal: str = "."
     files: tuple[tuple[Path, int], ...] = ()
 
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        """The Arrow type of each column."""
+        return {name: column.type for name, column in self.columns.items()}
+
     def where(self, row: int) -> str:
         """Return the file, and the number there, of the row at index `row`, for messages."""
         return row_of(self.path, self.files, self.numbers[row])
@@ -215,7 +220,7 @@ def read_parquet(files: ParquetFiles, decimal: str) -> Rows:
     """Read all rows of Parquet files; raises `DataError` naming a file that is damaged."""
     import pyarrow as pa
 
-    blocks = [columns for _, _, columns in files.blocks(list(files.types))]
+    blocks = [columns for _, columns in files.blocks(list(files.types))]
     columns = {name: pa.concat_arrays([block[name] for block in blocks]) for name in files.types}
     numbers = list(range(1, files.rows + 1))
     return Rows(files.path, columns, numbers, [], decimal, files.files)
