@@ -91,18 +91,31 @@ class Package:
             "cluster.exclude=[/data,/models]."
         )
 
+    @property
+    def name(self) -> str:
+        """Return what Ray calls these files: the same for the same names, contents and modes."""
+        digest = sha256()
+        for name, file in sorted(self.files.items()):
+            content = sha256(file.read_bytes()).hexdigest()
+            digest.update(f"{name}\0{_mode(file)}\0{content}\0".encode())
+        return f"_ray_pkg_{digest.hexdigest()}.zip"
+
     def write(self, path: Path) -> None:
         """Write a zip archive of the files; its bytes depend on names, contents and modes only."""
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name, file in sorted(self.files.items()):
                 info = zipfile.ZipInfo(name, _WHEN)
-                info.external_attr = (stat.S_IMODE(file.stat().st_mode) | stat.S_IFREG) << 16
+                info.external_attr = (_mode(file) | stat.S_IFREG) << 16
                 info.compress_type = zipfile.ZIP_DEFLATED
                 archive.writestr(info, file.read_bytes())
 
     def listed(self) -> list[str]:
         """Return a line for each file: its name, and its size in bytes."""
         return [f"{name}  {path.stat().st_size}" for name, path in sorted(self.files.items())]
+
+
+def _mode(file: Path) -> int:
+    return stat.S_IMODE(file.stat().st_mode)
 
 
 class _Silent:

@@ -6,19 +6,24 @@ import asyncio
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
+from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from heliotrope.cluster.address import AUTHENTICATION, token
 from heliotrope.errors import ResourceError, RunFailedError
 
 from .base import Job
+from .package import Package
 
 __all__ = ["Client", "RayJob"]
 
 _SECONDS = 5.0  # that the cluster may take to connect, and to answer
+_TRANSFER_SECONDS = 600.0  # that it may take for the working directory, and to take the job
 _LOST_SECONDS = 60.0  # that a cluster may be away while a job of it is followed
 _STARTED_SECONDS = 60.0  # from when a cluster's dashboard answers until it takes jobs
 _POLL_SECONDS = 0.2
@@ -28,6 +33,9 @@ _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 class Client:
     """The job API at an address.
 
+    A job is sent by the requests that Ray documents. Ray's own client, whose import takes longer
+    than they do, follows the job once it is on its way.
+
     Raises `ResourceError` if nothing answers there in 10 s, if it is no Ray dashboard, or if it
     does not take our token.
     """
@@ -36,21 +44,32 @@ class Client:
         self.address = address
         disabled = os.environ.get("RAY_AUTH_MODE", "token").lower() != "token"
         found = None if disabled else token()
-        headers = {"Authorization": f"Bearer {found}"} if found else {}
-        self._refuse_unusable(headers, disabled)
-        # Ray's client prefers these to the address that it is given.
-        os.environ["RAY_API_SERVER_ADDRESS"] = address
+        self._headers = {"Authorization": f"Bearer {found}"} if found else {}
+        self._refuse_unusable(disabled)
+
+    @cached_property
+    def _client(self) -> Any:
+        # Ray's client prefers this to the address that it is given.
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         sdk: Any = import_module("ray.job_submission")
         for module in ("dashboard_sdk", "job.sdk"):  # each says what it does
             logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
-        self._client = sdk.JobSubmissionClient(address, headers=headers)
+        return sdk.JobSubmissionClient(self.address, headers=self._headers)
 
-    def _refuse_unusable(self, headers: Mapping[str, str], disabled: bool) -> None:
+    def _request(
+        self, method: str, path: str, timeout: float = _TRANSFER_SECONDS, **more: Any
+    ) -> Any:
         import requests  # here: it takes a while
+
+        url = f"{self.address}/api/{path}"
+        return requests.request(method, url, headers=self._headers, timeout=timeout, **more)
+
+    def _refuse_unusable(self, disabled: bool) -> None:
+        import requests
 
         where = f"cluster.address={self.address}"
         try:
-            answer = requests.get(f"{self.address}/api/version", headers=headers, timeout=_SECONDS)
+            answer = self._request("GET", "version", timeout=_SECONDS)
         except requests.exceptions.RequestException as error:
             raise ResourceError(
                 f"{where} does not answer ({_reason(error)}). Start that cluster with its "
@@ -58,7 +77,7 @@ class Client:
             ) from error
         if answer.status_code in (401, 403):
             mode = f" (RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']})" if disabled else ""
-            problem = "refuses the token that was found" if headers else "asks for a token"
+            problem = "refuses the token that was found" if self._headers else "asks for a token"
             raise ResourceError(f"{where}: the Ray cluster {problem}{mode}. {AUTHENTICATION}")
         if not answer.ok or "ray_version" not in answer.text:
             raise ResourceError(
@@ -66,21 +85,40 @@ class Client:
                 f"{answer.status_code}. Its port is mostly 8265, that of Ray itself 6379."
             )
 
-    def submit(self, request: Mapping[str, Any]) -> str:
-        """Send a job and return its id; `ResourceError` says what the cluster refuses.
+    def submit(self, request: Mapping[str, Any], package: Package) -> str:
+        """Send a job with the files of its working directory; return its id.
 
-        A cluster that has just been started takes none yet, and is asked again.
+        A cluster that has just been started takes none yet, and is asked again. Raises
+        `ResourceError` saying why the cluster does not take it.
         """
         deadline = time.monotonic() + _STARTED_SECONDS
-        while True:
-            try:
-                return str(self._client.submit_job(**request))
-            except (RuntimeError, OSError) as error:
-                if "No available agent" not in str(error) or time.monotonic() > deadline:
-                    raise ResourceError(
-                        f"cluster.address={self.address} does not take the job: {_reason(error)}."
-                    ) from error
-            time.sleep(1.0)
+        try:
+            where = {"working_dir": f"gcs://{self._sent(package)}"}
+            body = {**request, "runtime_env": {**request["runtime_env"], **where}}
+            while True:
+                answer = self._request("POST", "jobs/", json=body)
+                if answer.ok:
+                    return str(answer.json()["submission_id"])
+                early = "No available agent" in answer.text
+                if not early or time.monotonic() > deadline:
+                    raise OSError(answer.text.strip().rpartition("\n")[2])
+                time.sleep(1.0)
+        except OSError as error:  # those of requests are
+            raise ResourceError(
+                f"cluster.address={self.address} does not take the job: {_reason(error)}."
+            ) from error
+
+    def _sent(self, package: Package) -> str:
+        """Send the files, unless the cluster has them; return its name for them."""
+        name = package.name
+        if not self._request("GET", f"packages/gcs/{name}").ok:
+            with tempfile.TemporaryDirectory() as folder:
+                archive = Path(folder) / name
+                package.write(archive)
+                answer = self._request("PUT", f"packages/gcs/{name}", data=archive.read_bytes())
+            if not answer.ok:
+                raise OSError(answer.text.strip().rpartition("\n")[2])
+        return name
 
     def details(self, job: str) -> Any:
         """Return what the cluster knows about a job: `status`, `message`, `driver_exit_code`."""

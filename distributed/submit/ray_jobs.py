@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -106,12 +105,7 @@ class _Ray(Cluster[RayPlan]):
                 "'heliotrope[cluster]'."
             )
         client = Client(plan.address)
-        with tempfile.TemporaryDirectory() as folder:
-            archive = Path(folder) / "working_dir.zip"
-            plan.package.write(archive)
-            environment = {**plan.request["runtime_env"], "working_dir": str(archive)}
-            name = client.submit({**plan.request, "runtime_env": environment})
-        return RayJob(client, name)
+        return RayJob(client, client.submit(plan.request, plan.package))
 
 
 def _address(chosen: str | None) -> str:

@@ -18,7 +18,6 @@ from heliotrope import config
 from heliotrope.commands import sweeps
 from heliotrope.commands.directories import refuse_unnamed
 from heliotrope.commands.guarded import guarded
-from heliotrope.commands.ledger import spent_by
 from heliotrope.commands.output import say
 from heliotrope.commands.parallel_jobs import PlannedJob, run_in_parallel
 from heliotrope.commands.trials import Drawing
@@ -120,6 +119,8 @@ class Jobs:
     def tell_spent(self) -> None:
         """Print what the trials of a sweep have spent together, if they share a ledger."""
         if self._ledger is not None and len(self.codes) > 1:
+            from heliotrope.commands.ledger import spent_by  # here: its accountants take a while
+
             for line in spent_by(Path(self._ledger), next(iter(self._begun)).parent):
                 say(line)
 

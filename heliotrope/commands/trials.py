@@ -22,7 +22,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 from heliotrope.errors import ConfigError, writing
-from heliotrope.runs.project import TRIALS
+from heliotrope.runs.directory import TRIALS
 from heliotrope.system.durable import write_whole
 
 __all__ = ["Drawing", "Trials", "drawn_trials"]

@@ -24,7 +24,7 @@ from heliotrope.runs.events import strict
 from heliotrope.system.console import plain_console
 from heliotrope.system.locks import LEASE, Holder, NoLocksError, lock
 
-__all__ = ["MAY_CHANGE", "RunDirectory", "flat", "git_commit", "versions"]
+__all__ = ["MAY_CHANGE", "TRIALS", "RunDirectory", "flat", "git_commit", "versions"]
 
 MAY_CHANGE = {
     "resume",
@@ -79,6 +79,8 @@ MAY_CHANGE = {
     "tracking.mlflow",
 }
 """What may change between a run and its resumption without making it another run."""
+TRIALS = "trials.json"
+"""In the directory of a sweep whose trials were drawn: what was drawn."""
 _WHOLE_STRATEGIES = {"ddp", "fsdp"}  # of distributed.strategy: their checkpoints are alike
 
 

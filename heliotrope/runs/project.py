@@ -21,11 +21,9 @@ from heliotrope.privacy.project import (
     ProjectLedger,
     Sweep,
 )
+from heliotrope.runs.directory import TRIALS
 
-__all__ = ["TRIALS", "project_charges"]
-
-TRIALS = "trials.json"
-"""What a sweep leaves in its directory if the number of its trials was drawn."""
+__all__ = ["project_charges"]
 
 _IDENTITY = "privacy.id"
 _SWEPT = "overrides.json"  # what a sweep leaves in the directory of a job

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from heliotrope.privacy.project import ProjectLedger
-from tests.support import ROOT, environment
+from tests.support import ROOT, assert_same_tensors, environment, weights_of
 
 pytestmark = pytest.mark.slow
 
@@ -24,14 +24,14 @@ _SMALL = (
 )
 
 
-def _command(sweep: Path, *arguments: str) -> list[str]:
-    told = ("-m", *_SMALL, *arguments, f"hydra.sweep.dir={sweep}")
-    return [sys.executable, "-m", "federated", *told]
+def _command(sweep: Path, *arguments: str, mode: str = "federated") -> list[str]:
+    told = ("-m", *(_SMALL if mode == "federated" else ()), *arguments, f"hydra.sweep.dir={sweep}")
+    return [sys.executable, "-m", mode, *told]
 
 
-def _swept(sweep: Path, *arguments: str) -> tuple[int, str, str]:
+def _swept(sweep: Path, *arguments: str, mode: str = "federated") -> tuple[int, str, str]:
     ended = subprocess.run(
-        _command(sweep, *arguments),
+        _command(sweep, *arguments, mode=mode),
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -105,6 +105,18 @@ def test_a_killed_sweep_goes_on_with_what_is_left(tmp_path: Path) -> None:
     assert {path: (path / "result.json").stat().st_mtime_ns for path in ended} == ended
     for name in "012":
         assert _metrics(sweep / name) == _metrics(tmp_path / "whole" / name)
+
+
+def test_jobs_whose_workers_ray_places_end_at_a_time_as_in_turn(tmp_path: Path) -> None:
+    own = ("distributed.launcher=ray", "distributed.workers=1", "distributed.cpus_per_worker=1")
+    for way, parallel in (("in turn", 1), ("at a time", 2)):
+        more = (*own, "distributed.epochs=2", "seed=1,2,3", f"sweep.parallel={parallel}")
+        code, _, err = _swept(tmp_path / way, *more, mode="distributed")
+        assert code == 0, err
+    for job in "012":
+        alone, beside = tmp_path / "in turn" / job, tmp_path / "at a time" / job
+        assert _metrics(alone) == _metrics(beside)
+        assert_same_tensors(weights_of(alone), weights_of(beside))
 
 
 def _await(seen: Any, job: subprocess.Popen[str]) -> None:

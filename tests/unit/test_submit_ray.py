@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -157,7 +159,13 @@ def _server(status: int, body: dict[str, str], wait: float = 0.0) -> Iterator[st
 
         def log_message(self, *_: object) -> None: ...
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    with _serving(Handler) as address:
+        yield address
+
+
+@contextmanager
+def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -194,6 +202,68 @@ def test_an_address_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatc
         for unanswered in (address, "http://127.0.0.1:9"):
             with pytest.raises(ResourceError, match="does not answer"):
                 Client(unanswered)
+
+
+class _JobApi(BaseHTTPRequestHandler):
+    """Ray's requests for packages and jobs, as far as they concern a submission."""
+
+    kept: ClassVar[dict[str, bytes]] = {}
+    jobs: ClassVar[list[dict[str, Any]]] = []
+    refused: ClassVar[list[str]] = []  # what is said to the next submissions
+
+    def do_GET(self) -> None:
+        known = self.path == "/api/version" or self.path in self.kept
+        self._answer(200 if known else 404, {"ray_version": "2"})
+
+    def do_PUT(self) -> None:
+        self.kept[self.path] = self._body()
+        self._answer(200, {})
+
+    def do_POST(self) -> None:
+        if self.refused:
+            self._answer(500, self.refused.pop())
+            return
+        self.jobs.append(json.loads(self._body()))
+        self._answer(200, {"submission_id": f"job{len(self.jobs)}"})
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers["Content-Length"]))
+
+    def _answer(self, status: int, body: object) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_the_same_files_are_sent_once_and_a_cluster_that_starts_is_asked_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distributed.submit.ray_client.time.sleep", lambda _seconds: None)
+    for name in ("kept", "jobs", "refused"):
+        getattr(_JobApi, name).clear()
+    request = {"entrypoint": "true", "runtime_env": {"env_vars": {"A": "b"}}}
+    with _serving(_JobApi) as address:
+        client = Client(address)
+        names = []
+        for _ in range(2):
+            _JobApi.refused.append("No available agent to submit job, please try again later.")
+            names.append(client.submit(request, Package.of(project, ["/data", "/runs"])))
+            (project / "notes.txt").touch()
+        (project / "mine.py").chmod(0o755)
+        names.append(client.submit(request, Package.of(project, ["/data", "/runs"])))
+        _JobApi.refused.append("ValueError: no such resource")
+        with pytest.raises(ResourceError, match=r"job: .*no such resource"):
+            client.submit(request, Package.of(project, ["/data", "/runs"]))
+    assert names == ["job1", "job2", "job3"]
+    used = [job["runtime_env"]["working_dir"] for job in _JobApi.jobs]
+    assert used[0] == used[1] != used[2], "a mode is a change"
+    assert _JobApi.jobs[0]["runtime_env"]["env_vars"] == {"A": "b"}
+    packages = [f"/api/packages/{each.replace('://', '/')}" for each in (used[0], used[2])]
+    assert [*_JobApi.kept] == packages
+    with zipfile.ZipFile(io.BytesIO(_JobApi.kept[packages[0]])) as archive:
+        assert archive.read("notes.txt") == b"notes.txt"
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://", "head:", "head:port"])
