@@ -12,25 +12,23 @@ from heliotrope import __version__
 from heliotrope.config import Run, TrackingConfig
 from heliotrope.data.preparation import Preparation
 
-from .apps import DIRECTORY, PREPARATION, RESUME, RUN, WAIT
+from .app_config import DIRECTORY, PREPARATION, RESUME, RUN, WAIT
 
 __all__ = ["write_app_folder"]
 
-_MODULE = "heliotrope_apps"
-_CODE = '''"""The apps of this deployment; their code is in Heliotrope, which each machine has."""
+_SIDES = ("server", "client")
+_CODE = '''"""The {side} app of this deployment: its code is that of Heliotrope on each machine."""
 
 from heliotrope.modes import mode_module
 
-_apps = mode_module("federated", "deploy.apps")
-server = _apps.server(__file__)
-client = _apps.client(__file__)
+app = mode_module("federated", "deploy.{side}_app").{side}(__file__)
 '''
 
 
 def write_app_folder(
     folder: Path, run: Run, preparation: Preparation, directory: Path, wait_seconds: float
 ) -> None:
-    """Write pyproject.toml and the module that it names.
+    """Write pyproject.toml and the two modules that it names.
 
     Parameters
     ----------
@@ -58,10 +56,7 @@ def write_app_folder(
             "flwr": {
                 "app": {
                     "publisher": "heliotrope",
-                    "components": {
-                        "serverapp": f"{_MODULE}:server",
-                        "clientapp": f"{_MODULE}:client",
-                    },
+                    "components": {f"{side}app": f"{_module(side)}:app" for side in _SIDES},
                     "config": {
                         RUN: json.dumps(asdict(sent)),
                         PREPARATION: json.dumps(preparation.to_json()),
@@ -75,4 +70,9 @@ def write_app_folder(
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pyproject.toml").write_text(tomli_w.dumps(pyproject))
-    (folder / f"{_MODULE}.py").write_text(_CODE)
+    for side in _SIDES:
+        (folder / f"{_module(side)}.py").write_text(_CODE.format(side=side))
+
+
+def _module(side: str) -> str:
+    return f"heliotrope_{side}_app"

@@ -15,13 +15,13 @@ from ..engine.context import divide
 from ..flower.app import client_app
 from ..flower.node_data import NodeData, write_node_data
 from .app_folder import write_app_folder
-from .apps import check_deployable
 from .certificates import (
     check_node_key,
     check_server_certificate,
     write_certificates,
     write_node_key,
 )
+from .conditions import check_deployable
 from .layout import Layout
 from .node_pool import node_name
 from .service_files import write_service_files

@@ -13,19 +13,22 @@ from heliotrope.commands.output import say
 from heliotrope.errors import ConfigError, RunFailedError, WorkerError
 
 from ..job import run_job
-from .apps import FAILURE, RESUME
+from .app_config import RESUME
 from .comparison import Comparison, compare
 from .deployment import Deployment
 from .layout import Layout
 from .node_pool import node_name
 from .processes import Program, called, environment, free_port, wait_for_port
+from .server_app import FAILURE
 from .service_files import CONNECTION, superlink_command, write_connection
 
 __all__ = ["Federation", "run_trial", "simulate_again", "started"]
 
 _FLOWERS = ("\x1b[", "Successfully ", "Using SuperLink")  # in lines that are Flower's own
 _LET_IN = "SuperNode ID: "  # in a SuperNode's log, once it has been registered
-_REASON = re.compile(r"CERTIFICATE_VERIFY_FAILED|not registered|[Aa]uthenticat|PERMISSION|401|403")
+_REASON = re.compile(
+    "CERTIFICATE_VERIFY_FAILED|not registered|[Aa]uthenticat|PERMISSION|401|403|Failed to activate"
+)
 _POLL = 0.1  # seconds between two looks at a log
 _START = 60.0  # seconds that a SuperLink has to listen
 

@@ -14,8 +14,8 @@ from hydra.errors import HydraException
 
 from heliotrope import registry
 from heliotrope.config import GROUPS, choice_names, conf_dir, left_out
-from heliotrope.config.explain import known_keys
 from heliotrope.config.files import choices
+from heliotrope.config.keys import known_keys
 from heliotrope.errors import ConfigError, closest
 from heliotrope.shell import offending, quoted, typed
 

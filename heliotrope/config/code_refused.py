@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml  # type: ignore[import-untyped]
 from hydra._internal.config_loader_impl import ConfigLoaderImpl  # not public: comes before all else
 from omegaconf import DictConfig, OmegaConf
 
-from heliotrope.config.hydra_choices import HydraChoices, leaves
+from heliotrope.config.hydra_choices import HydraChoices
+from heliotrope.config.written import leaves
 from heliotrope.errors import ConfigError
 
-__all__ = ["refuse_blown_up", "refuse_code", "refuse_interpolations", "refusing_code"]
+__all__ = ["refuse_code", "refusing_code"]
 
 _OF_HYDRA = "hydra._internal.core_plugins."
 _INSTANTIATED = ("hydra.launcher", "hydra.sweeper")
@@ -29,7 +28,6 @@ _OF_LOGGING = ("logging.StreamHandler", "logging.FileHandler", "logging.Formatte
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 _LOGGING = ("hydra.job_logging", "hydra.hydra_logging")
 _LOG_FILES = ("${hydra.runtime.output_dir}/", "hydra-${hydra.job.name}")  # as Hydra's own begin
-_MOST_NODES = 100_000  # of a YAML file with its anchors written out; ours have 60
 _PLUGINS = "Code comes in by plugins=[FILE] alone."
 
 
@@ -144,47 +142,3 @@ def _refuse_variable(name: str, *_default: object) -> NoReturn:
         f"${{oc.env:{name}}} would read the environment into a config.yaml that others may see. "
         f'Let the shell fill it in: KEY="${name}".'
     )
-
-
-def refuse_interpolations(values: Any, source: str) -> None:
-    """Raise `ConfigError` if the config of a run refers to anything: we write it resolved."""
-    for key, value in leaves(OmegaConf.to_container(values, resolve=False), ""):
-        if isinstance(value, str) and "${" in value:
-            raise ConfigError(
-                f"{source}: {key.lstrip('.')}={value[:60]} refers to something else, which the "
-                "config of a run does not. It was not written by Heliotrope: do not use it."
-            )
-
-
-def refuse_blown_up(text: str, source: str | Path) -> None:
-    """Raise `ConfigError` if a YAML text would become large, or endless, by its anchors.
-
-    Raises `yaml.YAMLError` where it is no YAML.
-    """
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        sizes: dict[int, int] = {}
-        if root is not None and _size(root, sizes, set()) > _MOST_NODES:
-            raise ConfigError(
-                f"{source} holds more than {_MOST_NODES} values, by anchors (&) that it repeats. "
-                "Write them out, or leave them out."
-            )
-    except RecursionError as error:
-        raise ConfigError(f"{source} nests too deeply.") from error
-
-
-def _size(node: yaml.Node, sizes: dict[int, int], above: set[int]) -> int:
-    """Return how many nodes there are with every alias written out."""
-    if id(node) in above:
-        raise RecursionError
-    if id(node) in sizes:
-        return sizes[id(node)]
-    above.add(id(node))
-    parts: list[yaml.Node] = []
-    if isinstance(node, yaml.MappingNode):
-        parts = [part for pair in node.value for part in pair]
-    elif isinstance(node, yaml.SequenceNode):
-        parts = node.value
-    sizes[id(node)] = 1 + sum(_size(part, sizes, above) for part in parts)
-    above.remove(id(node))
-    return sizes[id(node)]

@@ -15,7 +15,6 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from heliotrope import plugin_loading
-from heliotrope.config.code_refused import refuse_blown_up
 from heliotrope.config.files import (
     chosen_files,
     experiment_files,
@@ -26,6 +25,7 @@ from heliotrope.config.files import (
 )
 from heliotrope.config.own_files import from_folder_of
 from heliotrope.config.schemas import register
+from heliotrope.config.written import refuse_blown_up
 from heliotrope.errors import ConfigError
 
 __all__ = ["left_out", "load_plugins", "register_for"]

@@ -7,16 +7,12 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
-from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from heliotrope.config.code_refused import refusing_code
-from heliotrope.config.distributed import DistributedConfig
-from heliotrope.config.federated import FederatedConfig
 from heliotrope.config.files import (
     explain_composition,
     explain_text,
@@ -25,11 +21,11 @@ from heliotrope.config.files import (
     keys_in_experiments,
 )
 from heliotrope.config.groups import GROUPS, choice_names, keys_of, shown_choice
-from heliotrope.config.run import Run
+from heliotrope.config.keys import known_keys, typed_value, unknown_key
 from heliotrope.errors import ConfigError, closest
 from heliotrope.signatures import shown
 
-__all__ = ["composing", "explain", "known_keys", "unknown_key"]
+__all__ = ["composing", "explain"]
 
 # What OmegaConf says of a value -> what to do about it.
 _REMEDIES = {
@@ -81,7 +77,7 @@ def _of_a_group(text: str) -> str | None:
     match = re.search(r"Multiple values for (\S+)\. To override a value use 'override", text)
     added = match and any(argument.startswith(f"+{match[1]}=") for argument in sys.argv[1:])
     if match and added:
-        return f"{match[1]}{_given(match[1])}: there is a {match[1]} already. Leave out the +."
+        return f"{match[1]}{typed_value(match[1])}: there is a {match[1]} already. Leave out the +."
     if match:
         return (
             f"{in_experiment()}{match[1]} is chosen already. Write '- override /{match[1]}: "
@@ -131,7 +127,7 @@ def _of_a_key(error: Exception, text: str) -> str:
     if "not a ListConfig" in lines[0]:
         remedy = _as_list(full[1])
     located = explain_composition(text, None)
-    where = f"{located}: {full[1]}" if located else f"{full[1]}{_given(full[1])}"
+    where = f"{located}: {full[1]}" if located else f"{full[1]}{typed_value(full[1])}"
     return f"{where}: {lines[0]}. {remedy}".rstrip()
 
 
@@ -139,7 +135,7 @@ def _swapped(text: str) -> str | None:
     """Say how to leave out what an experiment sets of a choice that the command line swaps."""
     if "In 'experiment/" not in text:
         return None
-    chosen = {group: _given(group).removeprefix("=") for group in GROUPS}
+    chosen = {group: typed_value(group).removeprefix("=") for group in GROUPS}
     left = [
         (f"{group.replace('/', '.')}.{key}", f"{group}={choice}")
         for group, choice in chosen.items()
@@ -158,7 +154,7 @@ def _not_set(key: str, text: str) -> str:
     """Say which choice needs a key that is not set."""
     parent, _, name = key.rpartition(".")
     group, chosen = parent.replace(".", "/"), re.search(r"object_type=(\w+)_config", text)
-    choice = _given(group).removeprefix("=") or (chosen[1] if chosen else "")
+    choice = typed_value(group).removeprefix("=") or (chosen[1] if chosen else "")
     if choice not in choice_names(group):
         return f"{key} is not set. Set {key}=VALUE."
     return (
@@ -169,7 +165,7 @@ def _not_set(key: str, text: str) -> str:
 
 def _as_list(key: str) -> str:
     """Say how a list is written: of the value that was given, else of the type of the key."""
-    if given := _given(key).removeprefix("="):
+    if given := typed_value(key).removeprefix("="):
         return f"Set a list: {key}=[{given}]."
     kinds = known_keys().get(key, "")
     examples = (("int", "[128, 64]"), ("float", "[0.9, 0.99]"), ("str", "[NAME]"))
@@ -201,15 +197,6 @@ def _first_paragraph(text: str) -> str:
     return text.strip().split("\n\n")[0]
 
 
-def _given(key: str) -> str:
-    """Return `=value` as the command line gave it, for an error that only knows the key."""
-    for argument in reversed(sys.argv[1:]):
-        name, equals, value = argument.lstrip("+").partition("=")
-        if equals and name == key:
-            return f"={value}"
-    return ""
-
-
 def _missing_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
     options = [option for option in error.options or [] if not option.endswith("_schema")]
@@ -219,46 +206,3 @@ def _missing_choice(error: MissingConfigException) -> str:
         f"{where}{group or 'config'}={choice} is not one of {', '.join(options)}."
         f"{closest(choice, options)}"
     )
-
-
-def unknown_key(key: str, value: object = None) -> str:
-    """Return what to say of a key that the composed config does not have."""
-    keys = known_keys()
-    given = _given(key) or (f"={value}" if value is not None else "")
-    parent, _, name = key.rpartition(".")
-    group = parent.replace(".", "/")
-    having = [choice for choice in choice_names(group) if name in keys_of(group, choice)]
-    if having:
-        return (
-            f"{key}{given}: the chosen {group} has no such key. Leave it out, or choose "
-            f"{' or '.join(f'{group}={choice}' for choice in having)}."
-        )
-    return f"{key}{given}: there is no such key.{closest(key, keys)}"
-
-
-def known_keys() -> dict[str, str]:
-    """Return every dotted key and its type as the schema has it, and every group ("group").
-
-    Choices of a group may have keys of one name and of different types: "int or list[int]".
-    """
-    types = dict.fromkeys((*GROUPS, "experiment"), "group") | _types(Run, "")
-    for path, schema in (("distributed", DistributedConfig), ("federated", FederatedConfig)):
-        types |= _types(schema, f"{path}.")
-    for group in GROUPS:
-        own: dict[str, set[str]] = {}
-        for choice in choice_names(group):
-            for key, kind in keys_of(group, choice).items():
-                own.setdefault(f"{group.replace('/', '.')}.{key}", set()).add(shown(kind))
-        types |= {key: " or ".join(sorted(kinds)) for key, kinds in own.items()}
-    types |= dict.fromkeys(("hydra.run.dir", "hydra.sweep.dir"), "str")
-    return dict(sorted(types.items()))
-
-
-def _types(schema: type[Any], prefix: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for item in fields(schema):
-        found[prefix + item.name] = shown(item.type)
-        default = item.default_factory if callable(item.default_factory) else None
-        if isinstance(default, type) and is_dataclass(default):
-            found |= _types(default, f"{prefix}{item.name}.")
-    return found

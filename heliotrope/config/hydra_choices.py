@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl  # not public: sees all of it
@@ -12,7 +12,9 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["HydraChoices", "leaves"]
+from heliotrope.config.written import leaves
+
+__all__ = ["HydraChoices"]
 
 _PACKAGES = ("pkg://", "structured://")  # not file://, which an experiment may bring
 
@@ -57,15 +59,3 @@ class HydraChoices:
         except HydraException:  # one of them is not of a package
             return frozenset()
         return frozenset(leaves(OmegaConf.to_container(composed.hydra, resolve=False), "hydra"))
-
-
-def leaves(tree: object, key: str) -> Iterator[tuple[str, object]]:
-    """Yield the dotted key and value of all that holds no others; those of a list share its key."""
-    if isinstance(tree, Mapping):
-        for name, value in tree.items():
-            yield from leaves(value, f"{key}.{name}")
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from leaves(value, key)
-    else:
-        yield key, tree

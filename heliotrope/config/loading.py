@@ -16,7 +16,6 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from heliotrope import plugin_loading, registry
 from heliotrope.config.checks.run import check
-from heliotrope.config.code_refused import refuse_blown_up, refuse_interpolations
 from heliotrope.config.distributed import DistributedConfig
 from heliotrope.config.federated import FederatedConfig
 from heliotrope.config.groups import GROUPS, OPTIONAL, choice_class, choice_names, source_of
@@ -24,6 +23,7 @@ from heliotrope.config.own_files import make_absolute
 from heliotrope.config.run import Mode, Run
 from heliotrope.config.tracking_uri import absolute_uri
 from heliotrope.config.workers import worker_range
+from heliotrope.config.written import refuse_blown_up, refuse_interpolations
 from heliotrope.errors import ConfigError
 from heliotrope.registry import Group, Source
 

@@ -10,9 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-
 from heliotrope import registry
 from heliotrope.errors import ConfigError
 from heliotrope.plugin_loading.execution import install, loaded
@@ -97,6 +94,10 @@ def _another_version(recorded: Source, source: Source, told_by: str) -> ConfigEr
 
 
 def _listed(override: str) -> list[str]:
+    # Hydra takes a quarter of a second to import, and a deployed client never composes a config.
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     try:
         parsed = OverridesParser.create().parse_override(override)
         value: Any = None if parsed.is_sweep_override() else parsed.value()

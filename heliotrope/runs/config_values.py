@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from heliotrope.config.code_refused import refuse_blown_up
+from heliotrope.config.written import refuse_blown_up
 from heliotrope.errors import ConfigError
 
 __all__ = ["MISSING", "at", "config_values", "differing"]

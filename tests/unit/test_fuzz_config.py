@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from heliotrope.commands.overrides import checked, prepared
 from heliotrope.config import from_yaml
-from heliotrope.config.code_refused import refuse_blown_up
-from heliotrope.config.explain import known_keys
+from heliotrope.config.keys import known_keys
+from heliotrope.config.written import refuse_blown_up
 from heliotrope.errors import ConfigError
 from tests.fuzzing import examples
 from tests.support import compose

@@ -14,7 +14,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from heliotrope.config import conf_dir, from_resolved, from_yaml, register_for
-from heliotrope.config.code_refused import refuse_blown_up, refusing_code
+from heliotrope.config.code_refused import refusing_code
+from heliotrope.config.written import refuse_blown_up
 from heliotrope.errors import ConfigError
 from tests.support import Type, compose
 

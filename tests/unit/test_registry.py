@@ -47,7 +47,7 @@ def test_every_choice_of_ours_says_what_it_is_and_what_its_keys_mean(
 def test_the_names_and_keys_of_ours_need_no_torch() -> None:
     code = (
         "import sys; from heliotrope import config; config.register(); "
-        "from heliotrope.config.explain import known_keys; assert 'model.channels' in known_keys();"
+        "from heliotrope.config.keys import known_keys; assert 'model.channels' in known_keys();"
         "print(sorted({'torch', 'numpy', 'flwr', 'ray'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -12,8 +12,8 @@ from heliotrope.config.checks.distributed import check_distributed
 from heliotrope.config.checks.federated import check_federated
 from heliotrope.config.checks.shared import check_project, check_shared, check_tracking
 from heliotrope.config.checks.values import one_of
-from heliotrope.config.explain import unknown_key
 from heliotrope.config.groups import GROUPS, OPTIONAL, choice_class, choice_names, defaults_of
+from heliotrope.config.keys import unknown_key
 from heliotrope.config.names import plain_name
 from heliotrope.config.run import Mode, Run
 from heliotrope.config.sweep import check_sweep

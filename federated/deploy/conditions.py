@@ -1,0 +1,37 @@
+"""What a deployment cannot do yet, and a simulation can: refused by name, before any work."""
+
+from __future__ import annotations
+
+from heliotrope.config import Run
+from heliotrope.errors import ConfigError
+
+__all__ = ["check_deployable"]
+
+
+def check_deployable(run: Run, personal: bool) -> None:
+    """Raise `ConfigError` for what is simulated only; `personal`: a part of the weights is state.
+
+    What `client_app` refuses is refused there.
+    """
+    cfg = run.federated
+    refused = {
+        "attack": "simulated attackers alter data that a node has for itself",
+        "secure_aggregation": "the server of a deployment does not play its rounds yet",
+    }
+    for group, why in refused.items():
+        if (name := getattr(cfg, group).name) != "none":
+            raise ConfigError(
+                f"federated/{group}={name} cannot be deployed: {why}. Simulate it with python -m "
+                f"federated, or set federated/{group}=none."
+            )
+    if run.audit.canaries:
+        raise ConfigError(
+            "audit.canaries are planted among the clients of a simulation, and no node has them. "
+            "Set audit.canaries=0."
+        )
+    if personal:
+        raise ConfigError(
+            f"model={run.model.name} keeps weights for each client, which a deployment cannot "
+            "evaluate on the central splits yet. Simulate it with python -m federated, or choose "
+            "another model."
+        )

@@ -1,0 +1,68 @@
+"""Every key that a configuration can have, and what to say of one that it cannot."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from heliotrope.config.distributed import DistributedConfig
+from heliotrope.config.federated import FederatedConfig
+from heliotrope.config.groups import GROUPS, choice_names, keys_of
+from heliotrope.config.run import Run
+from heliotrope.errors import closest
+from heliotrope.signatures import shown
+
+__all__ = ["known_keys", "typed_value", "unknown_key"]
+
+
+def unknown_key(key: str, value: object = None) -> str:
+    """Return what to say of a key that the composed config does not have."""
+    keys = known_keys()
+    given = typed_value(key) or (f"={value}" if value is not None else "")
+    parent, _, name = key.rpartition(".")
+    group = parent.replace(".", "/")
+    having = [choice for choice in choice_names(group) if name in keys_of(group, choice)]
+    if having:
+        return (
+            f"{key}{given}: the chosen {group} has no such key. Leave it out, or choose "
+            f"{' or '.join(f'{group}={choice}' for choice in having)}."
+        )
+    return f"{key}{given}: there is no such key.{closest(key, keys)}"
+
+
+def known_keys() -> dict[str, str]:
+    """Return every dotted key and its type as the schema has it, and every group ("group").
+
+    Choices of a group may have keys of one name and of different types: "int or list[int]".
+    """
+    types = dict.fromkeys((*GROUPS, "experiment"), "group") | _types(Run, "")
+    for path, schema in (("distributed", DistributedConfig), ("federated", FederatedConfig)):
+        types |= _types(schema, f"{path}.")
+    for group in GROUPS:
+        own: dict[str, set[str]] = {}
+        for choice in choice_names(group):
+            for key, kind in keys_of(group, choice).items():
+                own.setdefault(f"{group.replace('/', '.')}.{key}", set()).add(shown(kind))
+        types |= {key: " or ".join(sorted(kinds)) for key, kinds in own.items()}
+    types |= dict.fromkeys(("hydra.run.dir", "hydra.sweep.dir"), "str")
+    return dict(sorted(types.items()))
+
+
+def _types(schema: type[Any], prefix: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for item in fields(schema):
+        found[prefix + item.name] = shown(item.type)
+        default = item.default_factory if callable(item.default_factory) else None
+        if isinstance(default, type) and is_dataclass(default):
+            found |= _types(default, f"{prefix}{item.name}.")
+    return found
+
+
+def typed_value(key: str) -> str:
+    """Return `=value` as the command line gave it, for an error that only knows the key."""
+    for argument in reversed(sys.argv[1:]):
+        name, equals, value = argument.lstrip("+").partition("=")
+        if equals and name == key:
+            return f"={value}"
+    return ""
