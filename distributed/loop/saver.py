@@ -3,6 +3,9 @@
 The weights and the optimizer's state do not change until the optimizer's next step, so they are
 copied beside the forward and backward pass that come before it: that step waits for the copy,
 and the copy is then written while training goes on. One checkpoint is in flight at most.
+
+A process that writes its part of a checkpoint makes no copy: it has its part because there is no
+room for more. There, the optimizer's next step waits until the part is in its files.
 """
 
 from __future__ import annotations
@@ -86,33 +89,39 @@ class Saver:
             raise self._error
 
     def wait_for_copy(self) -> None:
-        """Return when what is to be saved may change; the optimizer does so before it steps."""
+        """Return when what is to be saved may change; the optimizer calls it before it steps."""
         self._copied.wait()
 
     def _write(self, present: Checkpoint, keep: Collection[int]) -> None:
         try:
-            copy = replace(
-                present,
-                model=self._copy("model", present.model),
-                arrays=self._copy("arrays", present.arrays),
-            )
-            self._copied.set()
-            _give_way()
-            self._write_copy(copy, keep)
+            if self._part is None:
+                present = replace(
+                    present,
+                    model=self._copy("model", present.model),
+                    arrays=self._copy("arrays", present.arrays),
+                )
+                self._may_change()
+            self._save(present, keep)
         except Exception as error:  # noqa: BLE001 - raised again in the thread that trains
             self._error = error
         finally:
             self._copied.set()
 
-    def _write_copy(self, copy: Checkpoint, keep: Collection[int]) -> None:
+    def _save(self, present: Checkpoint, keep: Collection[int]) -> None:
         if self._tracker is None:
             assert self._part is not None
-            checkpoint.save_shard(self._root, copy, self._part)
+            checkpoint.save_shard(self._root, present, self._part, self._may_change)
             return
         self._tracker.sync()
-        others = (self._part, lambda: not self._abandoned)
-        path = checkpoint.save(self._root, copy, self._keep_last, keep, *others)
+        others = (self._part, lambda: not self._abandoned, self._may_change)
+        path = checkpoint.save(self._root, present, self._keep_last, keep, *others)
         _log.info("checkpoint %s is written", path.name)
+
+    def _may_change(self) -> None:
+        """Let the optimizer step; what is left to do has the processor after it."""
+        if not self._copied.is_set():
+            self._copied.set()
+            _give_way()
 
     def _copy(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy into memory that is kept for the next time: new memory takes twice as long."""

@@ -98,18 +98,20 @@ def save(
     keep: Collection[int] = (),
     part: Shard | None = None,
     go_on: Callable[[], bool] = lambda: True,
+    on_written: Callable[[], object] = lambda: None,
 ) -> Path:
     """Write `checkpoint` durably under `root` and return its path.
 
     With `part`, number 0 of several, it holds this one's part of the tensors; the others write
-    theirs by `save_shard`, for which it waits as long as `go_on()`.
+    theirs by `save_shard`, for which it waits as long as `go_on()`. `on_written` is called as soon
+    as the tensors are in files, so that they may change.
 
     Of the others, only the newest stay, `keep_last` with this one, and those whose progress is
     in `keep`. Interrupted at any point, it leaves the earlier checkpoints readable. Raises
     `CheckpointError` if the files cannot be written.
     """
     try:
-        path = _save(root, checkpoint, part or Shard(0, 1, str(os.getpid())), go_on)
+        path = _save(root, checkpoint, part or Shard(0, 1, str(os.getpid())), go_on, on_written)
         # Newer ones, which a resume found damaged, do not count: this one must never be dropped.
         found = _directories(root)
         for old in found[: max(0, found.index(path) + 1 - keep_last)]:
@@ -125,11 +127,20 @@ def save(
         ) from error
 
 
-def save_shard(root: Path, checkpoint: Checkpoint, part: Shard) -> None:
-    """Write this process's part of the tensors; `CheckpointError` if that is not possible."""
+def save_shard(
+    root: Path,
+    checkpoint: Checkpoint,
+    part: Shard,
+    on_written: Callable[[], object] = lambda: None,
+) -> None:
+    """Write this process's part of the tensors, and call `on_written`.
+
+    Raises `CheckpointError` if they cannot be written.
+    """
     try:
         temporary = _temporary(root, checkpoint, part)
         written = {"files": _written(temporary, checkpoint, part), "order": _order(checkpoint)}
+        on_written()
         unfinished = temporary / f"{_PART.format(part.number)}.tmp"
         write_bytes(unfinished, json.dumps(written).encode())
         unfinished.rename(temporary / _PART.format(part.number))
@@ -141,12 +152,19 @@ def save_shard(root: Path, checkpoint: Checkpoint, part: Shard) -> None:
         ) from error
 
 
-def _save(root: Path, checkpoint: Checkpoint, part: Shard, go_on: Callable[[], bool]) -> Path:
+def _save(
+    root: Path,
+    checkpoint: Checkpoint,
+    part: Shard,
+    go_on: Callable[[], bool],
+    on_written: Callable[[], object],
+) -> Path:
     final = path_of(root, checkpoint.progress)
     _sweep(root, but=part.token if part.count > 1 else None)
     temporary = _temporary(root, checkpoint, part)
     state = json.dumps(dict(checkpoint.state), sort_keys=True).encode()
     files = _written(temporary, checkpoint, part)
+    on_written()
     order = _order(checkpoint)
     for number in range(1, part.count):
         other = _awaited(temporary / _PART.format(number), part.patience, go_on)

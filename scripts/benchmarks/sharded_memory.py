@@ -6,7 +6,8 @@ A perceptron of 24 equal layers with Adam: 16 bytes a parameter for weights, gra
 optimizer's state. One process holds it whole; two and four divide it. Each process says its most
 anonymous memory, above what it had when its libraries were there and it had met the others: up to
 the first step, in training, in evaluation, and to save its part of a checkpoint. The model is built
-by another process, which is not counted, and mapped from that one's file.
+by another process, which is not counted, and mapped from that one's file. One process saves
+beside training, for which it copies weights and optimizer; those with a part do not.
 """
 
 from __future__ import annotations
@@ -14,16 +15,13 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import record
 import torch
 import torch.multiprocessing
+from anonymous_memory import AnonymousMemory, import_engines
 from heliotrope.distributed.communication.process_group import joined  # installed: this folder
 from heliotrope.distributed.loop.evaluation import evaluate_by_ranks  # is not the checkout's
 from heliotrope.distributed.loop.saver import Saver
@@ -47,38 +45,6 @@ from heliotrope.training.loop import TrainingBatch, TrainTotals
 _STAGES = ("start", "training", "evaluation", "checkpoint")
 _BYTES = 16  # of a parameter
 _BATCH, _STEPS = 8, 3
-_EVERY = 0.001  # seconds between two looks at the memory
-
-
-class _Memory:
-    """The most anonymous memory of this process in each stage, in bytes above the baseline's."""
-
-    def __init__(self) -> None:
-        self.most: dict[str, int] = {}
-        self._baseline = self._now()
-
-    @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        """Look at it all the time inside the block."""
-        done = threading.Event()
-        self.most[stage] = 0
-
-        def look() -> None:
-            while not done.wait(_EVERY):
-                self.most[stage] = max(self.most[stage], self._now() - self._baseline)
-
-        watch = threading.Thread(target=look)
-        watch.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watch.join()
-
-    @staticmethod
-    def _now() -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def main() -> int:
@@ -140,9 +106,9 @@ def _be_rank(rank: int, world: int, run: Run, folder: Path) -> None:
     dataset = load(run.data, run.seed)
     task, store = task_of(dataset, run), FileStore(str(folder / "store"), world)
     batch = TrainingBatch(dataset.train.take(torch.arange(_BATCH)), _BATCH, float(_BATCH), seed=0)
-    _import_lazily()
+    import_engines()
     with joined(topology, device, 300, store):
-        memory = _Memory()
+        memory = AnonymousMemory()
         with memory.of("start"):
             model = build_model(run, task, folder, device)
             parameters = sum(p.numel() for p in model.parameters())
@@ -158,17 +124,11 @@ def _be_rank(rank: int, world: int, run: Run, folder: Path) -> None:
             evaluate_by_ranks(evaluated, task, dataset.test.subset(slice(0, 64)), *how)
         with memory.of("checkpoint"):
             snapshot = engine.snapshot()
-            part = Shard(rank, world, "one", 100)
+            part = Shard(rank, world, "one", 100) if world > 1 else None
             tracker = Tracker(folder / "metrics.jsonl") if rank == 0 else None
             with Saver(folder, engine.optimizer, tracker, 1, part) as saver:
                 saver.save(Checkpoint(_STEPS, snapshot.model, snapshot.arrays, {}), ())
     (folder / f"{rank}.json").write_text(json.dumps(memory.most | {"parameters": parameters}))
-
-
-def _import_lazily() -> None:
-    """Import what the engines import when they are made, so that it is there at the baseline."""
-    for name in ("torch._dynamo", "heliotrope.distributed.strategies.fsdp"):
-        import_module(name)
 
 
 if __name__ == "__main__":

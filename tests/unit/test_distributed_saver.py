@@ -6,8 +6,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from heliotrope.errors import CheckpointError
 from heliotrope.metrics import Direction
 from heliotrope.models import build
 from heliotrope.runs import checkpoint
-from heliotrope.runs.checkpoint import Checkpoint
+from heliotrope.runs.checkpoint import Checkpoint, Shard
 from heliotrope.runs.events import Tracker
+from heliotrope.system.tensor_file import Digest
 from heliotrope.training import optimizer_state
 from tests.distributed_runs import INLINE, train
 from tests.support import assert_same_tensors, fresh_seed, weights
@@ -34,12 +35,12 @@ from tests.support import assert_same_tensors, fresh_seed, weights
 class _Training:
     """A model that is trained on noise, and its saver."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, part: Shard | None = None) -> None:
         self.model = torch.nn.Linear(40, 30)
         self.optimizer = torch.optim.Adam(self.model.parameters())
         self.root = directory / "checkpoints"
         self.tracker = Tracker(directory / "metrics.jsonl")
-        self.saver = Saver(self.root, self.optimizer, self.tracker, keep_last=3)
+        self.saver = Saver(self.root, self.optimizer, self.tracker, 3, part)
 
     def step(self) -> None:
         self.optimizer.zero_grad()
@@ -108,6 +109,26 @@ def test_training_goes_on_and_the_checkpoint_holds_what_was_there_when_it_was_as
             may_write.set()
             training.saver.__exit__(None, None, None)
             may_write.clear()
+
+
+def test_a_part_is_written_from_where_it_is_before_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = checkpoint.write_tensors
+
+    def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> Digest:
+        time.sleep(0.1)  # training comes to its next step, if it does not wait
+        return at_once(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", write)
+    monkeypatch.setattr(Saver, "_copy", None)  # there may be no room for one
+    training = _Training(tmp_path, Shard(0, 1, "one"))
+    training.step()
+    then = weights(training.model)
+    with closing(training.tracker), training.saver:
+        training.save(1)
+        training.step()
+    assert_same_tensors(dict(checkpoint.load(checkpoint.path_of(training.root, 1)).model), then)
 
 
 def test_the_last_checkpoint_is_awaited(
