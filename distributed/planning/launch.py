@@ -32,19 +32,16 @@ class Units:
 
     Parameters
     ----------
-    count
-        How many there are, with that of the weights outside of the others.
     outer_bytes
-        The weights outside, which stay gathered during a step.
-    largest_bytes
-        The weights of the largest of the others.
+        The weights outside of all units, which stay gathered during a step.
+    unit_bytes
+        The weights of each, in the model's order, in which they are taken to be used.
     shapes
         First dimension, and bytes of a row, of every weight.
     """
 
-    count: int
     outer_bytes: int
-    largest_bytes: int
+    unit_bytes: tuple[int, ...]
     shapes: tuple[tuple[int, int], ...]
 
     @classmethod
@@ -63,8 +60,26 @@ class Units:
             (len(p), p[0].nbytes) if p.ndim and len(p) else (1, p.nbytes)
             for p in model.parameters()
         ]
-        count = len(sizes) + bool(outer)
-        return cls(count, sum(p.nbytes for p in outer), max(sizes, default=0), tuple(rows))
+        return cls(sum(p.nbytes for p in outer), tuple(sizes), tuple(rows))
+
+    @property
+    def count(self) -> int:
+        """How many are gathered, the weights outside as one."""
+        return len(self.unit_bytes) + bool(self.outer_bytes)
+
+    def gathered_bytes(self, half: int) -> int:
+        """Return the most that is whole at one time in a backward pass.
+
+        Without the gradients of the unit whose pass it is: its weights and those of the one before
+        it, which are gathered meanwhile, both divided by `half`; and the gradients of the one after
+        it, on their way. With them, what is outside.
+        """
+        outer, sizes = self.outer_bytes, (0, *self.unit_bytes, 0)
+        units = (
+            (before + own) / half + after
+            for before, own, after in zip(sizes, sizes[1:], sizes[2:], strict=False)
+        )
+        return int(outer * (1 + 1 / half) + max(units, default=0))
 
     def share(self, shards: int) -> float:
         """Return the part of the weights that the first rank holds, which has the most of each."""
@@ -211,19 +226,15 @@ class Launch:
     def _sharded_memory(self, averages: int) -> RankMemory:
         """Weights are gathered unit by unit.
 
-        At the peak, in a backward pass, these are whole: the weights of a unit and those that are
-        gathered for the next, and the gradients of the last, which are on their way; and the
-        weights outside of the units with their gradients. Those of the unit itself are part of
-        what was measured: a gradient is whole before it is added to one that is kept.
+        The gradients of the unit in a backward pass are part of what was measured: a gradient is
+        whole before it is added to one that is kept.
         """
         found, share = self.found, self._share
-        half = 2 if self.cfg.precision in HALF else 1
-        gathered = self.units.outer_bytes * (1 + 1 / half)
-        gathered += self.units.largest_bytes * (1 + 2 / half)
+        gathered = self.units.gathered_bytes(2 if self.cfg.precision in HALF else 1)
         activations = found.kept_bytes - found.gradient_bytes + gathered
         parts = (found.weight_bytes, found.gradient_bytes, found.optimizer_bytes, averages)
         weights, gradients, optimizer, copies = (int(share * part) for part in parts)
-        return RankMemory(weights, gradients, optimizer, copies, int(activations))
+        return RankMemory(weights, gradients, optimizer, copies, activations)
 
     @property
     def _local(self) -> bool:

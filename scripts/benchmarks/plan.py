@@ -4,10 +4,10 @@
 
 For each strategy and number of workers, processes on this machine meet by gloo and take the
 engine's steps on a model of some million weights, with an exchange in 8 of them where workers train
-by themselves. Memory is the peak of torch's allocator in a
-step, without what only builds the engine; bytes are what the engine counts; a step's time is the
-median of some, where there are as many CPUs as workers. What is foretold comes from one process
-alone and from two timed messages, a short one and a long one.
+by themselves. Memory is the first rank's most anonymous memory in a step, above what it had when
+its libraries and its data were there and it had met the others; bytes are what the engine counts; a
+step's time is the median of some, where there are as many CPUs as workers. What is foretold comes
+from one process alone and from two timed messages, a short one and a long one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import record
 import torch
 import torch.distributed as dist
+from anonymous_memory import AnonymousMemory, import_engines
 from heliotrope.distributed.communication.process_group import joined
 from heliotrope.distributed.planning.launch import Launch, Units
 from heliotrope.distributed.planning.measurement import measured
@@ -33,21 +34,19 @@ from heliotrope.distributed.strategies.build import build_engine, build_model
 from heliotrope.distributed.topology import Topology, topology_from_environment
 from rich.table import Table
 from running import wait_until_idle
-from torch.profiler import ProfilerActivity, profile, record_function
 
 from heliotrope.commands.find import composed
 from heliotrope.config import Run
 from heliotrope.data import Dataset, load
 from heliotrope.models import build
 from heliotrope.planning.network import Network
-from heliotrope.system.allocator import keep_freed_memory
+from heliotrope.system.allocator import keep_freed_memory, return_large_blocks
 from heliotrope.system.resources import available_cpus
 from heliotrope.tasks import example_weights, task_of
 from heliotrope.training.loop import TrainingBatch, TrainTotals
 
 _STRATEGIES = ("ddp", "fsdp", "local_sgd", "diloco")
 _KEYS = ("data=digits", "model=mlp", "optimizer=adam", "device=cpu")
-_STEP = "one measured step"
 _LONG = 4 << 20  # values of the long message
 _ROUND = 8  # steps between two exchanges of local_sgd and diloco, which are timed together
 _ROUNDS = 3
@@ -145,17 +144,20 @@ def _members(options: argparse.Namespace, strategy: str, workers: int) -> dict[s
 def _member(run: Run) -> None:
     """Be one of the ranks; the first prints what it found."""
     torch.set_num_threads(1)
-    keep_freed_memory()
+    return_large_blocks()  # until memory is measured: what is freed is then not there any more
     topology = topology_from_environment()
     run = replace(run, distributed=replace(run.distributed, workers=topology.world_size))
     with joined(topology, torch.device("cpu"), 120.0):
         dataset = load(run.data, run.seed)
         bandwidth, latency = _links(topology)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            member = _Member(run, dataset, topology)
-            member.steps(2)
-            with record_function(_STEP):
-                sent = member.steps(1)
+        import_engines()
+        memory = AnonymousMemory()
+        member = _Member(run, dataset, topology)
+        member.steps(2)
+        with memory.of("step"):
+            sent = member.steps(1)
+        if run.distributed.strategy != "fsdp":
+            keep_freed_memory()
         seconds = []
         with closing(member.engine):
             for _ in range(_ROUNDS):
@@ -164,7 +166,7 @@ def _member(run: Run) -> None:
                 member.steps(_ROUND)
                 seconds.append((time.perf_counter() - started) / _ROUND)
         said = {
-            "memory": _peak(profiler),
+            "memory": memory.most["step"],
             "bytes": sent,
             "step": median(seconds),
             "bandwidth": bandwidth,
@@ -196,19 +198,6 @@ class _Member:
             sent = sum(self.engine.after_step(step, count))
         self.engine.finish()
         return sent
-
-
-def _peak(profiler: profile) -> int:
-    """Return the most bytes that torch's allocator held in the step that is marked."""
-    events = profiler.profiler.kineto_results.events()
-    begins = next(event.start_ns() for event in events if event.name() == _STEP)
-    held = peak = 0
-    changes = (event for event in events if event.name() == "[memory]")
-    for change in sorted(changes, key=lambda event: event.start_ns()):
-        held += change.nbytes()
-        if change.start_ns() >= begins:
-            peak = max(peak, held)
-    return peak
 
 
 def _links(topology: Topology) -> tuple[float, float]:
