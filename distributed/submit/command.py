@@ -8,13 +8,13 @@ from pathlib import Path
 
 from heliotrope.commands.output import say
 from heliotrope.errors import ConfigError, HeliotropeError
+from heliotrope.runs.storage import Storage
 from heliotrope.system.redaction import masked
 from heliotrope.system.signals import held_back
 
 from .mirror import mirrored
 from .options import options_of
 from .run_command import command_of
-from .storage import Storage
 
 __all__ = ["submit_command"]
 

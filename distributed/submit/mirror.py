@@ -20,10 +20,10 @@ from typing import get_args
 from heliotrope.commands.arguments import keys_and_values
 from heliotrope.config import Mode
 from heliotrope.errors import ConfigError, RunFailedError
+from heliotrope.runs.storage import Storage
 from heliotrope.system.signals import STOPPING
 
 from .base import Command
-from .storage import Storage
 
 __all__ = ["mirror_command", "mirrored"]
 

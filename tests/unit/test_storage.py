@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed.submit.storage import Storage
 from heliotrope.errors import ConfigError, RunFailedError
+from heliotrope.runs.storage import Storage
 
 
 def _contents(directory: Path) -> dict[str, bytes]:
@@ -62,6 +62,55 @@ def test_a_checkpoint_is_whole_once_its_manifest_is_there(
     storage.save()
     assert set(written[:2]) == {"state.json", "metrics.jsonl"}
     assert written[2:] == ["manifest.json", "result.json"]
+
+
+@pytest.mark.parametrize("protocol", ["file", "memory"])
+def test_what_is_followed_is_what_the_storage_holds(
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, copy = tmp_path / "here", tmp_path / "copy"
+    name = secrets.token_hex(4)
+    url = f"file://{tmp_path / 'store'}" if protocol == "file" else f"memory://{name}/run"
+    (here / "0" / "checkpoints").mkdir(parents=True)
+    (here / "0" / "checkpoints" / "model").write_bytes(b"large")
+    lines = [f'{{"line": "{secrets.token_hex(50)}"}}\n'.encode() for _ in range(20)]
+    storage, follower = Storage(url, here), Storage(url, copy)
+    fetched: list[int] = []
+    ranged = follower._files.cat_file
+
+    def counting(path: str, start: int, end: int) -> bytes:
+        fetched.append(end - start)
+        return bytes(ranged(path, start=start, end=end))
+
+    monkeypatch.setattr(follower._files, "cat_file", counting)
+    others = {"0/config.yaml": b"seed: 1\n", "1/config.yaml": b"seed: 2\n"}
+    (here / "1").mkdir()
+    for path, content in others.items():
+        (here / path).write_bytes(content)
+    states = [lines[:9], lines[:18], lines[:7] + lines[18:], lines[:7] + lines[9:], []]
+    for state in states:  # begun, grown, rewritten, longer than before and rewritten, emptied
+        (here / "0" / "metrics.jsonl").write_bytes(b"".join(state))
+        storage.save()
+        follower.follow({"config.yaml", "metrics.jsonl"})
+        assert _contents(copy) == {**others, "0/metrics.jsonl": b"".join(state)}
+    assert fetched[0] == 256 + sum(map(len, lines[9:18]))
+    for path in ("1/config.yaml", "0/metrics.jsonl"):
+        (here / path).unlink()
+    storage.save()
+    follower.follow({"config.yaml", "metrics.jsonl"})
+    assert _contents(copy) == {"0/config.yaml": b"seed: 1\n"}
+
+
+def test_a_storage_writes_nothing_outside_of_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage("memory://bucket/run", tmp_path / "here")
+    outside = {"/bucket/run/../../outside": {"size": 1}}
+    monkeypatch.setattr(storage._files, "find", lambda *_, **__: outside)
+    monkeypatch.setattr(storage._files, "exists", lambda *_: True)
+    assert storage.bring() == 0
+    storage.follow({"outside"})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_storage_that_cannot_be_used_is_named(tmp_path: Path) -> None:
