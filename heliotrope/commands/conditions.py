@@ -12,7 +12,6 @@ A value is a number, a word, or a text in quotes. Nothing of it is ever executed
 
 from __future__ import annotations
 
-import json
 import operator
 import re
 from collections.abc import Callable
@@ -20,9 +19,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from heliotrope.errors import ConfigError
+from heliotrope.runs.changed_keys import as_typed
 from heliotrope.runs.config_values import MISSING
 
-__all__ = ["Condition", "as_typed", "parse_condition"]
+__all__ = ["Condition", "parse_condition"]
 
 _Values = Callable[[str], Any]
 _Test = Callable[[_Values], bool]
@@ -54,13 +54,6 @@ class Condition:
 def parse_condition(text: str) -> Condition:
     """Return the condition that `text` is; `ConfigError` says where it is none."""
     return _Parser(text).condition()
-
-
-def as_typed(value: object) -> str:
-    """Return a value of a configuration or a result as one types it."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, separators=(",", ":"), default=str, ensure_ascii=False)
 
 
 class _Parser:

@@ -65,12 +65,12 @@ class Jobs:
         if cfg.resume is True and _is_generated(hydra_cfg, key):
             self._refuse_unnamed(directory, whole, key)
             return
+        this = sweeps.Job.of(overrides, sys.argv[1:])
         if sweeping:
             say(masked(f"[{hydra_cfg.job.num}] {' '.join(overrides)}"))
             _mask(whole / "multirun.yaml")
             if self.drawing is not None:
                 self.drawing.write(whole)
-            this = sweeps.Job.of(overrides, sys.argv[1:])
             if cfg.resume is True:
                 directory = sweeps.directory_of(this, directory, self._begun)
 
@@ -78,7 +78,7 @@ class Jobs:
             _refuse_other_mode(self._mode, overrides)
             if sweeping:
                 _refuse_run_dir(hydra_cfg.overrides.hydra)
-                sweeps.note(this, directory)
+            sweeps.note(this, directory, only_if_empty=not sweeping)
             run = config.load(cfg, self._mode)
             self._ledger = run.privacy.ledger
             refuse_absent(run)

@@ -6,38 +6,36 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 from heliotrope.commands.arguments import keys_and_values
-from heliotrope.commands.conditions import as_typed, parse_condition
+from heliotrope.commands.conditions import parse_condition
 from heliotrope.commands.output import aligned, say
 from heliotrope.commands.removal import kept_because, remove_run
-from heliotrope.config import Mode
 from heliotrope.errors import ConfigError, closest
 from heliotrope.report import RunRecord, read_run
 from heliotrope.report.compare import NOT_SET, flatten
 from heliotrope.report.record import number
 from heliotrope.report.summary import order_metrics
-from heliotrope.report.units import metric_text
-from heliotrope.runs.config_values import MISSING, at, differing
-from heliotrope.runs.finding import FOREIGN, FoundRun, find_runs
+from heliotrope.report.units import age_text, metric_text
+from heliotrope.runs.changed_keys import as_typed, changed_keys
+from heliotrope.runs.config_values import MISSING
+from heliotrope.runs.finding import FoundRun, find_runs
 from heliotrope.shell import typed
 
 __all__ = ["runs_command"]
 
 _FIELDS = ("state", "mode", "experiment", "age")
-_AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 _DEFAULT = Path("runs")  # where the modes put them
-_MOST_KEYS = 6  # of those that tell a run from others
 
 
 def runs_command(arguments: Sequence[str]) -> None:
     """`[DIR] [where=CONDITION] [sort=KEY]`, `diff A B`, or `rm [DIR] where=CONDITION`.
 
     Lists the runs below DIR (runs/ if none is given): state, mode, experiment, main metric, age
-    and the keys in which runs of one experiment differ; the newest first. `diff` shows in which
-    keys, versions and metrics two runs differ. `rm` lists what it would remove, and removes it once
-    that is confirmed: never a run that is running, nor what is no run.
+    and what sets it apart, the newest first: the overrides that it was started with, or, where
+    its directory does not hold them, the keys in which runs of one experiment differ. `diff` shows
+    in which keys, versions and metrics two runs differ. `rm` lists what it would remove, and
+    removes it once that is confirmed: never a run that is running, nor what is no run.
 
     Keys::
 
@@ -122,7 +120,7 @@ def _lines(found: Sequence[FoundRun], root: Path) -> list[str]:
     """Return a table, a line a run."""
     if not found:
         return []
-    changed = _changed(found)
+    changed = changed_keys(found)
     heads = ("run", "state", "mode", "experiment", "metric", "age", "changed")
     rows = [
         (
@@ -131,7 +129,7 @@ def _lines(found: Sequence[FoundRun], root: Path) -> list[str]:
             _plain(run.mode),
             _plain(run.experiment),
             _metric(run),
-            _age(run.age),
+            age_text(run.age),
             _plain(run.note or changed.get(id(run), "")),
         )
         for run in found
@@ -139,39 +137,11 @@ def _lines(found: Sequence[FoundRun], root: Path) -> list[str]:
     return [line.removeprefix("  ") for line in aligned([heads, *rows])]
 
 
-def _changed(found: Sequence[FoundRun]) -> dict[int, str]:
-    """Return by run (its `id`) the keys in which those of its experiment and mode differ."""
-    groups: dict[tuple[str, str], list[FoundRun]] = {}
-    for run in found:
-        if run.config and run.state != FOREIGN:
-            groups.setdefault((run.experiment, run.mode), []).append(run)
-    texts: dict[int, str] = {}
-    for (_, mode), runs in groups.items():
-        others = tuple(f"{other}." for other in get_args(Mode) if mode and other != mode)
-        configs = list({id(run.config): run.config for run in runs}.values())
-        keys = [k for k in differing(configs) if k != "resume" and not k.startswith(others)]
-        for run in runs:
-            pairs = [(key, at(run.config, key)) for key in keys]
-            told = [f"{_short(k)}={as_typed(v)}" for k, v in pairs if v is not MISSING]
-            more = [f"and {len(told) - _MOST_KEYS} more"] if len(told) > _MOST_KEYS else []
-            texts[id(run)] = " ".join([*told[:_MOST_KEYS], *more])
-    return texts
-
-
-def _short(key: str) -> str:
-    return key.removesuffix(".name")
-
-
 def _metric(run: FoundRun) -> str:
     if run.metric is None:
         return ""
     value = number(run.metrics[run.metric])
     return _plain(f"{run.metric} {metric_text(math.nan if value is None else value)}")
-
-
-def _age(seconds: float) -> str:
-    size, unit = next((pair for pair in _AGES if seconds >= pair[0]), _AGES[-1])
-    return f"{seconds / size:.0f} {unit}"
 
 
 def _plain(text: object) -> str:

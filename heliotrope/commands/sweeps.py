@@ -69,10 +69,13 @@ def directory_of(job: Job, numbered: Path, taken: Collection[Path]) -> Path:
     return found
 
 
-def note(job: Job, directory: Path) -> None:
-    """Leave in its directory what a job is, unless there is a job already."""
-    with suppress(FileExistsError), (directory / _NOTE).open("x") as file:
-        json.dump({"overrides": sorted(job.overrides), "swept": sorted(job.swept)}, file)
+def note(job: Job, directory: Path, *, only_if_empty: bool) -> None:
+    """Leave in its directory what a job is, unless there is a job, or any file, already."""
+    with suppress(OSError):  # a directory that takes no file is refused when the run claims it
+        if only_if_empty and any(directory.iterdir()):
+            return
+        with (directory / _NOTE).open("x") as file:
+            json.dump({"overrides": sorted(job.overrides), "swept": sorted(job.swept)}, file)
 
 
 def is_completed(run: Run, mode: Mode, directory: Path) -> bool:

@@ -8,6 +8,7 @@ __all__ = [
     "MINUS",
     "TIMES",
     "UNKNOWN",
+    "age_text",
     "bytes_text",
     "count_text",
     "metric_label",
@@ -20,6 +21,13 @@ __all__ = [
 MINUS, TIMES, UNKNOWN = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
 _SPELLED = {"auroc": "AUROC", "f1": "F1", "mae": "MAE", "ndcg": "NDCG", "r2": "R²", "rmse": "RMSE"}
+_AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def age_text(seconds: float) -> str:
+    """In the largest unit that it has one of: `5400` -> `2 h`."""
+    size, unit = next((pair for pair in _AGES if seconds >= pair[0]), _AGES[-1])
+    return f"{seconds / size:.0f} {unit}"
 
 
 def count_text(value: float) -> str:

@@ -37,6 +37,7 @@ __all__ = [
     "Progress",
     "Tracker",
     "log_to",
+    "parsed_event",
     "stop_logging",
     "strict",
 ]
@@ -162,21 +163,22 @@ def _lines_after(path: Path, offset: int) -> list[bytes]:
         return file.read().splitlines()
 
 
-def _event_of(line: bytes) -> Event:
+def parsed_event(line: bytes) -> dict[str, Any] | None:
+    """Return the event of a line; None for half a line, by a process that was killed."""
     try:
-        event: Event = json.loads(line)
-    except ValueError:  # half a line, by a process that was killed
-        return {}
-    return event
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def _is_worker_failure(line: bytes) -> bool:
-    event = _event_of(line)
+    event = parsed_event(line) or {}
     return event.get("event") == "failure" and "client" not in event
 
 
 def _seconds_of(line: bytes) -> float:
-    return float(_event_of(line).get("seconds", 0.0))
+    return float((parsed_event(line) or {}).get("seconds", 0.0))
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -5,11 +5,12 @@ What others have left there is told apart from runs, and no link or pipe is open
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +19,9 @@ from heliotrope.config import Mode
 from heliotrope.errors import ConfigError, RunDirectoryError
 from heliotrope.report.summary import order_metrics
 from heliotrope.runs.config_values import MISSING, at, config_values
+from heliotrope.runs.events import parsed_event
 from heliotrope.system.locks import Holder, NoLocksError, lock
+from heliotrope.system.regular_files import open_regular, read_regular
 
 __all__ = ["FOREIGN", "FoundRun", "find_runs"]
 
@@ -47,6 +50,8 @@ class FoundRun:
         `config.yaml` and `result.json`; empty without them.
     start, metrics
         The event that it started with, and the metrics at its end or last evaluation.
+    overrides
+        Those that it was started with, the swept ones first; None if its directory lacks them.
     note
         What is wrong with it; empty if nothing is.
     """
@@ -58,6 +63,7 @@ class FoundRun:
     result: Mapping[str, Any] = field(default_factory=dict)
     start: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Sequence[str] | None = None
     note: str = ""
 
     @property
@@ -99,49 +105,68 @@ def find_runs(root: Path) -> list[FoundRun]:
     """
     if not root.is_dir():
         raise RunDirectoryError(f"{root} is no directory. Name one that holds runs.")
-    found = sorted(_below(root), key=lambda run: str(run.path))
+    with _no_garbage():
+        found = sorted(_below(str(root)), key=lambda run: str(run.path))
     return sorted(found, key=lambda run: -run.time)
 
 
-def _below(root: Path) -> Iterator[FoundRun]:
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Pause the search for garbage: all that is read of ten thousand runs is kept."""
+    searching = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searching:
+            gc.enable()
+
+
+def _below(root: str) -> Iterator[FoundRun]:
     waiting = [(root, False)]
     while waiting:
         path, of_a_run = waiting.pop()
+        names, folders = set[str](), set[str]()
         try:
             with os.scandir(path) as scanned:
-                entries = list(scanned)
-            changed = path.stat().st_mtime
+                for entry in scanned:
+                    (folders if entry.is_dir(follow_symlinks=False) else names).add(entry.name)
+            changed = os.stat(path).st_mtime  # noqa: PTH116 - a Path costs more than the call
         except OSError as error:
-            yield FoundRun(path, FOREIGN, 0.0, note=f"cannot be read: {error.strerror}")
+            yield FoundRun(Path(path), FOREIGN, 0.0, note=f"cannot be read: {error.strerror}")
             continue
-        names = {entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)}
-        folders = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
         if names & _RUN_FILES or (".lock" in names and not folders):
             yield _read_run(path, names | folders, changed)
             of_a_run = True
             folders.discard(_CHECKPOINTS)
         elif not folders and not of_a_run and path != root:
-            yield FoundRun(path, FOREIGN, changed, note="holds no file of a run")
-        waiting += [(path / name, of_a_run) for name in folders]
+            yield FoundRun(Path(path), FOREIGN, changed, note="holds no file of a run")
+        waiting += [(f"{path}/{name}", of_a_run) for name in folders]
 
 
-def _read_run(path: Path, names: set[str], changed: float) -> FoundRun:
+def _read_run(path: str, names: set[str], changed: float) -> FoundRun:
     notes: list[str] = []
     config = _config(path, notes) if "config.yaml" in names else {}
     result = _result(path, notes) if "result.json" in names else {}
-    events, written = _events(path / "metrics.jsonl", only_first=bool(result))
+    events, written = _events(f"{path}/metrics.jsonl", only_first=bool(result))
     start = events[0] if events and events[0].get("event") == "start" else {}
     if not start and not ("name" in config and config.keys() & set(get_args(Mode))):
         if names <= _MADE_FIRST:
             state = "running" if _held(path) else "never begun"
-            return FoundRun(path, state, changed)
-        return FoundRun(path, FOREIGN, changed, note="; ".join(notes) or "of another program")
+            return FoundRun(Path(path), state, changed)
+        return FoundRun(Path(path), FOREIGN, changed, note="; ".join(notes) or "of another program")
     evaluated = [event for event in events if event.get("event") in ("evaluate", "final")]
     told = result.get("metrics") if result else evaluated[-1] if evaluated else {}
-    metrics = {k: v for k, v in told.items() if "/" in k} if isinstance(told, dict) else {}
-    state = "running" if _held(path) else _state(result, events, notes)
     return FoundRun(
-        path, state, written or changed, config, result, start, metrics, "; ".join(notes)
+        Path(path),
+        "running" if _held(path) else _state(result, events, notes),
+        written or changed,
+        config,
+        result,
+        start,
+        {k: v for k, v in told.items() if "/" in k} if isinstance(told, dict) else {},
+        _overrides(path) if "overrides.json" in names else None,
+        "; ".join(notes),
     )
 
 
@@ -158,10 +183,10 @@ def _state(result: Mapping[str, Any], events: list[dict[str, Any]], notes: list[
     return "failed" if ended else "interrupted"
 
 
-def _held(path: Path) -> bool:
+def _held(path: str) -> bool:
     """Return whether a process has the run; its lock is tried only if the process may live."""
     try:
-        with os.fdopen(_opened(path / ".lock")) as file:
+        with os.fdopen(open_regular(f"{path}/.lock")[0]) as file:
             holder = Holder.named_in(file)
             if holder is None or (holder.near and not holder.alive):
                 return False
@@ -173,17 +198,17 @@ def _held(path: Path) -> bool:
         return False
 
 
-def _config(path: Path, notes: list[str]) -> Mapping[str, Any]:
+def _config(path: str, notes: list[str]) -> Mapping[str, Any]:
     try:
-        return config_values(_text(path / "config.yaml"))
+        return config_values(_text(f"{path}/config.yaml"))
     except (OSError, ConfigError) as error:
         notes.append(_why("config.yaml", error))
         return {}
 
 
-def _result(path: Path, notes: list[str]) -> Mapping[str, Any]:
+def _result(path: str, notes: list[str]) -> Mapping[str, Any]:
     try:
-        result = json.loads(_text(path / "result.json"))
+        result = json.loads(_text(f"{path}/result.json"))
         if isinstance(result, dict) and result:
             return result
         notes.append("result.json holds no result")
@@ -192,49 +217,47 @@ def _result(path: Path, notes: list[str]) -> Mapping[str, Any]:
     return {}
 
 
+def _overrides(path: str) -> tuple[str, ...] | None:
+    """Return the overrides of a job; None if its file is none of ours."""
+    try:
+        saved = json.loads(_text(f"{path}/overrides.json"))
+        swept = {str(each) for each in saved["swept"]}
+        every = sorted(str(each) for each in saved["overrides"])
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return tuple(sorted(every, key=lambda override: override not in swept))
+
+
 def _why(name: str, error: Exception) -> str:
     if isinstance(error, ConfigError):
         return str(error).rstrip(".")
     return f"{name} cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
-def _events(path: Path, *, only_first: bool) -> tuple[list[dict[str, Any]], float | None]:
+def _events(path: str, *, only_first: bool) -> tuple[list[dict[str, Any]], float | None]:
     """Return the first event and, if asked, the last ones, and when the file was written.
 
     Lines that are not whole are left out.
     """
     try:
-        with os.fdopen(_opened(path), "rb") as file:
-            about = os.fstat(file.fileno())
-            lines = [file.readline(_TAIL)]
-            if not only_first:
-                if about.st_size - _TAIL > len(lines[0]):
-                    file.seek(about.st_size - _TAIL)
-                    file.readline()  # what is left of a line
-                lines += file.read(_TAIL).splitlines()
+        descriptor, about = open_regular(path)
     except OSError:
         return [], None
-    parsed = (_event(line) for line in lines)
+    try:
+        begin = os.pread(descriptor, _TAIL, 0)
+        lines = [begin.partition(b"\n")[0]]
+        if not only_first:
+            after = max(len(lines[0]) + 1, about.st_size - _TAIL)
+            tail = os.pread(descriptor, _TAIL, after)
+            cut = after > len(lines[0]) + 1  # what is left of a line comes first
+            lines += (tail.partition(b"\n")[2] if cut else tail).splitlines()
+    except OSError:
+        return [], None
+    finally:
+        os.close(descriptor)
+    parsed = (parsed_event(line) for line in lines)
     return [event for event in parsed if event is not None], about.st_mtime
 
 
-def _event(line: bytes) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return event if isinstance(event, dict) else None
-
-
-def _text(path: Path) -> str:
-    with os.fdopen(_opened(path), "rb") as file:
-        return file.read(_MOST).decode(errors="replace")
-
-
-def _opened(path: Path) -> int:
-    """Return the descriptor of a regular file; `OSError` for a link, a pipe or a device."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise OSError(None, "not a regular file")
+def _text(path: str) -> str:
+    return read_regular(path, _MOST).decode(errors="replace")

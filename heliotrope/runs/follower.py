@@ -7,7 +7,6 @@ worker, or an attempt, has stopped.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from heliotrope.runs.events import Event
+from heliotrope.runs.events import Event, parsed_event
 from heliotrope.runs.sinks import SHOWN, Sink
 from heliotrope.system.redaction import masked
 
@@ -195,11 +194,8 @@ class Follower:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line)
-    except ValueError:  # half a line, by a process that was killed
-        return None
-    return event if isinstance(event, dict) and "event" in event else None
+    event = parsed_event(line)
+    return event if event is not None and "event" in event else None
 
 
 def _number_in(path: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import json
 import os
 import re
 import shlex
@@ -57,10 +58,20 @@ def test_the_directory_can_be_chosen(type_: Type, tmp_path: Path) -> None:
     assert job.directories == [tmp_path / "here/it is"]
 
 
-def test_hydra_adds_nothing_to_the_directory(type_: Type) -> None:
+def test_a_new_directory_holds_the_overrides_and_nothing_of_hydra(
+    type_: Type, tmp_path: Path
+) -> None:
     job = Started()
-    assert type_("federated", job=job) == 0
-    assert list(job.directories[0].iterdir()) == []
+    words = ("experiment=quickstart", "seed=3", "tracking.mlflow=http://me:secret@host")
+    assert type_("federated", *words, job=job) == 0
+    (note,) = job.directories[0].iterdir()
+    assert json.loads(note.read_text())["overrides"][0] == "experiment=quickstart"
+    assert "seed=3" in note.read_text()
+    assert "secret" not in note.read_text()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("not of a run")
+    assert type_("federated", "hydra.run.dir=mine", job=job) == 0
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 def test_overrides_may_refer_to_other_keys(type_: Type) -> None:

@@ -108,6 +108,26 @@ def test_the_table_tells_what_sets_runs_apart(
     assert line.endswith("seed=1 optimizer.lr=0.1")
 
 
+def test_the_overrides_of_a_run_are_told_instead(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["experiment=digits", "hydra.run.dir=here", "federated/strategy=fedadam", "seed=1"]
+    for name, text in (
+        ("sweep/0", json.dumps({"overrides": typed, "swept": ["seed=1"]})),
+        ("sweep/1", json.dumps({"overrides": [f"a{i}=\x1b[2J" for i in range(8)], "swept": []})),
+        ("good", json.dumps({"overrides": 7})),
+        ("failed", "["),
+    ):
+        (runs / name / "overrides.json").write_text(text)
+    out = _printed(capsys)
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert lines["sweep/0"].endswith("  seed=1 federated/strategy=fedadam")
+    assert lines["sweep/1"].endswith("[2J and 2 more")
+    assert "\x1b" not in out
+    assert lines["good"].endswith("  optimizer.lr=0.5")  # as those differ that hold none
+    assert lines["failed"].endswith("  optimizer.lr=0.1")
+
+
 def test_where_and_sort(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def names(*words: str) -> list[str]:
         return [line.split()[0] for line in _printed(capsys, *words).splitlines()[1:]]
@@ -214,6 +234,8 @@ def test_the_quick_values_are_those_of_yaml() -> None:
         tree = {f"k{i}": drawn(3) for i in range(8)}
         text = OmegaConf.to_yaml(OmegaConf.create(tree))
         assert config_values(text) == yaml.safe_load(text), (seed, text)
+    for line in ("on: 1", "No: 2.5", "a: -3", "a: -0.5", "a: 007", "a: 1_0", "a: 1e5", "a: ٣"):
+        assert config_values(line) == {str(k): v for k, v in yaml.safe_load(line).items()}, line
 
 
 def test_diff_shows_keys_versions_and_metrics(
