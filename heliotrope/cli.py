@@ -48,6 +48,7 @@ commands:
   generate          continue a text         heliotrope generate run=DIR prompt=TEXT [length=200]
   compare           set runs side by side   heliotrope compare DIR DIR ... [output=FILE]
   runs              list and remove runs  heliotrope runs [DIR] [where='seed=7'] [sort=age]
+  watch             live curves of runs   heliotrope watch [DIR or URL] [port=8765]
   audit             test the privacy      heliotrope audit run=DIR [parts=[bound]]
   new               begin a project         heliotrope new DIR
   list              names and their keys    heliotrope list [model=cnn] [plugins=[mine.py]]
@@ -73,6 +74,7 @@ _COMMANDS = {
     "generate": ("heliotrope.commands.generate", "generate_command"),
     "compare": ("heliotrope.commands.evaluate", "compare_command"),
     "runs": ("heliotrope.commands.runs", "runs_command"),
+    "watch": ("heliotrope.commands.watch", "watch_command"),
     "audit": ("heliotrope.commands.audit", "audit_command"),
     "new": ("heliotrope.commands.new", "new_command"),
     "list": ("heliotrope.commands.listing", "list_command"),

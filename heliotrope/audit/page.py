@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any
 
 from heliotrope import __version__
@@ -14,6 +13,7 @@ from heliotrope.audit.findings import Findings
 from heliotrope.audit.inversion import Inversion, Recovered
 from heliotrope.audit.membership import Attack
 from heliotrope.audit.pictures import as_picture, is_picture
+from heliotrope.report.templates import filled, resource
 
 __all__ = ["render"]
 
@@ -26,14 +26,10 @@ def render(findings: Findings, columns: Sequence[str] = ()) -> str:
 
     `columns` are the names of the numbers of an input that is a row of a table.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.lstrip_blocks = True
-    template = environment.from_string(_resource("heliotrope.audit", "audit.html.j2"))
     promised = findings.promised
-    return template.render(
-        style=_resource("heliotrope.report", "report.css"),
+    return filled(
+        "audit/audit.html.j2",
+        style=resource("report/report.css"),
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         findings=findings,
@@ -46,10 +42,6 @@ def render(findings: Findings, columns: Sequence[str] = ()) -> str:
         false_alarm=f"1 in {1 / FALSE_ALARM:,.0f}",
         cards=_cards(findings),
     )
-
-
-def _resource(package: str, name: str) -> str:
-    return (resources.files(package) / name).read_text(encoding="utf-8")
 
 
 def _believed(epsilon: float | None) -> str | None:

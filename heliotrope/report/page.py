@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any
 
 from heliotrope import __version__
@@ -21,6 +20,7 @@ from heliotrope.report.privacy import epsilon_curves, promises
 from heliotrope.report.record import RunRecord, number
 from heliotrope.report.replicates import Replicates, replicates
 from heliotrope.report.summary import order_metrics, rows, target
+from heliotrope.report.templates import filled, resource
 from heliotrope.report.units import (
     UNKNOWN,
     count_text,
@@ -50,8 +50,6 @@ def render(runs: Sequence[RunRecord]) -> str:
     Runs that differ only in their seed are one line of tables and charts. What is shown of single
     models is that of the first of them; every run has a page of its own beside it.
     """
-    from jinja2 import Environment, StrictUndefined
-
     lines = replicates(runs)
     shown = [line.representative for line in lines]
     named, each = labels(shown), labels(runs)
@@ -67,12 +65,10 @@ def render(runs: Sequence[RunRecord]) -> str:
             "epsilons": epsilon_curves(shown, single, drawing),
             "frontiers": draw_frontiers(frontiers(runs), each, colours, drawing),
         }
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.lstrip_blocks = True
-    template = environment.from_string(_resource("report.html.j2"))
-    return template.render(
+    return filled(
+        "report/report.html.j2",
         **charts,
-        style=_resource("report.css"),
+        style=resource("report/report.css"),
         title=_title(runs, named),
         version=__version__,
         labels=named,
@@ -122,11 +118,6 @@ def _title(runs: Sequence[RunRecord], named: Sequence[str]) -> str:
         return named[0]
     name = shared_name(runs)
     return f"{name}: {len(runs)} runs compared" if name else f"{len(runs)} runs compared"
-
-
-def _resource(name: str) -> str:
-    folder = resources.files("heliotrope") / "report"
-    return (folder / name).read_text(encoding="utf-8")
 
 
 def _card(line: Replicates, label: str) -> Card:

@@ -15,7 +15,16 @@ from typing import Any
 
 from heliotrope.errors import RunDirectoryError
 
-__all__ = ["Event", "Point", "RunRecord", "drawable", "number", "read_run"]
+__all__ = [
+    "Event",
+    "Point",
+    "RunRecord",
+    "drawable",
+    "metrics_of",
+    "number",
+    "progress_of",
+    "read_run",
+]
 
 Event = Mapping[str, Any]
 Point = tuple[float, float]
@@ -86,9 +95,9 @@ class RunRecord:
     def metrics(self) -> dict[str, float]:
         """Final metrics by name; those of the last evaluation if there is no result."""
         if self.result is not None and isinstance(self.result.get("metrics"), Mapping):
-            return _metrics(self.result["metrics"])
+            return metrics_of(self.result["metrics"])
         evaluated = [e for e in self.events if e.get("event") in ("evaluate", "final")]
-        return _metrics(evaluated[-1]) if evaluated else {}
+        return metrics_of(evaluated[-1]) if evaluated else {}
 
     def direction(self, metric: str) -> str | None:
         """Return whether `max` or `min` is better of `metric`, or None where nothing says so."""
@@ -127,7 +136,7 @@ class RunRecord:
         names: dict[str, None] = {}
         for event in self.events:
             if number(event.get("examples_seen")) is not None:
-                names.update(dict.fromkeys(_metrics(event)))
+                names.update(dict.fromkeys(metrics_of(event)))
         return list(names)
 
     def curve(self, metric: str, axis: str) -> list[Point]:
@@ -137,7 +146,7 @@ class RunRecord:
         """
         found = [event for event in self.events if metric in event]
         found = [event for event in found if event.get("event") != "final"] or found
-        pairs = ((_progress(event, axis), _metrics(event).get(metric)) for event in found)
+        pairs = ((progress_of(event, axis), metrics_of(event).get(metric)) for event in found)
         known = [(x, y) for x, y in pairs if x is not None and y is not None]
         return [(x, y) for x, y in known if x >= 0 and drawable(x)]
 
@@ -186,7 +195,8 @@ def number(value: object) -> float | None:
         return math.inf
 
 
-def _progress(event: Event, axis: str) -> float | None:
+def progress_of(event: Event, axis: str) -> float | None:
+    """Return how far a run was at an event: a progress key, or `bytes`; None if it is not said."""
     if axis != "bytes":
         return number(event.get(axis))
     sides = [number(event.get("bytes_up")), number(event.get("bytes_down"))]
@@ -194,7 +204,7 @@ def _progress(event: Event, axis: str) -> float | None:
     return sum(known) if known else None
 
 
-def _metrics(mapping: Mapping[str, Any]) -> dict[str, float]:
+def metrics_of(mapping: Mapping[str, Any]) -> dict[str, float]:
     """Return the `split/name` numbers; null, as a strict JSON writer puts it, is NaN."""
     named = {str(key): value for key, value in mapping.items() if "/" in str(key)}
     pairs = ((key, math.nan if v is None else number(v)) for key, v in named.items())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,6 +43,7 @@ class Kept:
     more: str = ""  # to type after it
     slow: bool = False
     instead: tuple[str, str] = ("", "")
+    until: str = ""  # what it prints before Ctrl-C ends it, well
 
 
 KEPT = (
@@ -73,6 +75,12 @@ KEPT = (
     Kept(r"^python -m heliotrope audit "),
     Kept(r"^python -m heliotrope (evaluate|compare|find-lr|find-batch-size|plan|stats|predict) "),
     Kept(r"^(python -m )?heliotrope runs( |$)"),
+    Kept(r"^python -m heliotrope watch port=", instead=("8765", "0"), until="until Ctrl-C"),
+    Kept(
+        r"^(python -m )?heliotrope watch( |$)",
+        instead=("s3://bucket", "file://$PWD"),
+        until="until Ctrl-C",
+    ),
     Kept(r"^python -m heliotrope (generate|privacy) ", slow=True),
     Kept(r"^python -m heliotrope deploy trial ", "federated.rounds=1 nodes=1", slow=True),
     Kept(r"^python -m heliotrope deploy experiment="),
@@ -226,17 +234,26 @@ def type_(clone: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"PATH": f"{clone}/.venv/bin:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
-    def typed(command: str, *, real_data: bool = False) -> subprocess.CompletedProcess[str]:
+    def typed(
+        command: str, *, real_data: bool = False, until: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         little = {} if real_data else {"XDG_CACHE_HOME": str(clone.parent / "cache")}
-        return subprocess.run(
+        with subprocess.Popen(
             ["bash", "-c", command],
             cwd=clone,
             env=environment | little,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=900,
-            check=False,
-        )
+            start_new_session=True,
+        ) as process:
+            assert process.stdout is not None
+            told = ""
+            if until:
+                told = next((line for line in process.stdout if until in line), "")
+                os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=900)
+        return subprocess.CompletedProcess(command, process.returncode, told + out, err)
 
     return typed
 
@@ -262,8 +279,11 @@ def test_a_documented_command_runs(
     if mine.name in command:
         mine.write_text(model_of_readme())
     table.write_text(patients())
-    done = type_(smallest(command), real_data=fetching)
+    kind = kept(command)
+    assert kind is not None
+    done = type_(smallest(command), real_data=fetching, until=kind.until)
     mine.unlink(missing_ok=True)
+    assert kind.until in done.stdout
     assert done.returncode == 0, f"{smallest(command)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
 
 

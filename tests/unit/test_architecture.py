@@ -52,6 +52,7 @@ LAYERS = {
         "heliotrope.runs",
         "heliotrope.audit",
         "heliotrope.planning",
+        "heliotrope.watch",
         "heliotrope.commands",
         "heliotrope.cli",
         "heliotrope.__main__",

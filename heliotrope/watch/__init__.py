@@ -1,0 +1,1 @@
+"""Runs while they go on: a local web page with their states and curves."""
