@@ -167,7 +167,7 @@ def test_runs_and_axes_are_chosen_and_any_window_reads_well(
         "document.querySelector('.chart > div')"
         f".dispatchEvent(new PointerEvent('pointermove', {moved}))"
     )
-    assert browser.run("document.querySelector('.chart output').value").startswith("7: 0.75 at")
+    assert browser.run("document.querySelector('.chart output').value").startswith("7: 0.83333 at")
 
     light = browser.run("getComputedStyle(document.body).backgroundColor")
     dark = [{"name": "prefers-color-scheme", "value": "dark"}]
