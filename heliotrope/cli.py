@@ -27,6 +27,7 @@ from heliotrope.commands.guarded import guarded
 from heliotrope.commands.jobs import Jobs, other_mode
 from heliotrope.commands.output import say
 from heliotrope.commands.overrides import prepared
+from heliotrope.commands.parallel_jobs import ParallelJobs
 from heliotrope.commands.trials import drawn_trials
 from heliotrope.config import Mode, Run
 from heliotrope.config.explain import composing
@@ -146,15 +147,15 @@ def run_mode(
     register_resolvers(mode, stamp)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through, to be explained below
 
-    jobs = Jobs(mode, job)
+    jobs = Jobs(mode, job, parallel := ParallelJobs(ray, mode))
     decorated = hydra.main(
         version_base="1.3", config_path=str(config.conf_dir()), config_name="config"
     )(jobs.task)
 
     def composed() -> None:
-        with drawn_trials(sys.argv[1:]) as jobs.drawing:
+        with drawn_trials(sys.argv[1:]) as jobs.drawing, parallel:
             _composed(decorated)
-            jobs.run_planned(ray)
+            jobs.run_planned()
 
     outside = guarded(composed)
     jobs.tell_spent()

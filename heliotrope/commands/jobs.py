@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from types import ModuleType
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
@@ -19,7 +18,7 @@ from heliotrope.commands import sweeps
 from heliotrope.commands.directories import refuse_unnamed
 from heliotrope.commands.guarded import guarded
 from heliotrope.commands.output import say
-from heliotrope.commands.parallel_jobs import PlannedJob, run_in_parallel
+from heliotrope.commands.parallel_jobs import ParallelJobs, PlannedJob, expected_jobs
 from heliotrope.commands.trials import Drawing
 from heliotrope.config import Mode, Run
 from heliotrope.config.own_files import refuse_absent
@@ -39,12 +38,16 @@ class Jobs:
     """What a command runs: one job, or those of a sweep, one after the other or several at a time.
 
     `codes` are their exit codes, `done` the directories of those that ended well. With
-    `sweep.parallel`, jobs are planned while Hydra composes them, and run once all are.
+    `sweep.parallel`, jobs are planned while Hydra composes them and `parallel` prepares for them,
+    and run once all are.
     """
 
-    def __init__(self, mode: Mode, job: Callable[[Run, Path], None]) -> None:
+    def __init__(
+        self, mode: Mode, job: Callable[[Run, Path], None], parallel: ParallelJobs
+    ) -> None:
         self._mode = mode
         self._job = job
+        self._parallel = parallel
         self.codes: list[int] = []
         self.done: list[Path] = []
         self.drawing: Drawing | None = None
@@ -91,6 +94,7 @@ class Jobs:
                 say(f"[{hydra_cfg.job.num}] is completed: {directory}")
             elif sweeping and run.sweep.parallel != 1:
                 self._planned.append(PlannedJob(hydra_cfg.job.num, run, directory))
+                self._parallel.prepare(self._planned[0], expected_jobs(sys.argv[1:]))
             else:
                 with self._telling():
                     self._job(run, directory)
@@ -103,11 +107,11 @@ class Jobs:
         if not (self._planned and self._planned[-1].directory == directory):
             self._ended(directory, code)
 
-    def run_planned(self, ray: Callable[[], ModuleType]) -> None:
+    def run_planned(self) -> None:
         """Run what is planned, several jobs at a time."""
         if self._planned:
             with self._telling():
-                run_in_parallel(ray(), self._mode, self._planned, self._ended)
+                self._parallel.run(self._planned, self._ended)
 
     def _ended(self, directory: Path, code: int) -> None:
         self.codes.append(code)

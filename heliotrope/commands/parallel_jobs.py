@@ -6,8 +6,7 @@ none themselves: their workers do. The caller passes Ray's module: this package 
 
 from __future__ import annotations
 
-import importlib
-import io
+import math
 import os
 import signal
 import sys
@@ -15,26 +14,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+
 from heliotrope.cluster.connection import Cluster, session
-from heliotrope.cluster.environment import DriverEnvironment, driver_environment
-from heliotrope.commands.guarded import guarded
+from heliotrope.cluster.environment import driver_environment
+from heliotrope.commands.job_processes import Share, Workers
 from heliotrope.commands.output import say
 from heliotrope.config import Mode, Run
 from heliotrope.config.workers import worker_range
 from heliotrope.errors import ConfigError, HeliotropeError
-from heliotrope.modes import mode_module
-from heliotrope.runs.clock import clock_from_now
-from heliotrope.system.process_exit import brief
 from heliotrope.system.resources import check_cpus
-from heliotrope.system.signals import Stop, code_of, held_back, signals_heard
+from heliotrope.system.signals import Stop, signals_heard
 
-__all__ = ["JobWorker", "PlannedJob", "Share", "run_in_parallel", "share_of"]
+__all__ = ["ParallelJobs", "PlannedJob", "expected_jobs", "share_of"]
 
 _LOOK_SECONDS = 0.1  # between two looks whether a signal has come
 
@@ -48,82 +47,81 @@ class PlannedJob:
     directory: Path
 
 
-@dataclass(frozen=True)
-class Share:
-    """How many jobs run at a time, and what each has.
+class ParallelJobs:
+    """Jobs of a sweep, several at a time; a context manager, which ends Ray and the processes."""
 
-    Parameters
-    ----------
-    jobs
-        At a time.
-    threads
-        CPUs of each.
-    gpus
-        Of each, perhaps a part of one.
-    placed
-        Whether the jobs let Ray place their workers, who have these CPUs and GPUs.
-    """
+    def __init__(self, ray: Callable[[], ModuleType], mode: Mode) -> None:
+        self._ray, self._mode = ray, mode
+        self._held = ExitStack()
+        self._cluster: Cluster | None = None
+        self._share: Share | None = None
+        self._workers: Workers | None = None
+        self._failed: HeliotropeError | None = None
 
-    jobs: int
-    threads: int
-    gpus: float
-    placed: bool
+    def __enter__(self) -> ParallelJobs:
+        return self
 
+    def __exit__(self, *error: Any) -> None:
+        self._held.__exit__(*error)
 
-class JobWorker:
-    """A process that runs one job after the other; what its imports cost is paid once."""
+    def prepare(self, job: PlannedJob, count: int) -> None:
+        """Start Ray, and processes for `count` jobs such as `job`, while others are composed.
 
-    def __init__(
-        self, ray: ModuleType, environment: DriverEnvironment, mode: Mode, threads: int
-    ) -> None:
-        given = os.environ.get("OMP_NUM_THREADS", "")
-        own = min(threads, int(given)) if given.isdecimal() and int(given) else threads
-        environment.enter()
-        os.environ["OMP_NUM_THREADS"] = str(own)  # before torch is there
-        # What starts Ray holds signals back, and its processes inherit that.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        self._node = str(ray.get_runtime_context().get_node_id())
-        self._run_job: Callable[[Run, Path], None] = mode_module(mode, "job").run_job
-
-    def process(self) -> tuple[str, int]:
-        """Return the id of the node that this process is on, and its own."""
-        return self._node, os.getpid()
-
-    def do(self, run: Run, directory: Path) -> tuple[int, str]:
-        """Run a job; return its exit code, and what it has written to the standard error."""
-        errors = io.StringIO()
-        with redirect_stderr(errors), redirect_stdout(io.StringIO()), clock_from_now():
-            try:
-                code = guarded(lambda: self._run_job(run, directory), interruptible=False)
-            except (KeyboardInterrupt, SystemExit) as error:
-                code = code_of(error) or HeliotropeError.exit_code
-        return code, errors.getvalue()
-
-
-def run_in_parallel(
-    ray: ModuleType,
-    mode: Mode,
-    jobs: Sequence[PlannedJob],
-    ended: Callable[[Path, int], None],
-) -> None:
-    """Run all jobs; `ended` is told the directory and exit code of each.
-
-    A job that fails, or whose process dies, does not stop the others. SIGINT or SIGTERM ends those
-    under way with their checkpoints, and is then raised.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ConfigError("sweep.parallel cannot be used under torchrun. Set sweep.parallel=1.")
-    with session(ray) as cluster:
-        share = share_of(jobs, mode, cluster)
-        environment = driver_environment(jobs[0].run.cluster, inherited=not cluster.can_grow)
-        workers = _Workers(ray, environment, mode, share)
+        They import torch meanwhile. What is wrong is said by `run`.
+        """
+        if self._cluster is not None or self._failed is not None:
+            return
         try:
-            with signals_heard() as stop:
-                _run_all(deque(jobs), workers, share, mode, ended, stop)
-                if stop.asked():
-                    stop.leave()
-        finally:
-            workers.close()
+            self._open([job] * count)
+            assert self._share is not None
+            assert self._workers is not None
+            self._workers.prepare(self._share.jobs)
+        except HeliotropeError as error:
+            self._failed = error
+
+    def run(self, jobs: Sequence[PlannedJob], ended: Callable[[Path, int], None]) -> None:
+        """Run all jobs; `ended` is told the directory and exit code of each.
+
+        A job that fails, or whose process dies, does not stop the others. SIGINT or SIGTERM ends
+        those under way with their checkpoints, and is then raised.
+        """
+        if self._failed is not None:
+            raise self._failed
+        self._open(jobs)
+        assert self._share is not None
+        assert self._workers is not None
+        with signals_heard() as stop:
+            _run_all(deque(jobs), self._workers, self._share, self._mode, ended, stop)
+            if stop.asked():
+                stop.leave()
+
+    def _open(self, jobs: Sequence[PlannedJob]) -> None:
+        """Be connected to Ray, with processes of the share that each of `jobs` has."""
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise ConfigError("sweep.parallel cannot be used under torchrun. Set sweep.parallel=1.")
+        ray = self._ray()
+        if self._cluster is None:
+            self._cluster = self._held.enter_context(session(ray))
+        share = share_of(jobs, self._mode, self._cluster)
+        if self._workers is not None and share == self._share:
+            return
+        if self._workers is not None:  # those that were prepared have another share
+            self._workers.close()
+        inherited = not self._cluster.can_grow
+        environment = driver_environment(jobs[0].run.cluster, inherited=inherited)
+        self._share, self._workers = share, Workers(ray, environment, self._mode, share)
+        self._held.callback(self._workers.close)
+
+
+def expected_jobs(overrides: Sequence[str]) -> int:
+    """Return how many jobs a sweep over the typed `overrides` will probably have."""
+    words = [word for word in overrides if "=" in word and not word.startswith("-")]
+    swept = [each for each in OverridesParser.create().parse_overrides(words) if _is_listed(each)]
+    return math.prod(sum(1 for _ in each.sweep_iterator()) for each in swept)
+
+
+def _is_listed(override: Override) -> bool:
+    return override.is_sweep_override() and not isinstance(override.value(), Glob)
 
 
 def share_of(jobs: Sequence[PlannedJob], mode: Mode, cluster: Cluster) -> Share:
@@ -147,7 +145,7 @@ def share_of(jobs: Sequence[PlannedJob], mode: Mode, cluster: Cluster) -> Share:
 
 def _run_all(
     waiting: deque[PlannedJob],
-    workers: _Workers,
+    workers: Workers,
     share: Share,
     mode: Mode,
     ended: Callable[[Path, int], None],
@@ -185,71 +183,6 @@ def _answered(answer: Future[tuple[int, str]], stop: Stop) -> tuple[int, str]:
         return 128 + signal.SIGTERM, ""
     said, *_ = (str(error).strip() or type(error).__name__).splitlines()
     return HeliotropeError.exit_code, f"error: its process died: {said}"
-
-
-class _Workers:
-    """The processes: as many as jobs run at a time, each started when it is first needed."""
-
-    def __init__(
-        self, ray: ModuleType, environment: DriverEnvironment, mode: Mode, share: Share
-    ) -> None:
-        self._ray = ray
-        cpus, gpus = (0, 0.0) if share.placed else (share.threads, share.gpus)
-        kind: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(JobWorker)
-        start = kind.options(**environment.options).remote
-        self._new: Callable[[], Any] = lambda: start(ray, environment, mode, share.threads)
-        self._idle: list[Any] = []
-        self._processes: dict[Any, Future[tuple[str, int]]] = {}
-
-    def free(self) -> Any:
-        """Return an actor that has no job."""
-        if self._idle:
-            return self._idle.pop()
-        with held_back():
-            worker = self._new()
-            self._processes[worker] = worker.process.remote().future()
-        return worker
-
-    def start(self, worker: Any, run: Run, directory: Path) -> Future[tuple[int, str]]:
-        """Give a job to an actor."""
-        with held_back():
-            answer: Future[tuple[int, str]] = worker.do.remote(run, directory).future()
-        return answer
-
-    def release(self, worker: Any, *, alive: bool) -> None:
-        """Take an actor back that has done its job; one that is not `alive` is replaced."""
-        if alive:
-            self._idle.append(worker)
-        else:
-            del self._processes[worker]
-
-    def terminate(self, workers: Sequence[Any]) -> None:
-        """Send SIGTERM to the processes of actors; one that is not up yet is ended."""
-        here = str(self._ray.get_runtime_context().get_node_id())
-        for worker in workers:
-            up = self._processes[worker]
-            if not up.done() or up.exception() is not None:
-                self._ray.kill(worker)
-                continue
-            node, process = up.result()
-            if node == here:
-                os.kill(process, signal.SIGTERM)
-            else:
-                self._send(node, process)
-
-    def _send(self, node: str, process: int) -> None:
-        """Send SIGTERM to a process of another node of the cluster."""
-        module = f"{self._ray.__name__}.util.scheduling_strategies"
-        there = importlib.import_module(module).NodeAffinitySchedulingStrategy(node, soft=False)
-        with held_back():
-            send = self._ray.remote(num_cpus=0)(os.kill).options(scheduling_strategy=there)
-            send.remote(process, signal.SIGTERM)
-
-    def close(self) -> None:
-        """End all processes."""
-        with brief():
-            for worker in self._processes:
-                self._ray.kill(worker)
 
 
 def _placed_by_ray(run: Run, mode: Mode) -> bool:

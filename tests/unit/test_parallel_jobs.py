@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 
 from heliotrope.cluster.connection import Cluster
-from heliotrope.commands.parallel_jobs import PlannedJob, run_in_parallel, share_of
+from heliotrope.commands.parallel_jobs import (
+    ParallelJobs,
+    PlannedJob,
+    expected_jobs,
+    share_of,
+)
 from heliotrope.commands.sweeps import is_completed, place
 from heliotrope.config import Mode, SweepConfig
 from heliotrope.errors import ConfigError, ResourceError
@@ -167,10 +172,13 @@ class _Actor(SimpleNamespace):
     __hash__ = object.__hash__
 
 
-def _run_six(ray: _FakeRay) -> list[tuple[int, int]]:
+def _run_six(ray: _FakeRay, prepared: int = 0) -> list[tuple[int, int]]:
     jobs = [PlannedJob(n, compose("federated", "sweep.parallel=2"), Path(str(n))) for n in range(6)]
     ended: list[tuple[int, int]] = []
-    run_in_parallel(ray, "federated", jobs, lambda path, code: ended.append((int(path.name), code)))
+    with ParallelJobs(lambda: ray, "federated") as parallel:
+        if prepared:
+            parallel.prepare(jobs[0], prepared)
+        parallel.run(jobs, lambda path, code: ended.append((int(path.name), code)))
     return ended
 
 
@@ -197,6 +205,30 @@ def test_a_process_goes_from_job_to_job_and_one_that_died_is_replaced(
     assert "[2] error: its process died: The actor died." in err
     assert out.count("completed after") == 3
     assert out.count("failed after") == 3
+
+
+@pytest.mark.parametrize(("prepared", "actors"), [(6, 2), (2, 2), (1, 3)])
+def test_processes_that_were_prepared_take_the_jobs_unless_their_share_is_another(
+    prepared: int, actors: int
+) -> None:
+    ray = _FakeRay()
+    ray.begin = lambda: ray.end(ray.started[-1], 0)
+    assert sorted(_run_six(ray, prepared)) == [(number, 0) for number in range(6)]
+    assert ray.actors == ray.killed == actors
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["-m", "seed=range(20)", "sweep.parallel=2"], 20),
+        (["-m", "seed=1,2,3", "optimizer.lr=0.1,0.2", "model.hidden=[8,16]"], 6),
+        (["seed=1", "--multirun", "experiment=glob(*)"], 1),
+    ],
+)
+def test_the_jobs_of_a_sweep_are_counted_before_hydra_composes_them(
+    typed: list[str], expected: int
+) -> None:
+    assert expected_jobs(typed) == expected
 
 
 def test_a_signal_ends_the_jobs_under_way_and_begins_no_other(
