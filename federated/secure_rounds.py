@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -10,18 +10,20 @@ from heliotrope.errors import SecureAggregationError
 
 from .aggregation import Mean
 from .aggregation.masked import Layout
+from .client_state import ClientStates
 from .engine.context import TrainingContext
 from .engine.thread_lane import Reply
 from .privacy.base import ClippedSum
 from .privacy.local import Local
 from .privacy.names import privacy_of
 from .secure_aggregation.masking import Masking
+from .secure_aggregation.messages import Setup, Vector
 from .secure_aggregation.quantization import Quantizer
 from .secure_aggregation.session import Session
 from .secure_aggregation.settings import DEFAULT_RANGE, SecAgg
 from .updates import Failure, Instruction, Update, Weights
 
-__all__ = ["SecureRound", "SecureRounds"]
+__all__ = ["Opened", "SecureRound", "SecureRounds"]
 
 _ROUNDED = 1 + 2.0**-20  # a clipped update of one weight may be longer by a rounding
 
@@ -91,43 +93,96 @@ class SecureRounds:
                 " are needed. What was trained so far is saved."
             )
         layout = Layout.of(instruction, weights)
-        clients = sorted([*cohort, *fillers])
-        setup = self._settings.setup(self._cohort, len(clients), layout.size, layout.numbers)
-        session = Session(setup, clients)
-        session.add_nothing(fillers)
-        quantizer = self.quantizer(equal_weights=instruction.equal_weights, clip=instruction.clip)
-        return SecureRound(session, layout, quantizer, tuple(sorted(cohort)))
+        clients = len(cohort) + len(fillers)
+        return SecureRound(
+            self._settings.setup(self._cohort, clients, layout.size, layout.numbers),
+            layout,
+            self.quantizer(equal_weights=instruction.equal_weights, clip=instruction.clip),
+            tuple(sorted(cohort)),
+            tuple(fillers),
+        )
 
 
-@dataclass
+@dataclass(frozen=True)
+class Opened:
+    """What a round under secure aggregation has given.
+
+    Parameters
+    ----------
+    mean, updates
+        Of all that were heard of, and what they told together; neither if nobody was.
+    failures
+        Who was lost, and why.
+    states
+        What the clients that were heard of keep, unless it stays with them.
+    """
+
+    mean: Mean | None
+    updates: list[Update]
+    failures: list[Failure]
+    states: list[ClientStates]
+
+
+@dataclass(frozen=True)
 class SecureRound:
-    """A round under way."""
+    """A round before any client is asked.
 
-    session: Session
+    Parameters
+    ----------
+    setup, layout, quantizer
+        What clients are told of it, and how they make whole numbers of their updates.
+    cohort, fillers
+        The clients that train, and those that send zeros.
+    """
+
+    setup: Setup
     layout: Layout
     quantizer: Quantizer
     cohort: tuple[int, ...]
+    fillers: tuple[int, ...]
 
-    def instruction(self, instruction: Instruction) -> Instruction:
-        """Return what the cohort is told, with its masks."""
-        masks = {client: self.session.masks[client] for client in self.cohort}
-        return replace(instruction, masking=Masking(self.quantizer, masks))
+    @property
+    def clients(self) -> list[int]:
+        """All that take part, in order."""
+        return sorted([*self.cohort, *self.fillers])
 
-    def finish(self, replies: Sequence[Reply]) -> tuple[Mean | None, list[Update], list[Failure]]:
-        """Return the mean of all that were heard of, what they told together, and who failed.
+    def simulated(
+        self, instruction: Instruction, train: Callable[[Instruction], Sequence[Reply]]
+    ) -> Opened:
+        """Play the round with all its clients in one process; `train` trains the cohort.
 
-        No mean if none of the cohort was. Raises `SecureAggregationError` if too few are left.
+        Raises `SecureAggregationError` if too few are left.
         """
+        session = Session(self.setup, self.clients)
+        session.add_nothing(self.fillers)
+        masks = {client: session.masks[client] for client in self.cohort}
+        replies = train(replace(instruction, masking=Masking(self.quantizer, masks)))
         failures = [failure for reply in replies for failure in reply.failures]
         heard: list[int] = []
         for message in (message for reply in replies for message in reply.masked):
-            if (why := self.session.receive(message)) is None:
+            if (why := session.receive(message)) is None:
                 heard.append(message.client)
             else:
                 failures.append(Failure(message.client, why))
         lost = {failure.client: failure.reason for failure in failures}
-        total, _ = self.session.total(lost)
+        total, _ = session.total(lost)
+        states = [
+            states.take([client for client in states.clients if client not in lost])
+            for reply in replies
+            for states in reply.states
+        ]
+        return self.opened(total, heard, failures, states)
+
+    def opened(
+        self,
+        total: Vector,
+        heard: Sequence[int],
+        failures: list[Failure],
+        states: list[ClientStates],
+    ) -> Opened:
+        """Return what the sum `total` says, in which the clients `heard` of the cohort are."""
+        failures.sort(key=lambda failure: failure.client)
         if not heard:
-            return None, [], failures
+            return Opened(None, [], failures, states)
         mean, update = self.layout.mean(total, sorted(heard), self.quantizer)
-        return mean, [update], failures
+        return Opened(mean, [update], failures, states)

@@ -48,8 +48,8 @@ class SecureSetting:
             f"{quantizer.limit:.4g}, examples times update in steps of {quantizer.step:.4g}"
         )
 
-    def told(self) -> dict[str, Any]:
-        """Return what the first event and result.json say."""
+    def told(self, *, simulated: bool = True) -> dict[str, Any]:
+        """Return what result.json says; `simulated`: all clients are in one process."""
         setup = self.settings.setup(self.cohort, self.cohort, 0, 0)
         degree, quantizer = degree_of(setup.neighbours, self.cohort), self.rounds.expected_quantizer
         return {
@@ -60,7 +60,7 @@ class SecureSetting:
             "bits": self.settings.bits,
             "range": quantizer.limit,
             "step": quantizer.step,
-            "simulated": True,
+            "simulated": simulated,
         }
 
     def trusted(self, privacy: Mapping[str, Any]) -> dict[str, Any]:

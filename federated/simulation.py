@@ -102,8 +102,8 @@ def train_clients(
             _begin(run, server, grid, tracker, run_dir, display, attack, canaries)
             if attack is not None:
                 display.say(attack.line())
-            if components.secure is not None:
-                display.say(components.secure.line())
+            if (secure := components.secure) is not None:
+                display.say(secure.line())
             if protection is not None:
                 display.say(protection.line())
             for note in components.notes:
@@ -122,9 +122,11 @@ def train_clients(
                 peak_rss_bytes=peak_rss_bytes() + pool.peak_rss_bytes(),
                 target=server.target.summary(),
                 preparation=asdict(components.exchange),
-                privacy=None if protection is None else _privacy(protection, components.secure),
+                privacy=None if protection is None else _privacy(protection, secure),
                 attack=None if attack is None else attack.told() | server.success,
-                secure_aggregation=None if components.secure is None else components.secure.told(),
+                secure_aggregation=(
+                    None if secure is None else secure.told(simulated=not pool.keeps_states)
+                ),
                 canaries=None if canaries is None else canaries.told(),
                 packages=tuple(packages),
             )

@@ -14,16 +14,12 @@ def check_deployable(run: Run, personal: bool) -> None:
     What `client_app` refuses is refused there.
     """
     cfg = run.federated
-    refused = {
-        "attack": "simulated attackers alter data that a node has for itself",
-        "secure_aggregation": "the server of a deployment does not play its rounds yet",
-    }
-    for group, why in refused.items():
-        if (name := getattr(cfg, group).name) != "none":
-            raise ConfigError(
-                f"federated/{group}={name} cannot be deployed: {why}. Simulate it with python -m "
-                f"federated, or set federated/{group}=none."
-            )
+    if cfg.attack.name != "none":
+        raise ConfigError(
+            f"federated/attack={cfg.attack.name} cannot be deployed: simulated attackers alter "
+            "data that a node has for itself. Simulate it with python -m federated, or set "
+            "federated/attack=none."
+        )
     if run.audit.canaries:
         raise ConfigError(
             "audit.canaries are planted among the clients of a simulation, and no node has them. "

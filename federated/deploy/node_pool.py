@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,9 +36,11 @@ from ..flower.messages import (
     with_training_record,
 )
 from ..flower.node_state import RUN
+from ..flower.secure_play import SecurePlay
 from ..flower.vetting import vetted_evaluations, vetted_updates
 from ..pools.base import Pool
 from ..pools.cohort_worker import CohortWorker
+from ..secure_rounds import Opened, SecureRound
 from ..updates import Failure, Instruction, Stack, Weights
 
 __all__ = ["NodePool", "node_name"]
@@ -109,10 +111,8 @@ class NodePool(Pool):
     ) -> list[Reply]:
         del execution
         starts = instruction.starts(weights)
-        # Where clients protect themselves, each adds noise of its own, which no server tells.
-        instruction = replace(instruction, noise=None)
-        content = content_to_train(weights, instruction)
-        replies, clients, failures = self._ask(content, MessageType.TRAIN, instruction, cohort)
+        contents = dict.fromkeys(cohort, self._content(weights, instruction))
+        replies, clients, failures = self._ask(contents, MessageType.TRAIN)
         # Clients answer in the types of the model, whatever the strategy computes in.
         own = self._context.global_weights
         sent = {name: v.to(own[name].dtype) if name in own else v for name, v in starts.items()}
@@ -137,6 +137,34 @@ class NodePool(Pool):
         partial = None if reduction is None else reduction.partial()
         return [Reply(updates, _sorted(failures), partial, losses)]
 
+    def train_secretly(
+        self,
+        secret: SecureRound,
+        weights: Weights,
+        instruction: Instruction,
+        execution: ExecutionPlan,
+    ) -> Opened:
+        """Play the protocol with the nodes; those that fill up the cohort are sent no model."""
+        del execution
+        failures: list[Failure] = []
+
+        def ask(contents: Mapping[int, RecordDict]) -> Iterator[tuple[int, Message | str]]:
+            replies, clients, silent = self._ask(contents, MessageType.TRAIN)
+            for failure in silent:
+                yield failure.client, failure.reason
+            for reply in replies:
+                yield clients[reply.metadata.src_node_id], reply
+
+        def lose(client: int, reason: str) -> None:
+            failures.append(Failure(client, reason))
+
+        content = self._content(weights, instruction)
+        contents = {c: content if c in secret.cohort else RecordDict() for c in secret.clients}
+        play = SecurePlay(secret.setup, secret.quantizer, secret.layout.told, ask, lose)
+        total, included = play(contents)
+        heard = [client for client in included if client in secret.cohort]
+        return secret.opened(total, heard, failures, [])
+
     def _told(self, message: Message, stack: Stack, client: int) -> Stack:
         """Return an update with what the client says beside it; `MessageError` if it may not be.
 
@@ -152,9 +180,8 @@ class NodePool(Pool):
         self, weights: Weights, cohort: Sequence[int], states: ClientStates | None = None
     ) -> Evaluations:
         del states
-        instruction = Instruction(self._last_round)
-        content = content_to_train(weights, instruction)
-        replies, clients, failures = self._ask(content, MessageType.EVALUATE, instruction, cohort)
+        contents = dict.fromkeys(cohort, self._content(weights, Instruction(self._last_round)))
+        replies, clients, failures = self._ask(contents, MessageType.EVALUATE)
         good, rejected = vetted_evaluations(replies)
         failures += [replace(failure, client=clients[failure.client]) for failure in rejected]
         metric_set, rows = self._context.task.metrics, {}
@@ -174,28 +201,34 @@ class NodePool(Pool):
             done = Evaluations.of(order, measured)
         return replace(done, failures=_sorted([*done.failures, *failures]))
 
+    def _content(self, weights: Weights, instruction: Instruction) -> RecordDict:
+        """Return what nodes are sent, with the name of the run whose state is meant."""
+        self._last_round = instruction.server_round
+        # Where clients protect themselves, each adds noise of its own, which no server tells.
+        content = content_to_train(weights, replace(instruction, noise=None))
+        (config,) = content.config_records.values()
+        config[RUN] = self._run_name
+        return content
+
     def _ask(
-        self, content: RecordDict, kind: str, instruction: Instruction, cohort: Sequence[int]
+        self, contents: Mapping[int, RecordDict], kind: str
     ) -> tuple[list[Message], Mapping[int, int], list[Failure]]:
-        """Send `content` to the nodes of `cohort`.
+        """Send the node of each client its content.
 
         Return what they answer, the client of each node id, and who has none or did not answer.
         """
-        self._last_round = instruction.server_round
-        (config,) = content.config_records.values()
-        config[RUN] = self._run_name
         nodes = self._nodes()
-        ids = {client: nodes.get(node_name(client)) for client in cohort}
+        ids = {client: nodes.get(node_name(client)) for client in contents}
         failures = [
             Failure(client, f"its node {node_name(client)} is not connected")
             for client, node in ids.items()
             if node is None
         ]
         clients = {node: client for client, node in ids.items() if node is not None}
-        group = str(instruction.server_round)
+        group = str(self._last_round)
         messages = [
-            Message(content, dst_node_id=node, message_type=kind, group_id=group)
-            for node in clients
+            Message(contents[client], dst_node_id=node, message_type=kind, group_id=group)
+            for node, client in clients.items()
         ]
         replies = self._replies(messages)
         silent = set(clients) - {reply.metadata.src_node_id for reply in replies}

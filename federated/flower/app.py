@@ -97,6 +97,8 @@ def client_app(run: Run, preparation: str | None = None) -> ClientApp:
         kept = node.state(message, context)
         instruction = replace(instruction, states=_states(kept, instruction.server_round, client))
         stack = train_client(training, weights, instruction, client)
+        if secure:  # what is masked is not rounded to the model's types before
+            stack = replace(stack, arrays={n: _unrounded(v) for n, v in stack.arrays.items()})
         updates = ClientUpdates.of(training, deployed=True)
         stack = updates(stack, weights, instruction, rounded=True)
         loss = (
@@ -131,6 +133,10 @@ def client_app(run: Run, preparation: str | None = None) -> ClientApp:
         return evaluate_reply(metrics, message)
 
     return app
+
+
+def _unrounded(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
 
 
 def _check_deployable(run: Run) -> None:

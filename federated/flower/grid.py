@@ -197,21 +197,18 @@ class CohortGrid(Grid):
     ) -> list[tuple[int, Message]]:
         """Train the clients that are asked, and open the sum of what they send."""
         assert self.execution is not None
-        cohort = sorted(asked)
-        secret = secure.begin(instruction, weights, cohort)
-        told = secret.instruction(instruction)
-        done = self.pool.train(weights, told, cohort, self.execution, reduce=True)
-        self.mean, self.updates, failures = secret.finish(done)
-        self.failures += sorted(failures, key=lambda failure: failure.client)
-        lost = {failure.client for failure in failures}
-        self._new_states = [
-            states.take([client for client in states.clients if client not in lost])
-            for reply in done
-            for states in reply.states
-        ]
+        secret = secure.begin(instruction, weights, sorted(asked))
+        done = self.pool.train_secretly(secret, weights, instruction, self.execution)
+        self.mean, self.updates = done.mean, done.updates
+        self.failures += done.failures
+        self._new_states = done.states
         self.loss_sum = sum(update.loss_sum for update in self.updates)
         self.numbers = dict(self.updates[0].numbers) if self.updates else {}
-        replies = [(bad.client, error_reply(bad.reason, asked[bad.client])) for bad in failures]
+        replies = [
+            (bad.client, error_reply(bad.reason, asked[bad.client]))
+            for bad in done.failures
+            if bad.client in asked
+        ]
         if self.mean is not None:
             starts = instruction.starts(weights)
             replies += self._reply_of_all(self.updates[0], self.mean, starts, asked)

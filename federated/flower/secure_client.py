@@ -25,17 +25,19 @@ from ..secure_aggregation.messages import (
     Roster,
     Setup,
     Survivors,
+    Vector,
 )
 from ..secure_aggregation.quantization import Quantizer
-from .codec import forms_of
-from .messages import error_reply, only, read_arrays, stack_of
-from .secure_codec import SECURE, decoded, encoded, record_of
+from ..updates import Stack
+from .messages import TRAINING, content_of, error_reply, only, stack_of, with_training_record
+from .secure_codec import SECURE, decoded, encoded, number_of, record_of
 
-__all__ = ["QUANTIZER", "TOLD", "secure_aggregation_mod"]
+__all__ = ["NUMBER", "QUANTIZER", "TOLD", "secure_aggregation_mod"]
 
 QUANTIZER, TOLD = f"{SECURE}.quantizer", f"{SECURE}.told"
 """The records of a round's first message beside its `Setup`: how numbers are made whole, and the
-names of the metrics that are masked beside weights."""
+names of the metrics that are masked beside weights, with the client's `NUMBER` in the round."""
+NUMBER = "client"
 _STATE = f"{SECURE}.client"
 
 
@@ -62,11 +64,11 @@ def _answer(message: Message, context: Context, call_next: ClientAppCallable) ->
     record = message.content.config_records[SECURE]
     if record.get("kind") == Setup.__name__:
         setup = decoded(Setup, record)
-        client = Client(message.metadata.dst_node_id, setup)
         for name in (SECURE, QUANTIZER, TOLD):
             if name not in message.content.config_records:
                 raise RefusedMessageError(f"a round without {name}")
             context.state[name] = message.content.config_records[name]
+        client = Client(number_of(context.state.config_records[TOLD], NUMBER), setup)
         return _reply(client.advertise(), client, message, context)
     if _STATE not in context.state.config_records:
         raise RefusedMessageError("a round that was not begun, or has ended here")
@@ -84,10 +86,12 @@ def _answer(message: Message, context: Context, call_next: ClientAppCallable) ->
 def _masked(
     client: Client, setup: Setup, message: Message, context: Context, call_next: ClientAppCallable
 ) -> Message:
-    """Stage 3: open the shares, train, and mask what was trained."""
-    records = message.content.config_records
-    client.receive_shares(decoded(ForwardedShares, records.pop(SECURE)))
-    starts = read_arrays(only(message.content.array_records, "array"))
+    """Stage 3: open the shares, train, and mask what was trained; zeros, if there is no model."""
+    client.receive_shares(decoded(ForwardedShares, message.content.config_records.pop(SECURE)))
+    if not message.content.array_records:
+        return _reply(client.masked_input(Vector.zeros(setup)), client, message, context)
+    weights, instruction = content_of(message)
+    starts = instruction.starts(weights)
     reply = call_next(message, context)
     if reply.has_error():
         return reply
@@ -96,16 +100,22 @@ def _masked(
     layout = Layout(starts, tuple(str(name) for name in names))  # type: ignore[union-attr]
     if (layout.size, layout.numbers, quantizer.bits) != (setup.size, setup.numbers, setup.bits):
         raise RefusedMessageError(f"client {client.number} refuses: weights of another size")
-    metrics = only(reply.content.metric_records, "metric")
-    told = {name: (_number(metrics, name),) for name in layout.told}
-    stack = replace(stack_of(reply, forms_of(starts)), numbers=told)
-    masking = Masking(quantizer, {client.number: client.masks()})
-    reduction = MaskedReduction(layout, masking)
+    stack = replace(_trained(reply, layout), clients=(client.number,))
+    reduction = MaskedReduction(layout, Masking(quantizer, {client.number: client.masks()}))
     failures = reduction.add(stack)
     if failures:
         return error_reply(failures[0].reason, message)
     (masked,) = reduction.inputs
     return _reply(masked, client, message, context)
+
+
+def _trained(reply: Message, layout: Layout) -> Stack:
+    """Return what the app has trained, with the counts that it tells, if it is one of ours."""
+    metrics = only(reply.content.metric_records, "metric")
+    told = {name: (_number(metrics, name),) for name in layout.told}
+    stack = replace(stack_of(reply), numbers=told)
+    record = reply.content.config_records.get(TRAINING)
+    return stack if record is None else with_training_record(stack, record)
 
 
 def _number(metrics: MetricRecord, name: str) -> float:

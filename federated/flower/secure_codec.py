@@ -26,7 +26,7 @@ from ..secure_aggregation.messages import (
 )
 from ..secure_aggregation.quantization import Quantizer
 
-__all__ = ["SECURE", "decoded", "encoded", "masked_input", "numbers_of", "record_of"]
+__all__ = ["SECURE", "decoded", "encoded", "masked_input", "number_of", "record_of"]
 
 SECURE = "heliotrope.secure"
 """The name of the ConfigRecord, in a message's content, that holds a message of the protocol."""
@@ -103,9 +103,12 @@ def masked_input(record: ConfigRecord, setup: Setup, sender: int) -> MaskedInput
     return found
 
 
-def numbers_of(record: ConfigRecord, name: str) -> tuple[int, ...]:
-    """Return whole numbers that `record_of` wrote."""
-    return _ints(record, name)
+def number_of(record: ConfigRecord, name: str) -> int:
+    """Return the number of a client; `RefusedMessageError` if there is none that one has."""
+    number = _int(record, name)
+    if not 0 <= number < 1 << 64:
+        raise RefusedMessageError(f"{name} is a number that no client has")
+    return number
 
 
 def _check_kind(kind: type[Any], record: ConfigRecord) -> None:

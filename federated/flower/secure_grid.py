@@ -13,28 +13,18 @@ vets what it is sent itself: a `CheckedGrid` around it would miss the others' re
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from ..aggregation.masked import Layout
-from ..secure_aggregation.messages import (
-    Advertisement,
-    EncryptedShares,
-    RefusedMessageError,
-    RevealedShares,
-    Setup,
-)
 from ..secure_aggregation.quantization import Quantizer
-from ..secure_aggregation.server import Server
 from ..secure_aggregation.settings import DEFAULT_RANGE, SecAgg
 from ..updates import Failure
 from .messages import error_reply, read_arrays, to_record
 from .passing_grid import PassingGrid
-from .secure_client import QUANTIZER, TOLD
-from .secure_codec import SECURE, decoded, encoded, masked_input
+from .secure_play import SecurePlay
 
 __all__ = ["SecureGrid"]
 
@@ -93,61 +83,25 @@ class SecureGrid(PassingGrid):
         )
         self._settings.check_precision(quantizer)
         setup = self._settings.setup(count, count, layout.size, layout.numbers)
-        server = self._play(setup, quantizer, by_client, timeout)
-        mean, whole = layout.mean(server.total(), server.included, quantizer)
+
+        def ask(contents: Mapping[int, RecordDict]) -> Iterable[tuple[int, Message | str]]:
+            return self._ask(contents, by_client, timeout)
+
+        play = SecurePlay(setup, quantizer, self._told, ask, self._fail)
+        contents = {client: message.content for client, message in by_client.items()}
+        mean, whole = layout.mean(*play(contents), quantizer)
         metrics = MetricRecord({"num-examples": mean.weight, **whole.numbers})
         content = RecordDict({"arrays": to_record(mean.weights(layout.starts)), "metrics": metrics})
         lost = [error_reply(f.reason, by_client[f.client]) for f in self.failures]
         return [Message(content, reply_to=by_client[mean.clients[0]]), *lost]
 
-    def _play(
-        self,
-        setup: Setup,
-        quantizer: Quantizer,
-        by_client: Mapping[int, Message],
-        timeout: float | None,
-    ) -> Server:
-        """Ask the clients through the four stages."""
-        server = Server(setup, list(by_client))
-        names = ConfigRecord({"names": list(self._told)})
-        first = RecordDict({SECURE: encoded(setup), QUANTIZER: encoded(quantizer), TOLD: names})
-
-        def advertised(record: ConfigRecord, client: int) -> None:
-            server.receive_advertisement(decoded(Advertisement, record, client))
-
-        def shared(record: ConfigRecord, client: int) -> None:
-            server.receive_shares(decoded(EncryptedShares, record, client))
-
-        def masked(record: ConfigRecord, client: int) -> None:
-            server.receive_input(masked_input(record, setup, client))
-
-        def revealed(record: ConfigRecord, client: int) -> None:
-            server.receive_revealed(decoded(RevealedShares, record, client))
-
-        def ask(contents: Mapping[int, RecordDict], take: Callable[..., None]) -> None:
-            self._ask(contents, by_client, take, timeout)
-
-        def only(messages: Mapping[int, Any]) -> dict[int, RecordDict]:
-            return {c: RecordDict({SECURE: encoded(message)}) for c, message in messages.items()}
-
-        ask(dict.fromkeys(by_client, first), advertised)
-        ask(only(server.rosters()), shared)
-        training = {
-            client: RecordDict({**by_client[client].content, SECURE: encoded(message)})
-            for client, message in server.forwarded().items()
-        }
-        ask(training, masked)
-        ask(only(server.survivors()), revealed)
-        return server
-
     def _ask(
         self,
         contents: Mapping[int, RecordDict],
         by_client: Mapping[int, Message],
-        take: Callable[[ConfigRecord, int], None],
         timeout: float | None,
-    ) -> None:
-        """Send each client its content, and take the answers; who gives none has dropped out."""
+    ) -> Iterator[tuple[int, Message]]:
+        """Send each client its content; yield the answers of those that were asked."""
         sent = [
             Message(
                 content,
@@ -157,32 +111,16 @@ class SecureGrid(PassingGrid):
             )
             for client, content in contents.items()
         ]
-        waiting = set(contents)
         for reply in self._grid.send_and_receive(sent, timeout=timeout):
             client = reply.metadata.src_node_id
-            if client not in waiting:
+            if client not in contents:
                 _log.warning("client %d: an answer that was not asked for", client)
                 continue
-            waiting.remove(client)
-            if reply.has_error():
-                self._fail(client, str(reply.error.reason))
-                continue
-            try:
-                if SECURE not in reply.content.config_records:
-                    raise RefusedMessageError(
-                        f"client {client} is refused: it gives no answer of secure aggregation. "
-                        "Set mods=[secure_aggregation_mod] in its ClientApp."
-                    )
-                take(reply.content.config_records[SECURE], client)
-            except RefusedMessageError as error:
-                self._fail(client, str(error))
-        for client in sorted(waiting):
-            self._fail(client, "it did not answer")
+            yield client, reply
 
     def _fail(self, client: int, reason: str) -> None:
         _log.warning("client %d: %s", client, reason)
-        if client not in {failure.client for failure in self.failures}:
-            self.failures.append(Failure(client, reason))
+        self.failures.append(Failure(client, reason))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass on messages that train nobody: those go by `send_and_receive`."""

@@ -12,6 +12,7 @@ from ..client_state import ClientStates
 from ..engine.client_metrics import Evaluations
 from ..engine.execution import Decision, ExecutionPlan
 from ..engine.thread_lane import Reply
+from ..secure_rounds import Opened, SecureRound
 from ..updates import Instruction, Weights
 
 __all__ = ["Pool"]
@@ -35,6 +36,23 @@ class Pool(Protocol):
         reduce: bool,
     ) -> list[Reply]:
         """Train a cohort; one reply a worker."""
+
+    def train_secretly(
+        self,
+        secret: SecureRound,
+        weights: Weights,
+        instruction: Instruction,
+        execution: ExecutionPlan,
+    ) -> Opened:
+        """Train the cohort of a round under secure aggregation, and open the sum of what it sends.
+
+        Here the protocol is simulated: workers mask what their clients send.
+        """
+
+        def train(told: Instruction) -> list[Reply]:
+            return self.train(weights, told, secret.cohort, execution, reduce=True)
+
+        return secret.simulated(instruction, train)
 
     def evaluate(
         self, weights: Weights, cohort: Sequence[int], states: ClientStates | None = None

@@ -30,7 +30,7 @@ from .messages import (
 from .primitives import KEY_BYTES, add_masks, agreed_key, commitment
 from .shamir import combined
 
-__all__ = ["Server"]
+__all__ = ["Server", "with_reason"]
 
 _STAGES = ("advertise keys", "share keys", "masked input", "unmasking")
 
@@ -214,6 +214,14 @@ class Server:
             f"{needed} are needed. Lost: client {named}. No update was seen. Go on with "
             "resume=true, or lower the threshold, down to a majority."
         )
+
+
+def with_reason(error: SecureAggregationError, lost: Mapping[int, str]) -> SecureAggregationError:
+    """Return the same error with why the first of the clients was `lost` that are missing."""
+    if not lost:
+        return error
+    client, why = next(iter(lost.items()))
+    return SecureAggregationError(f"{error} Client {client} was lost: {why}.")
 
 
 def _refused(client: int, why: str) -> RefusedMessageError:

@@ -13,7 +13,7 @@ from heliotrope.errors import SecureAggregationError
 
 from .client import Client, Masks
 from .messages import MaskedInput, RefusedMessageError, Setup, Vector
-from .server import Server
+from .server import Server, with_reason
 
 __all__ = ["Session"]
 
@@ -64,7 +64,4 @@ class Session:
                     gone.setdefault(number, str(error))
             return self._server.total(), self._server.included
         except SecureAggregationError as error:
-            if not gone:
-                raise
-            client, why = next(iter(gone.items()))
-            raise SecureAggregationError(f"{error} Client {client} was lost: {why}.") from error
+            raise with_reason(error, gone) from error

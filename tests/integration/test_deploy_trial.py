@@ -38,8 +38,9 @@ def _below(root: Path) -> list[str]:
     [
         ("federated.holdout_fraction=0.1",),
         ("federated/strategy=scaffold", "federated.holdout_fraction=0"),  # with client state
+        ("federated/secure_aggregation=secagg", "federated.holdout_fraction=0"),
     ],
-    ids=["fedavg", "scaffold"],
+    ids=["fedavg", "scaffold", "secure"],
 )
 def test_a_trial_gives_what_the_simulation_gives(
     tmp_path: Path, heliotrope: Command, settings: tuple[str, ...]

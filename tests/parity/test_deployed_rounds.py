@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from federated.components import build_components
 from federated.deploy.comparison import compare
@@ -23,11 +23,12 @@ from federated.deploy.node_pool import NodePool, node_name
 from federated.flower.app import client_app
 from federated.flower.messages import error_reply, stamp
 from federated.flower.passing_grid import PassingGrid
+from federated.flower.secure_codec import SECURE
 from federated.job import run_job
 from federated.pools.base import Pool
 from federated.simulation import train_clients
 from heliotrope.config import Run
-from heliotrope.errors import QuorumError
+from heliotrope.errors import QuorumError, SecureAggregationError
 from tests.support import compose, events_of, fresh_seed
 
 _SMALL = (
@@ -44,6 +45,7 @@ _PRIVATE = (
     "federated.privacy.delta=1e-3",
     "federated.holdout_fraction=0",
 )
+_SECURE = ("federated/secure_aggregation=secagg", "federated.clients_per_round=4")
 
 
 def _slow(*settings: str) -> Any:
@@ -64,7 +66,9 @@ class _Nodes(PassingGrid):
         self._app = client_app(run, preparation)
         self._folders = {700 + n: layout.node(n) for n in range(clients)}
         self._answers: dict[str, Message] = {}
+        self._states: dict[tuple[int, int], RecordDict] = {}
         self.absent: frozenset[int] = frozenset()
+        self.failing_stages: dict[int, str] = {}  # of nodes, messages of secure aggregation
         self.run_number = 1
 
     def get_nodes(self) -> list[_Node]:
@@ -76,11 +80,15 @@ class _Nodes(PassingGrid):
         for message in map(stamp, messages):
             folder = self._folders[message.metadata.dst_node_id]
             config = {"data-folder": str(folder)}
-            # A new process for each message: it has no state but what is in the folder.
-            context = Context(
-                self.run_number, message.metadata.dst_node_id, config, RecordDict(), {}
-            )
+            # A new process for each message; its SuperNode keeps a state for one run of Flower's.
+            node = message.metadata.dst_node_id
+            kept = self._states.setdefault((self.run_number, node), RecordDict())
+            context = Context(self.run_number, node, config, kept, {})
             ids.append(message.metadata.message_id)
+            stage = message.content.config_records.get(SECURE, ConfigRecord()).get("kind")
+            if stage is not None and stage == self.failing_stages.get(node):
+                self._answers[ids[-1]] = error_reply("its disk is full", message)
+                continue
             try:
                 self._answers[ids[-1]] = self._app(message, context)
             except Exception as error:  # noqa: BLE001 - as Flower does it
@@ -121,11 +129,17 @@ def _federation(tmp_path: Path, *settings: str) -> tuple[Run, _Nodes]:
         _slow("federated/strategy=flower_fedadam", "federated.reduce=none"),
         _slow("federated/strategy=krum", "federated.client_momentum=0.5"),
         _slow("federated/strategy=qfedavg"),
+        _slow(*_SECURE),
+        _slow(*_SECURE, "federated/strategy=scaffold", "federated.holdout_fraction=0"),
+        _slow(*_SECURE, "federated/privacy=central", "federated.privacy.clip=0.5", *_PRIVATE),
         _slow("federated/privacy=central", *_PRIVATE),
         _slow("federated/privacy=adaptive", "federated.privacy.count_noise=2", *_PRIVATE),
         _slow("federated/privacy=ftrl", "federated.privacy.clip=0.5", *_PRIVATE),
     ],
-    ids=["fedavg", "scaffold", "flower", "krum", "qfedavg", "central", "adaptive", "ftrl"],
+    ids=[
+        *("fedavg", "scaffold", "flower", "krum", "qfedavg", "secure", "secure-scaffold"),
+        *("secure-central", "central", "adaptive", "ftrl"),
+    ],
 )
 def test_nodes_give_what_the_simulation_gives(tmp_path: Path, settings: tuple[str, ...]) -> None:
     run, nodes = _federation(tmp_path, *settings)
@@ -162,6 +176,22 @@ def test_an_absent_node_loses_its_rounds_alone(tmp_path: Path) -> None:
     whole = replace(run, federated=replace(run.federated, quorum=1.0))
     with pytest.raises(QuorumError, match="client-2 is not connected"):
         _train(whole, tmp_path / "strict", nodes)
+
+
+def test_nodes_lost_in_a_stage_of_secure_aggregation_are_survived_or_named(tmp_path: Path) -> None:
+    keys = ("federated.quorum=0.5", "federated.secure_aggregation.threshold=3")
+    small = ("federated.rounds=1", "federated.holdout_fraction=0")
+    run, nodes = _federation(tmp_path, *_SECURE, *keys, *small)
+    nodes.failing_stages = {702: "ForwardedShares"}
+    _train(run, tmp_path / "deployed", nodes)
+    (failure,) = events_of(tmp_path / "deployed", "failure")
+    assert (failure["client"], failure["reason"]) == (2, "its disk is full")
+    result = json.loads((tmp_path / "deployed" / "result.json").read_text())
+    assert result["secure_aggregation"]["simulated"] is False
+    nodes.absent = frozenset([701])
+    why = r"2 of 4 clients are left.*Client 1 was lost: its node client-1 is not connected"
+    with pytest.raises(SecureAggregationError, match=why):
+        _train(run, tmp_path / "lost", nodes)
 
 
 @pytest.mark.slow
