@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 __all__ = ["ColumnSums", "PixelSums"]
 
 _UNIT = 149  # the smallest float32 is 2^-149
-_MANTISSA = 24  # bits of a float32
-_BLOCK = 1 << 15  # so many squares of 48 bits fit an int64
+_FRACTION = 23  # bits of a float32 that hold its fraction
+_MANTISSA = _FRACTION + 1  # and the leading one
+_BLOCK = 1 << 15  # so many mantissas add up to less than 2^53
 _COUNT, _TOTAL, _SQUARES = 8, 44, 80  # bytes of a message that hold 2^63 numbers of any size
 _PIXELS = 1 << 20  # pixels whose squares are held at once
 
@@ -125,22 +126,27 @@ class PixelSums:
 
 
 def _sums(values: NDArray[np.float32]) -> tuple[int, int, int]:
-    """Return count, sum and sum of squares of one column of finite numbers."""
+    """Return count, sum and sum of squares of one column of finite numbers.
+
+    A number is a whole mantissa of 24 bits times 2^(exponent - 150). Mantissas of one exponent,
+    and both halves of their squares, add up in float64 without rounding.
+    """
     total = squares = 0
     for start in range(0, len(values), _BLOCK):
-        fractions, exponents = np.frexp(values[start : start + _BLOCK].astype(np.float64))
-        mantissas = np.ldexp(fractions, _MANTISSA).astype(np.int64)
-        for exponent in np.unique(exponents).tolist():
-            chosen = mantissas[exponents == exponent]
-            shift = exponent - _MANTISSA + _UNIT
-            total += _shifted(int(chosen.sum()), shift)
-            squares += _shifted(int(np.square(chosen).sum()), 2 * shift)
+        bits = np.ascontiguousarray(values[start : start + _BLOCK]).view(np.uint32)
+        exponents = (bits >> _FRACTION & 0xFF).astype(np.int64)
+        mantissas = (bits & (1 << _FRACTION) - 1).astype(np.int64)
+        mantissas += (exponents > 0).astype(np.int64) << _FRACTION
+        np.maximum(exponents, 1, out=exponents)  # of subnormal numbers it is 1, too
+        square = mantissas * mantissas
+        signed = np.where(bits >> 31, -mantissas, mantissas)
+        parts = (signed, square >> _MANTISSA, square & (1 << _MANTISSA) - 1)
+        sums = np.stack([np.bincount(exponents, part, minlength=256) for part in parts], axis=1)
+        for exponent in np.flatnonzero(sums.any(axis=1)).tolist():
+            first, high, low = map(int, sums[exponent].tolist())
+            total += first << exponent - 1
+            squares += (high << _MANTISSA) + low << 2 * (exponent - 1)
     return len(values), total, squares
-
-
-def _shifted(number: int, bits: int) -> int:
-    """Return ``number * 2**bits``; what leaves on the right is zeros."""
-    return number << bits if bits >= 0 else number >> -bits
 
 
 def _added(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[Any, ...]:

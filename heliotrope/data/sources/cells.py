@@ -163,8 +163,9 @@ def _bad_rows(
     for name, kind in kinds.items():
         if kind in ("number", "id"):
             column = rows.columns[name]
-            otherwise = set(as_numbers(column, other)[1])
-            for row in as_numbers(column, rows.decimal)[1]:
+            wrong = as_numbers(column, rows.decimal)[1]
+            otherwise = set(as_numbers(column, other)[1] if wrong else [])
+            for row in wrong:
                 found = column[row].as_py()
                 hint = "" if row in otherwise else f", but with {typed('data.decimal', other)}"
                 if row not in bad and categories and name not in needed:
@@ -190,7 +191,12 @@ def as_numbers(array: pa.Array, decimal: str) -> tuple[NDArray[np.float64], list
     import pyarrow as pa
     from pyarrow import compute
 
-    there = present(array)
+    if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
+        numbers = _floats(array)
+        wrong = np.isinf(numbers)
+        if not wrong.any():
+            return numbers, []
+        return np.where(wrong, np.nan, numbers), np.flatnonzero(wrong).tolist()
     if pa.types.is_string(array.type):
         trimmed = compute.utf8_trim_whitespace(array)
         if decimal == ",":
@@ -200,11 +206,9 @@ def as_numbers(array: pa.Array, decimal: str) -> tuple[NDArray[np.float64], list
             numbers = _floats(trimmed.cast(pa.float64()))
         except pa.ArrowInvalid:
             numbers = np.array([_number(text) for text in trimmed.to_pylist()])
-    elif pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
-        numbers = _floats(array.cast(pa.float64(), safe=False))
     else:
         numbers = np.full(len(array), np.nan)
-    wrong = there & ~np.isfinite(numbers)
+    wrong = present(array) & ~np.isfinite(numbers)
     return np.where(np.isfinite(numbers), numbers, np.nan), np.flatnonzero(wrong).tolist()
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from heliotrope.data.columns import Strings
 from heliotrope.data.preparation import Kind
 from heliotrope.data.sources.cells import (
@@ -160,7 +162,8 @@ def _cells(rows: Rows, name: str, roles: Roles) -> Cells:
     from pyarrow import compute
 
     array = rows.columns[name]
-    wrong = wrong_otherwise = as_numbers(array, rows.decimal)[1]
+    numbers, wrong = as_numbers(array, rows.decimal)
+    wrong_otherwise = wrong
     otherwise, whole = None, False
     if pa.types.is_string(array.type):
         wrong_otherwise = as_numbers(array, other_decimal(rows))[1]
@@ -172,9 +175,10 @@ def _cells(rows: Rows, name: str, roles: Roles) -> Cells:
     most = None if roles.words(name) else _MOST_WORDS
     number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
     different = _different(array) if roles.words(name) or not number else None
+    missing = int(np.isnan(numbers).sum()) - len(wrong) if number else int((~present(array)).sum())
     return Cells(
         array.type,
-        int(present(array).sum()),
+        len(array) - missing,
         len(wrong),
         len(wrong_otherwise),
         otherwise,
