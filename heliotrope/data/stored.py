@@ -1,6 +1,5 @@
-"""Columns of a table that stays in a file: a row is one record, read when a batch has it.
+"""Columns of a table that stays in a file, whose rows are read when a batch has them.
 
-A record holds cells of 4 bytes: numbers as float32, and words as the int32 codes of their column.
 All columns of a split share which rows it has, so that these positions are held once.
 
 Shape legend: N rows, K columns of one kind.
@@ -77,7 +76,7 @@ class StoredColumn(Column):
 
 @dataclass(frozen=True, eq=False)
 class StoredNumbers(StoredColumn):
-    """Numbers, float32; NaN is a missing one."""
+    """Numbers of any type; NaN is a missing one."""
 
 
 @dataclass(frozen=True, eq=False)

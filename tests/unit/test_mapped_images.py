@@ -1,4 +1,4 @@
-"""Images in a folder of .npy files: prepared as those of an .npz file, and never loaded."""
+"""Images and numbers in a folder of .npy files: prepared as those of an .npz file, never loaded."""
 
 from __future__ import annotations
 
@@ -54,11 +54,35 @@ def test_images_of_a_folder_are_those_of_an_npz_file(
                 assert torch.equal(values, batch[field]), field
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float16", "float32", "float64"])
+@pytest.mark.parametrize("fit", ["training", "none"])
+def test_numbers_of_a_folder_are_those_of_an_npz_file(
+    dtype: str, fit: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    x = (rng.normal(100, 30, (_COUNT, 3)) % 256).astype(dtype)
+    if x.dtype.kind == "f":
+        x[rng.random(x.shape) < 0.1] = np.nan
+    y = rng.normal(size=_COUNT)
+    np.savez(tmp_path / "rows.npz", x=x, y=y)
+    keys = (f"data.fit={fit}", "data.validation_fraction=0.2")
+    loaded = load(_config(tmp_path / "rows.npz", *keys), 3)
+    mapped = load(_config(_folder(tmp_path / "rows", x=x, y=y), *keys), 3)
+    assert mapped.preparation == loaded.preparation
+    assert isinstance(mapped.train.fields["numeric"], Mapped)
+    for name in ("train", "validation", "test"):
+        rows = torch.from_numpy(rng.permutation(len(getattr(loaded, name))))
+        batch = getattr(mapped, name).take(rows)
+        for field, values in getattr(loaded, name).take(rows).items():
+            assert torch.equal(values, batch[field]), field
+
+
 @pytest.mark.parametrize(
     ("arrays", "keys", "said"),
     [
         ({}, (), "holds no .npy files"),
-        ({"x": np.ones((9, 3))}, (), "Bring numbers in an .npz file"),
+        ({"x": np.ones((9, 3), complex)}, (), "expected images in bytes"),
+        ({"x": np.ones((9, 3, 2))}, (), "or numbers"),
+        ({"x": np.full((9, 3), 1e300)}, (), "row 1, column x0: the number is infinite"),
         ({"x": np.ones((9, 2, 2), np.uint8), "y": np.ones(8)}, (), "a value for each row of x"),
         ({"x": np.ones((9, 2, 2), np.uint8)}, ("data.target=z",), "has no such array"),
         ({"x": np.array(3)}, (), "a value for each row of x"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,8 +176,8 @@ class _Prepared:
     places: tuple[int, ...] | None = None
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Return float32 [B, K + indicators] of rows, float32 [B, cells]."""
-        values: NDArray[np.float32] = array_of(rows)
+        """Return float32 [B, K + indicators] of rows [B, cells] of numbers."""
+        values = as_float32(array_of(rows))
         if self.places is not None and self.places != tuple(range(values.shape[1])):
             values = values[:, list(self.places)]
         return tensor_of(self.array(values))
@@ -197,7 +197,7 @@ def _blocks(raw: Raw, columns: tuple[str, ...]) -> Iterator[NDArray[np.float32]]
         return
     rows, places = stored
     for block in rows.blocks():
-        yield block[:, places]
+        yield as_float32(block if places == list(range(block.shape[1])) else block[:, places])
 
 
 def numbers(raw: Raw, columns: tuple[str, ...]) -> NDArray[np.float32]:
@@ -216,15 +216,28 @@ def numbers(raw: Raw, columns: tuple[str, ...]) -> NDArray[np.float32]:
             )
         if not isinstance(found, Values):
             raise DataError(f"{raw.origin}: the column {name} must hold numbers, as in training.")
-        with np.errstate(over="ignore"):
-            values[:, index] = found.values
-    if np.isinf(values).any():
-        row, index = np.argwhere(np.isinf(values))[0].tolist()
+        values[:, index] = as_float32(found.values)
+    refuse_infinite(values, columns, raw.where)
+    return values
+
+
+def as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return numbers as float32, of which those that are too large are infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False)
+
+
+def refuse_infinite(
+    values: NDArray[np.float32], columns: Sequence[str], where: Callable[[int], str]
+) -> None:
+    """Raise `DataError` if one of the numbers [N, K] is infinite; `where` names the row."""
+    wrong = np.isinf(values)
+    if wrong.any():
+        row, index = np.argwhere(wrong)[0].tolist()
         raise DataError(
-            f"{raw.where(row)}, column {columns[index]}: the number is infinite, or too "
+            f"{where(row)}, column {columns[index]}: the number is infinite, or too "
             "large for float32. Mend it, or leave it empty."
         )
-    return values
 
 
 def _scaled(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from heliotrope.data.columns import Column, Raw, Strings, Values
 from heliotrope.data.mapped import MappedArray, MappedRows
 from heliotrope.data.preparation import Labels, Numbers, Pixels, Step, Target
 from heliotrope.data.preparation.counts import in_order
+from heliotrope.data.preparation.numbers import as_float32, refuse_infinite
 from heliotrope.data.sources.unprepared import Unprepared, held_out
+from heliotrope.data.stored import Selection, StoredNumbers
 from heliotrope.errors import DataError, closest
 
 __all__ = ["arrays", "columns_of", "read_npz"]
@@ -36,8 +38,8 @@ def arrays(
 ) -> Unprepared:
     """Rows of your own arrays in an .npz file: images or numbers, and what is to be predicted.
 
-    In a folder each array is a file of its name, such as x.npy and y.npy, and the inputs, which
-    must be images, are mapped, not loaded: there can be more than fit into memory.
+    In a folder each array is a file of its name, such as x.npy and y.npy, and the inputs are
+    mapped, not loaded: there can be more than fit into memory.
 
     A target of fractions means regression, any other classification; `task=regression` and
     `task=classification` say otherwise.
@@ -143,20 +145,11 @@ def columns_of(
 ) -> tuple[dict[str, Column], Step]:
     """Return columns of the inputs, and the step that they go through.
 
-    Inputs are bytes [N, channels, height, width] or [N, height, width], or numbers [N, K], which
-    cannot be mapped; raises `DataError` naming `path` and `name` if they are none of these.
+    Inputs are bytes [N, channels, height, width] or [N, height, width], or numbers [N, K];
+    raises `DataError` naming the file, and `name`, if they are none of these.
     """
     if isinstance(inputs, MappedArray):
-        rows, *shape = inputs.shape
-        if inputs.dtype != np.uint8 or len(shape) not in (2, 3) or not math.prod(inputs.shape):
-            raise DataError(
-                f"{inputs.path} holds {inputs.dtype} of the shape {inputs.shape}; expected images "
-                "in bytes (uint8), [N, channels, height, width] or [N, height, width]. Bring "
-                "numbers in an .npz file."
-            )
-        image = (1, *shape) if len(shape) == 2 else tuple(shape)
-        column = MappedRows.of(replace(inputs, shape=(rows, *image)))
-        return {"image": column}, Pixels(image)
+        return _mapped_columns(path, name, inputs)
     if inputs.dtype == np.uint8 and inputs.ndim in (3, 4) and inputs.size:
         images = inputs if inputs.ndim == 4 else inputs[:, np.newaxis]
         return {"image": Values(images)}, Pixels(images.shape[1:])
@@ -170,6 +163,35 @@ def columns_of(
         f"{path}: {name} is {inputs.dtype} of the shape {inputs.shape}; expected images in bytes "
         "(uint8), [N, channels, height, width] or [N, height, width], or numbers [N, K]."
     )
+
+
+def _mapped_columns(path: Path, name: str, inputs: MappedArray) -> tuple[dict[str, Column], Step]:
+    """Return columns of inputs that stay in their file, and the step that they go through."""
+    rows, *shape = inputs.shape
+    if inputs.dtype == np.uint8 and len(shape) in (2, 3) and 0 not in inputs.shape:
+        image = (1, *shape) if len(shape) == 2 else tuple(shape)
+        column = MappedRows.of(replace(inputs, shape=(rows, *image)))
+        return {"image": column}, Pixels(image)
+    if len(shape) != 1 or inputs.dtype.kind not in "iuf" or 0 in inputs.shape:
+        raise DataError(
+            f"{inputs.path} holds {inputs.dtype} of the shape {inputs.shape}; expected images "
+            "in bytes (uint8), [N, channels, height, width] or [N, height, width], or numbers "
+            "[N, K]."
+        )
+    names = tuple(f"{name}{column}" for column in range(shape[0]))
+    first = 1
+    for block in MappedRows.of(inputs).blocks():
+        refuse_infinite(as_float32(block), names, partial(_row, path, first))
+        first += len(block)
+    selection = Selection(range(rows))
+    columns: dict[str, Column] = {
+        column: StoredNumbers(inputs, index, selection) for index, column in enumerate(names)
+    }
+    return columns, Numbers(names)
+
+
+def _row(path: Path, first: int, row: int) -> str:
+    return f"{path}, row {first + row}"
 
 
 def _values(column: Column) -> NDArray[Any]:
