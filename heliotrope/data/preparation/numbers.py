@@ -184,8 +184,10 @@ class _Prepared:
 
     def array(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return float32 [N, K + indicators] of numbers, float32 [N, K]."""
-        missing = np.isnan(values)[:, list(self.indicated)]
         scaled = _scaled(values, self.means, self.deviations)
+        if not self.indicated:
+            return scaled
+        missing = np.isnan(values[:, list(self.indicated)])
         return np.concatenate([scaled, missing], axis=1, dtype=np.float32)
 
 
@@ -248,8 +250,14 @@ def _scaled(
     0 where a number is missing, or where the deviation is 0.
     """
     widths = np.array([deviation or np.inf for deviation in deviations])
-    scaled = (values.astype(np.float64) - np.array(means)) / widths
-    return np.where(np.isnan(scaled), 0, scaled).astype(np.float32)
+    wide = values.astype(np.float64)
+    wide -= np.array(means)
+    wide /= widths
+    scaled = wide.astype(np.float32)
+    missing = np.isnan(scaled)
+    if missing.any():
+        scaled[missing] = 0
+    return scaled
 
 
 def _with_indicators(scaled: NDArray[np.float32], missing: NDArray[np.bool_]) -> Dense:

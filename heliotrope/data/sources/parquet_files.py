@@ -24,7 +24,8 @@ __all__ = ["ParquetFiles", "arrow_column"]
 _CELL = 8  # bytes that a number takes in memory
 _BLOCK_CELLS = 1 << 21  # that are decoded at once
 _MOST_ROWS = 1 << 16  # of a block
-_BUFFER = 1 << 20  # bytes of a column that are read from a file at once
+_BUFFERS = 1 << 24  # bytes that all columns together are read ahead of their cells
+_LEAST_BUFFER = 1 << 12
 _FOOTER_END = 8  # bytes after a footer: its length, and the letters PAR1
 
 
@@ -99,7 +100,7 @@ class ParquetFiles:
         before = 0
         for file, rows in self.files:
             done = 0
-            with _opened(file) as opened:
+            with _opened(file, len(names)) as opened:
                 batches = opened.iter_batches(batch_size=some, columns=list(names))
                 while (batch := _next_batch(file, batches)) is not None:
                     columns = {
@@ -157,13 +158,14 @@ def _files_at(path: Path, key: str) -> list[Path]:
     return found
 
 
-def _opened(file: Path) -> parquet.ParquetFile:
-    """Open a file, whose footer is read; raises `DataError`."""
+def _opened(file: Path, columns: int = 1) -> parquet.ParquetFile:
+    """Open a file, whose footer is read, to read so many columns at once; raises `DataError`."""
     import pyarrow as pa
     from pyarrow import parquet
 
+    buffer = max(_LEAST_BUFFER, _BUFFERS // max(1, columns))
     try:
-        return parquet.ParquetFile(file, buffer_size=_BUFFER)
+        return parquet.ParquetFile(file, buffer_size=buffer)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error

@@ -115,12 +115,15 @@ def stored_table(
 
 def _convert(conversion: Conversion, folder: Path) -> None:
     """Write `folder`, whole or not at all."""
+    import pyarrow as pa
+
     files = conversion.files
     _log.info("%s: %s rows are converted once into %s", files.path, f"{files.rows:,}", folder)
     for left in folder.parent.glob(f"{folder.name}.*.part"):  # of a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     with _beside(folder) as part:
         conversion.write(part)
+    pa.default_memory_pool().release_unused()
 
 
 @contextmanager
