@@ -78,7 +78,7 @@ class Components:
 def build_components(run: Run) -> Components:
     """Load and divide the data and build model and strategy, so that what is wrong shows here."""
     hashed = run.privacy.ledger is not None or run.federated.privacy.name != "none"
-    dataset = load(run.data, run.seed, task=run.task_name, hashed=hashed)
+    dataset = load(run.data, run.seed, task=run.task_name, fold=run.data_fold, hashed=hashed)
     cfg = run.federated
     partition = divide(run, dataset)
     dataset = fitted_privately(run, dataset, privacy_of(cfg), partition)

@@ -11,7 +11,6 @@ import functools
 import importlib
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +21,8 @@ import hydra
 from omegaconf import OmegaConf
 
 from heliotrope import config, registry
-from heliotrope.commands import sweeps
 from heliotrope.commands.guarded import guarded
 from heliotrope.commands.jobs import Jobs, other_mode
-from heliotrope.commands.output import say
 from heliotrope.commands.overrides import prepared
 from heliotrope.commands.parallel_jobs import ParallelJobs
 from heliotrope.commands.trials import drawn_trials
@@ -158,12 +155,7 @@ def run_mode(
             jobs.run_planned()
 
     outside = guarded(composed)
-    jobs.tell_spent()
-    if len(jobs.done) > 1:
-        sweeps.summarise(sorted(jobs.done, key=sweeps.place))
-        shown = [shlex.quote(str(directory)) for directory in jobs.done]
-        listed = shown if any(jobs.codes) else [f"{shlex.quote(str(jobs.done[0].parent))}/*/"]
-        say(f"compare them: python -m heliotrope compare {' '.join(listed)}")
+    jobs.tell()
     return outside or next((code for code in jobs.codes if code), 0)
 
 

@@ -18,6 +18,6 @@ def training_data(run: Run) -> Dataset:
     Raises what `heliotrope.data.load` and `heliotrope.data.private_fit.fitted_privately` raise.
     """
     hashed = run.privacy.ledger is not None or run.distributed.privacy.name != "none"
-    dataset = load(run.data, run.seed, task=run.task_name, hashed=hashed)
+    dataset = load(run.data, run.seed, task=run.task_name, fold=run.data_fold, hashed=hashed)
     dataset = fitted_privately(run, dataset, privacy_of(run.distributed))
     return with_canaries(dataset, run.audit.canaries, run.seed)

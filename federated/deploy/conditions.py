@@ -20,6 +20,11 @@ def check_deployable(run: Run, personal: bool) -> None:
             "data that a node has for itself. Simulate it with python -m federated, or set "
             "federated/attack=none."
         )
+    if run.folds is not None:
+        raise ConfigError(
+            f"folds={run.folds} divides the examples of one machine, and each node has its own. "
+            "Set folds=null."
+        )
     if run.audit.canaries:
         raise ConfigError(
             "audit.canaries are planted among the clients of a simulation, and no node has them. "

@@ -230,7 +230,7 @@ def _training_context(text: str) -> TrainingContext:
             "data.fit=private needs the sums of all clients' data, which deployed clients do not "
             "tell yet. Set data.fit=none."
         )
-    dataset = load(run.data, run.seed, task=run.task_name)
+    dataset = load(run.data, run.seed, task=run.task_name, fold=run.data_fold)
     task = task_of(dataset, run)
     partition = divide(run, dataset)
     clients = with_canary_clients(partition, run.audit.canaries, run.seed)

@@ -176,7 +176,7 @@ class _Subject:
         run = read_config(directory)
         result = read_result(directory)
         saved, preparation = read_checkpoint(directory, None)
-        dataset = load(run.data, run.seed, preparation)
+        dataset = load(run.data, run.seed, preparation, fold=run.data_fold)
         return cls(directory, run, result, saved, dataset, task_of(dataset, run))
 
     @property

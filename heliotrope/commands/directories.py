@@ -18,12 +18,13 @@ def refuse_unnamed(generated: Path, key: str, command: Sequence[str]) -> None:
     `generated` is the new directory that was made instead, `key` the one to set: hydra.run.dir,
     or hydra.sweep.dir. `command` is what was typed.
     """
-    marks = "*/config.yaml" if key == "hydra.sweep.dir" else "config.yaml"
+    above = "*/" if key == "hydra.sweep.dir" else ""
+    marks = (f"{above}config.yaml", f"{above}fold-*/config.yaml")
     others = [path for path in generated.parent.glob("*") if path != generated]
     begun = {
-        path: max(mark.stat().st_mtime for mark in path.glob(marks))
+        path: max(times)
         for path in others
-        if any(path.glob(marks))
+        if (times := [found.stat().st_mtime for mark in marks for found in path.glob(mark)])
     }
     if not begun:
         raise ConfigError(

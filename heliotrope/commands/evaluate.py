@@ -12,6 +12,7 @@ from rich.table import Table
 
 from heliotrope import config
 from heliotrope.commands.arguments import keys_and_values
+from heliotrope.commands.folds import fold_directories
 from heliotrope.commands.trained import (
     read_checkpoint,
     read_config,
@@ -87,7 +88,7 @@ def evaluate_run(
     """
     run = _overridden(read_config(directory), overrides)
     saved, preparation = read_checkpoint(directory, name)
-    dataset = load_data(run.data, run.seed, preparation)
+    dataset = load_data(run.data, run.seed, preparation, fold=run.data_fold)
     task = task_of(dataset, run)
     model = trained_model(directory, run, saved, task)
     values: dict[str, float] = {}
@@ -108,6 +109,8 @@ def _overridden(run: Run, overrides: Sequence[str]) -> Run:
                     f"data={value} is not one of {', '.join(choices)}.{closest(value, choices)}"
                 )
             chosen.data = config.defaults("data", value)
+            chosen.folds = chosen.fold = None  # of the run's own data
+            chosen.folds_by = "auto"
     dotted = [override for override in overrides if not override.startswith("data=")]
     result = OmegaConf.to_object(OmegaConf.merge(chosen, OmegaConf.from_dotlist(list(dotted))))
     assert isinstance(result, Run)
@@ -118,7 +121,8 @@ def _overridden(run: Run, overrides: Sequence[str]) -> Run:
 def compare_command(arguments: Sequence[str]) -> None:
     """`DIR DIR ... [output=FILE]`: print a table and write one report over all runs.
 
-    Runs that differ only in their seed are one line: mean and standard deviation.
+    Runs that differ only in seed or fold are one line: mean and standard deviation. The directory
+    of a cross-validation stands for its folds.
     Of runs with privacy, accuracy against epsilon too, and which are on the frontier.
     """
     directories, output = [], None
@@ -131,6 +135,7 @@ def compare_command(arguments: Sequence[str]) -> None:
             directories.append(Path(argument))
     if not directories:
         raise ConfigError("compare needs at least one run directory.")
+    directories = [each for directory in directories for each in fold_directories(directory)]
     runs = [read_run(directory) for directory in directories]
     console = plain_console(soft_wrap=False)
     console.print(comparison_table(runs, console.width))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.conf import HydraConf
@@ -16,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from heliotrope import config
 from heliotrope.commands import sweeps
 from heliotrope.commands.directories import refuse_unnamed
+from heliotrope.commands.folds import CrossValidation
 from heliotrope.commands.guarded import guarded
 from heliotrope.commands.output import say
 from heliotrope.commands.parallel_jobs import ParallelJobs, PlannedJob, expected_jobs
@@ -37,9 +41,9 @@ _MADE_FIRST = {".lock", "overrides.json", "multirun.yaml"}
 class Jobs:
     """What a command runs: one job, or those of a sweep, one after the other or several at a time.
 
-    `codes` are their exit codes, `done` the directories of those that ended well. With
-    `sweep.parallel`, jobs are planned while Hydra composes them and `parallel` prepares for them,
-    and run once all are.
+    A job with `folds` is one for each fold. `codes` are their exit codes, `done` the directories of
+    those that ended well. With `sweep.parallel`, jobs are planned while Hydra composes them and
+    `parallel` prepares for them, and run once all are.
     """
 
     def __init__(
@@ -52,9 +56,12 @@ class Jobs:
         self.done: list[Path] = []
         self.drawing: Drawing | None = None
         self._ledger: str | None = None
-        self._begun: set[Path] = set()
+        self._given: set[Path] = set()  # the directories of Hydra's jobs
+        self._begun: dict[Path, None] = {}  # those that runs are in
         self._planned: list[PlannedJob] = []
-        self._named = ""  # the whole command's directory, as one types it
+        self._validations: dict[Path, CrossValidation] = {}  # by the directory of each fold
+        self._whole = Path()  # the whole command's directory
+        self._named = ""  # the same, as one types it
 
     def task(self, cfg: DictConfig) -> None:
         """Run one job in the directory that Hydra has made for it; errors become its code."""
@@ -75,9 +82,10 @@ class Jobs:
             if self.drawing is not None:
                 self.drawing.write(whole)
             if cfg.resume is True:
-                directory = sweeps.directory_of(this, directory, self._begun)
+                directory = sweeps.directory_of(this, directory, self._given)
+        found: list[PlannedJob] = []
 
-        def one_job() -> None:
+        def check() -> None:
             _refuse_other_mode(self._mode, overrides)
             if sweeping:
                 _refuse_run_dir(hydra_cfg.overrides.hydra)
@@ -85,27 +93,71 @@ class Jobs:
             run = config.load(cfg, self._mode)
             self._ledger = run.privacy.ledger
             refuse_absent(run)
-            if not sweeping and run.sweep.parallel != 1:
+            several = sweeping or (run.folds is not None and run.fold is None)
+            if not several and run.sweep.parallel != 1:
                 raise ConfigError(
                     f"sweep.parallel={run.sweep.parallel} has no effect without -m. Leave it out, "
                     "or add -m and the values to sweep over, such as seed=1,2."
                 )
-            if sweeping and run.resume and sweeps.is_completed(run, self._mode, directory):
-                say(f"[{hydra_cfg.job.num}] is completed: {directory}")
-            elif sweeping and run.sweep.parallel != 1:
-                self._planned.append(PlannedJob(hydra_cfg.job.num, run, directory))
-                self._parallel.prepare(self._planned[0], expected_jobs(sys.argv[1:]))
-            else:
-                with self._telling():
-                    self._job(run, directory)
+            number = str(hydra_cfg.job.num) if sweeping else ""
+            found.extend(self._divided(run, directory, this, number))
 
-        self._begun.add(directory)
-        self._named = typed(key, whole)
+        self._given.add(directory)
+        self._whole, self._named = whole, typed(key, whole)
         # Explained here, not by Hydra; the rest of a sweep goes on after a job that failed.
-        with clock_from_now() if sweeping and hydra_cfg.job.num > 0 else nullcontext():
-            code = guarded(one_job, interruptible=False)
-        if not (self._planned and self._planned[-1].directory == directory):
+        if code := guarded(check, interruptible=False):
             self._ended(directory, code)
+        for job in found:
+            if self._begin(job) == ConfigError.exit_code:
+                break  # the other folds would be refused as well
+
+    def _divided(
+        self, run: Run, directory: Path, this: sweeps.Job, number: str
+    ) -> list[PlannedJob]:
+        """Return the jobs that a job of Hydra's is: itself, or one for each fold."""
+        if run.folds is None or run.fold is not None:
+            return [PlannedJob(number, run, directory)]
+        whole = CrossValidation(run, directory)
+        self._validations |= dict.fromkeys(whole.directories, whole)
+        jobs = []
+        for fold, place in enumerate(whole.directories):
+            with suppress(OSError):  # the run says what is wrong with its directory
+                place.mkdir(exist_ok=True)
+            sweeps.note(this.of_fold(fold), place, only_if_empty=False)
+            name = f"{number} {place.name}".strip()
+            jobs.append(PlannedJob(name, replace(run, fold=fold), place))
+        return jobs
+
+    def _begin(self, job: PlannedJob) -> int:
+        """Run a job, or plan it to be run beside others, unless it is completed.
+
+        Return its exit code, or 0 if it is not known yet.
+        """
+        self._begun[job.directory] = None
+        validation = self._validations.get(job.directory)
+
+        def this_job() -> None:
+            if job.name and job.run.resume:
+                if sweeps.is_completed(job.run, self._mode, job.directory):
+                    say(f"[{job.name}] is completed: {job.directory}")
+                    return
+                if validation is not None:
+                    validation.reopen()
+            if job.run.sweep.parallel != 1:
+                self._planned.append(job)
+                folds = 1 if validation is None else len(validation.directories)
+                self._parallel.prepare(self._planned[0], expected_jobs(sys.argv[1:]) * folds)
+                return
+            if validation is not None:
+                say(f"[{job.name}] begins in {job.directory}")
+            with self._telling():
+                self._job(job.run, job.directory)
+
+        with clock_from_now() if self.codes else nullcontext():
+            code = guarded(this_job, interruptible=False)
+        if job not in self._planned:
+            self._ended(job.directory, code)
+        return code
 
     def run_planned(self) -> None:
         """Run what is planned, several jobs at a time."""
@@ -119,14 +171,27 @@ class Jobs:
             self.done.append(directory)
         elif code == ConfigError.exit_code:
             _remove_if_unused(directory)
+            if (validation := self._validations.get(directory)) is not None:
+                for each in (*validation.directories, validation.directory):
+                    _remove_if_unused(each)
 
-    def tell_spent(self) -> None:
-        """Print what the trials of a sweep have spent together, if they share a ledger."""
+    def tell(self) -> None:
+        """Print what several jobs have spent and reached together, and write it down."""
         if self._ledger is not None and len(self.codes) > 1:
             from heliotrope.commands.ledger import spent_by  # here: its accountants take a while
 
-            for line in spent_by(Path(self._ledger), next(iter(self._begun)).parent):
-                say(line)
+            for whole in dict.fromkeys(directory.parent for directory in self._begun):
+                for line in spent_by(Path(self._ledger), whole):
+                    say(line)
+        if os.environ.get("RANK", "0") != "0":  # of torchrun: one of its processes tells
+            return
+        for each in {each.directory: each for each in self._validations.values()}.values():
+            each.write_result(self._mode, self.done)
+        if len(self.done) > 1:
+            sweeps.summarise(sorted(self.done, key=sweeps.place), self._whole)
+            shown = [shlex.quote(str(directory)) for directory in self.done]
+            listed = shown if any(self.codes) else [f"{shlex.quote(str(self._whole))}/*/"]
+            say(f"compare them: python -m heliotrope compare {' '.join(listed)}")
 
     @contextmanager
     def _telling(self) -> Iterator[None]:

@@ -40,9 +40,9 @@ _LOOK_SECONDS = 0.1  # between two looks whether a signal has come
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A job of a sweep: its number, its checked config, and the directory that it has."""
+    """A job of a sweep: what it is called, its checked config, and the directory that it has."""
 
-    number: int
+    name: str
     run: Run
     directory: Path
 
@@ -156,7 +156,7 @@ def _run_all(
     while busy or (waiting and not stop.asked()):
         while waiting and len(busy) < share.jobs and not stop.asked():
             job = waiting.popleft()
-            say(f"[{job.number}] begins in {job.directory}")
+            say(f"[{job.name}] begins in {job.directory}")
             worker = workers.free()
             answer = workers.start(worker, _placed(job.run, mode, share), job.directory)
             busy[answer] = (job, worker, time.monotonic())
@@ -168,9 +168,9 @@ def _run_all(
             job, worker, began = busy.pop(answer)
             code, errors = _answered(answer, stop)
             workers.release(worker, alive=answer.exception() is None)
-            sys.stderr.write("".join(f"[{job.number}] {line}\n" for line in errors.splitlines()))
+            sys.stderr.write("".join(f"[{job.name}] {line}\n" for line in errors.splitlines()))
             how = "completed" if code == 0 else "stopped" if stop.asked() else "failed"
-            say(f"[{job.number}] {how} after {time.monotonic() - began:.1f} s")
+            say(f"[{job.name}] {how} after {time.monotonic() - began:.1f} s")
             ended(job.directory, code)
 
 

@@ -105,7 +105,8 @@ def plan_of(run: Run, mode: Mode) -> Plan | None:
     keys: NoiseKeys | None = registry.entry(group, cfg.privacy.name).build(vars(cfg.privacy))
     if keys is None or isinstance(keys, PlansSilos):
         return None
-    train, canaries = load(run.data, run.seed, task=run.task_name).train, run.audit.canaries
+    train = load(run.data, run.seed, task=run.task_name, fold=run.data_fold).train
+    canaries = run.audit.canaries
     if mode == "distributed":
         count = len(train) + canaries
         batch = min(run.distributed.batch_size, count)
@@ -154,7 +155,7 @@ def _silos_of(run: Run) -> list[tuple[Account, int]]:
     keys = registry.entry("privacy", privacy.name).build(vars(privacy))
     if not isinstance(keys, PlansSilos):
         return []
-    return keys.silos(run, load(run.data, run.seed, task=run.task_name).train)
+    return keys.silos(run, load(run.data, run.seed, task=run.task_name, fold=run.data_fold).train)
 
 
 def _run_of(arguments: Sequence[str], mode: Mode) -> Run:

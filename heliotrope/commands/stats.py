@@ -42,7 +42,7 @@ def stats_command(arguments: Sequence[str]) -> None:
     """`[key=value ...] [output=FILE]`: print counts, ranges, skew and duplicates; draw clients."""
     run, output = run_of(arguments, "stats.png", "federated")
     run.data.fit = "training"  # what differs between clients is to be seen
-    dataset = load(run.data, run.seed, task=run.task_name)
+    dataset = load(run.data, run.seed, task=run.task_name, fold=run.data_fold)
     assert dataset.fitting is not None
     traits = Traits.of(dataset.train)
     divided = partition(run.federated.partition, traits, run.seed)

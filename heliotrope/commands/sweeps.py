@@ -6,7 +6,6 @@ A sweep that is resumed runs those that are not completed, and ends with one tab
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
+from heliotrope.commands.folds import fold_of
 from heliotrope.commands.output import say
 from heliotrope.config import Mode, Run, from_resolved
 from heliotrope.config.redaction import without_passwords
@@ -39,6 +39,11 @@ class Job:
         """Return the job of `overrides`, of which those that were `typed` hold for all jobs."""
         own = frozenset(masked(each) for each in overrides if not each.startswith("resume="))
         return cls(own, own - frozenset(map(masked, typed)))
+
+    def of_fold(self, fold: int) -> Job:
+        """Return the job of one of its folds."""
+        own = frozenset({f"fold={fold}"})
+        return Job(self.overrides | own, self.swept | own)
 
     def is_that_of(self, other: Job) -> bool:
         """Return whether both have the same values of what either sweep went over."""
@@ -93,24 +98,24 @@ def is_completed(run: Run, mode: Mode, directory: Path) -> bool:
     return changed <= {"resume", "sweep.parallel"}
 
 
-def place(directory: Path) -> tuple[int, str]:
-    """Return what jobs of a sweep are sorted by: the number that is their directory's name."""
-    name = directory.name
-    return (int(name), "") if name.isdecimal() else (-1, name)
+def place(directory: Path) -> tuple[int, str, int]:
+    """Return what jobs of a sweep are sorted by: their directory's number, and then their fold."""
+    fold = fold_of(directory)
+    name = directory.name if fold is None else directory.parent.name
+    number, name = (int(name), "") if name.isdecimal() else (-1, name)
+    return number, name, -1 if fold is None else fold
 
 
-def summarise(directories: Sequence[Path]) -> None:
-    """Print one table of the jobs that are done, and write one report beside their directories."""
+def summarise(directories: Sequence[Path], whole: Path) -> None:
+    """Print one table of the jobs that are done, and write one report in the directory of all."""
     from heliotrope.report import comparison_table, read_run, write_report
 
-    if os.environ.get("RANK", "0") != "0":  # of torchrun: one of its processes tells
-        return
     with suppress(RunDirectoryError):  # a job of a caller's own that leaves no run
         runs = [read_run(directory) for directory in directories]
         console = plain_console(soft_wrap=False)
         console.print(comparison_table(runs, console.width))
         try:
-            say(f"report: {write_report(runs, directories[0].parent / 'report.html')}")
+            say(f"report: {write_report(runs, whole / 'report.html')}")
         except ConfigError as error:  # the runs are there all the same
             sys.stderr.write(f"error: {error}\n")
 

@@ -13,6 +13,7 @@ from heliotrope.config.cluster import ClusterConfig
 from heliotrope.config.data import DataConfig
 from heliotrope.config.distributed import DistributedConfig
 from heliotrope.config.federated import FederatedConfig
+from heliotrope.config.folds import Fold
 from heliotrope.config.groups import ModelConfig, OptimizerConfig, TaskConfig
 from heliotrope.config.project import ProjectConfig
 from heliotrope.config.sweep import SweepConfig
@@ -28,12 +29,16 @@ Mode = Literal["distributed", "federated"]
 class Run:
     """One experiment: everything both modes need, fully resolved.
 
-    `task` is None for the one that the data poses, `metrics` are measured beside its own.
+    `task` is None for the one that the data poses, `metrics` are measured beside its own. With
+    `folds`, the examples are divided as `folds_by` says, and `fold` is held out; None for each.
     `plugins` are files as a user names them, and once loaded their paths and SHA-256 sums.
     """
 
     name: str = "custom"
     seed: int = 0
+    folds: int | None = None
+    folds_by: str = "auto"
+    fold: int | None = None
     resume: bool = False
     device: str = "auto"
     plugins: list[Any] = field(default_factory=list)
@@ -58,6 +63,13 @@ class Run:
     def task_name(self) -> str | None:
         """The task that was chosen; None for the one that the data poses."""
         return None if self.task is None else self.task.name
+
+    @property
+    def data_fold(self) -> Fold | None:
+        """The fold that is held out for testing; None for the test split that the data have."""
+        if self.folds is None or self.fold is None:
+            return None
+        return Fold(self.folds, self.fold, self.folds_by)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with the plug-ins of this process: another one may need what they define."""

@@ -128,7 +128,8 @@ class Dataset:
     canaries
         Those that are the last rows of `train`, if there are any.
     content
-        A hash of the training and validation examples together, if one was asked for.
+        A hash of the training and validation examples together, with folds of all that these
+        divide, if one was asked for.
     releases
         Statistics of `train` that `preparation` is made of, to be charged before it is used.
     """

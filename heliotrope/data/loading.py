@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from heliotrope import registry
 from heliotrope.config.data import DataConfig, Fit, OwnDataConfig
+from heliotrope.config.folds import Fold
 from heliotrope.data.dataset import Dataset, Fitting
 from heliotrope.data.fingerprint import fingerprint
+from heliotrope.data.folds import holding_out, undivided
 from heliotrope.data.posing import posing
 from heliotrope.data.preparation import Labels, Preparation, Statistics
 from heliotrope.data.sources.own import own_dataset
@@ -28,21 +30,23 @@ def load(
     preparation: Preparation | None = None,
     *,
     task: str | None = None,
+    fold: Fold | None = None,
     hashed: bool = False,
 ) -> Dataset:
     """Load the dataset `cfg.name`, take its validation split out, and prepare all splits.
 
-    The test split is the dataset's own and never depends on `run_seed`; the validation split
-    does, and so does the preparation, which is fitted to the training examples without it. A
-    given `preparation`, such as a trained model's own, takes its place. With `data.fit=private`
-    nothing is fitted yet: see `heliotrope.data.private_fit`. `task` is the one that is chosen; None
-    for that which the data poses. With `hashed` the data say their `content`.
+    The test split is the dataset's own and never depends on `run_seed`, unless a `fold` is held out
+    instead; the validation split does, and so does the preparation, which is fitted to the training
+    examples without it. A given `preparation`, such as a trained model's own, takes its place. With
+    `data.fit=private` nothing is fitted yet: see `heliotrope.data.private_fit`. `task` is the one
+    that is chosen; None for that which the data poses. With `hashed` the data say their `content`,
+    which is the same for all folds.
 
     Raises
     ------
     DataError
-        If the name is unknown, the files cannot be found or are damaged, the validation split
-        cannot be taken, or a split does not fit the preparation.
+        If the name is unknown, the files cannot be found or are damaged, folds or the validation
+        split cannot be taken, or a split does not fit the preparation.
     """
     known = registry.names("data")
     if cfg.name not in known:
@@ -50,12 +54,16 @@ def load(
             f"data.name={cfg.name} is not one of {', '.join(known)}.{closest(cfg.name, known)}"
         )
     task = task if preparation is None else preparation.task
-    found = posing(_unprepared(cfg, task), task, cfg.name)
+    unposed = _unprepared(cfg, task)
+    found = posing(unposed if fold is None else undivided(unposed, cfg.name), task, cfg.name)
     if preparation is not None:
         for step in found.steps:
             if isinstance(step, Labels):
                 train, test = step.by_name(found.train), step.by_name(found.test)
                 found = replace(found, train=train, test=test)
+    content = fingerprint(found.train) if hashed else None
+    if fold is not None:
+        found = holding_out(found, fold, run_seed, cfg.name)
     for split, raw in (("training", found.train), ("test", found.test)):
         if not len(raw):
             raise DataError(
@@ -83,7 +91,7 @@ def load(
         preparation=preparation,
         fitting=fitting,
         notes=found.notes,
-        content=fingerprint(found.train) if hashed else None,
+        content=content,
     )
 
 

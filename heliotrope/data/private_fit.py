@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,7 +185,9 @@ class _ClippedSums:
         """
         assert content is not None, "the data are not hashed"
         whose = hashlib.sha256(np.ascontiguousarray(groups).tobytes()).hexdigest()
-        split = run.data.validation_fraction
+        split: Any = run.data.validation_fraction
+        if run.data_fold is not None:
+            split = [split, vars(run.data_fold)]
         return release_stamp(
             run.seed, content, split, whose, sorted(self.bounds.items()), fields_of(mechanism)
         )

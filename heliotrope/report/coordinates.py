@@ -55,7 +55,7 @@ def coordinates(lines: Sequence[Replicates]) -> Coordinates | None:
     runs = [run for line in lines for run in line.runs]
     metric = compared_by(runs)
     settings = telling(differences([line.representative for line in lines]))
-    settings = [row for row in settings if row[0] != "seed"]
+    settings = [row for row in settings if row[0] not in ("seed", "fold")]
     if len(lines) < 2 or metric is None or not settings:
         return None
     averages = [Average.of([run.metrics.get(metric) for run in line.runs]) for line in lines]

@@ -36,7 +36,7 @@ _BETWEEN = 3  # characters between two columns
 def comparison_table(runs: Sequence[RunRecord], width: int | None = None) -> Table:
     """Return a table of the facts of runs; best metrics and costs are bold.
 
-    Runs that differ only in their seed are one line: mean and sample standard deviation. Up to
+    Runs that differ only in seed or fold are one line: mean and sample standard deviation. Up to
     three lines have a column each, and a row a fact. More have a row each, and a column for what
     differs among them: as many, of the first importance first, as `width` characters hold.
 
@@ -90,7 +90,7 @@ def _settings(lines: Sequence[Replicates]) -> list[Row]:
     return [
         Row(key if short.count(name) > 1 else name, values, [""] * len(values))
         for (key, values), name in zip(found, short, strict=True)
-        if key != "seed" or all(len(line.runs) == 1 for line in lines)
+        if key not in ("seed", "fold") or all(len(line.runs) == 1 for line in lines)
     ]
 
 

@@ -47,7 +47,7 @@ class Card:
 def render(runs: Sequence[RunRecord]) -> str:
     """Return the page for one run or several: HTML that needs no other file.
 
-    Runs that differ only in their seed are one line of tables and charts. What is shown of single
+    Runs that differ only in seed or fold are one line of tables and charts. What is shown of single
     models is that of the first of them; every run has a page of its own beside it.
     """
     lines = replicates(runs)
@@ -97,7 +97,9 @@ def render(runs: Sequence[RunRecord]) -> str:
 
 def _single(line: Replicates, label: str) -> str:
     """Return the label of what is shown of the first run alone."""
-    return label if len(line.runs) == 1 else f"{label} (seed {line.runs[0].seed})"
+    first = line.runs[0]
+    fold = "" if first.fold is None else f", fold {first.fold}"
+    return label if len(line.runs) == 1 else f"{label} (seed {first.seed}{fold})"
 
 
 def _notes(run: RunRecord) -> list[str]:
@@ -121,13 +123,13 @@ def _title(runs: Sequence[RunRecord], named: Sequence[str]) -> str:
 
 
 def _card(line: Replicates, label: str) -> Card:
-    run, others = line.runs[0], len(line.runs) - 1
+    run = line.runs[0]
     told = {row.label: row.cells[0] for row in rows([line])}
     main = [metric_label(name) for name in order_metrics(run.metrics)[:2]]
     figures = [(told[name], name) for name in (*main, "wall time") if name in told]
     if run.bytes_exchanged is not None:
         figures.append((told["bytes exchanged"], "exchanged"))
-    status = f"{run.status}, {others + 1} seeds" if others else run.status
+    status = f"{run.status}, {line.count}" if len(line.runs) > 1 else run.status
     return Card(label, run.mode, status, run.status == "completed", figures)
 
 

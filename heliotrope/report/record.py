@@ -84,6 +84,11 @@ class RunRecord:
         return self.config.get("seed") if seed is None else seed
 
     @property
+    def fold(self) -> Any:
+        """Which fold of a cross-validation it is tested on; None for the test split."""
+        return self.config.get("fold")
+
+    @property
     def status(self) -> str:
         """`completed` and the like from `result.json`, or what is known without it."""
         if self.result is not None:

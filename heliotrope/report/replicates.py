@@ -1,4 +1,4 @@
-"""Runs that differ only in their seed: one line of a table, one curve with a band."""
+"""Runs that differ only in seed or fold: one line of a table, one curve with a band."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from heliotrope.report.record import Point, RunRecord, drawable
 
 __all__ = ["Average", "Replicates", "averaged", "replicates"]
 
-_IRRELEVANT = {"seed", "resume"}  # keys in which repeated runs of one experiment differ
+_IRRELEVANT = {"seed", "fold", "resume"}  # keys in which repeated runs of one experiment differ
 
 # A point of a mean curve: x, mean, and the sample standard deviation of the values there.
 _Banded = tuple[float, float, float]
@@ -20,7 +20,7 @@ _Banded = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Replicates:
-    """Completed runs of one configuration with distinct seeds, or one run by itself.
+    """Completed runs of one configuration with distinct seeds or folds, or one run by itself.
 
     Parameters
     ----------
@@ -35,17 +35,30 @@ class Replicates:
 
     @property
     def representative(self) -> RunRecord:
-        """The first run; the seed in its config is that of all, such as `1, 2, 3`."""
+        """The first run; seed and fold in its config are those of all, such as `1, 2, 3`."""
         first = self.runs[0]
         if len(self.runs) == 1:
             return first
-        return replace(first, config={**first.config, "seed": self.seeds})
+        fold = {} if self.folds is None else {"fold": self.folds}
+        return replace(first, config={**first.config, "seed": self.seeds, **fold})
 
     @property
     def seeds(self) -> str:
         """The seeds of the runs, `1, 2, 3`; of more than six, the first and the last."""
-        told = [str(run.seed) for run in self.runs]
-        return ", ".join(told) if len(told) <= 6 else f"{told[0]} … {told[-1]} ({len(told)})"
+        return _listed([run.seed for run in self.runs])
+
+    @property
+    def folds(self) -> str | None:
+        """Which folds the runs hold out, likewise; None if they hold out none."""
+        known = [run.fold for run in self.runs if run.fold is not None]
+        return _listed(known) if known else None
+
+    @property
+    def count(self) -> str:
+        """How many runs there are, and of what: `3 seeds`, `5 folds`, `15 runs`."""
+        seeds, folds = (len({sample[i] for sample in map(_sample, self.runs)}) for i in (0, 1))
+        kind = "seeds" if folds == 1 else "folds" if seeds == 1 else "runs"
+        return f"{len(self.runs)} {kind}"
 
 
 @dataclass(frozen=True)
@@ -74,17 +87,17 @@ class Average:
 
 
 def replicates(runs: Sequence[RunRecord]) -> list[Replicates]:
-    """Put runs together that differ only in their seed, in the order of the first of each.
+    """Put runs together that differ only in seed or fold, in the order of the first of each.
 
     A run that did not complete, or whose config is not known, stands by itself: it is no sample
-    of what the others have measured. So does a second run with the same seed.
+    of what the others have measured. So does a second run with the same seed and fold.
     """
     groups: list[tuple[object, list[int]]] = []
     for position, run in enumerate(runs):
         key = _configuration(run)
         for other, members in groups:
-            seeds = {str(runs[i].seed) for i in members}
-            if key is not None and key == other and str(run.seed) not in seeds:
+            known = {_sample(runs[i]) for i in members}
+            if key is not None and key == other and _sample(run) not in known:
                 members.append(position)
                 break
         else:
@@ -104,6 +117,16 @@ def averaged(curves: Sequence[Sequence[Point]]) -> list[_Banded]:
         x = statistics.fmean(place for place, _ in points)
         found.append((x, y.mean, y.deviation or 0.0))
     return found
+
+
+def _sample(run: RunRecord) -> tuple[str, str]:
+    """Return what tells a run from others of its configuration."""
+    return str(run.seed), str(run.fold)
+
+
+def _listed(values: Sequence[object]) -> str:
+    told = list(dict.fromkeys(map(str, values)))
+    return ", ".join(told) if len(told) <= 6 else f"{told[0]} … {told[-1]} ({len(told)})"
 
 
 def _configuration(run: RunRecord) -> tuple[Any, ...] | None:

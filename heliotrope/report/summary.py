@@ -1,4 +1,4 @@
-"""The facts of runs side by side: one row a fact, one cell a run, or for runs of several seeds.
+"""The facts of runs side by side: one row a fact, one cell a run, or for runs of many seeds.
 
 The terminal and the page show the same rows, so they cannot disagree.
 """
@@ -77,6 +77,8 @@ def rows(columns: Sequence[Replicates]) -> list[Row]:
     table.append(_words("status", columns, lambda run: run.status))
     seeds = [UNKNOWN if column.runs[0].seed is None else column.seeds for column in columns]
     table.append(Row("seed", seeds, [""] * len(seeds)))
+    folds = [column.folds or UNKNOWN for column in columns]
+    table.append(Row("fold", folds, [""] * len(folds)))
     for name in order_metrics(name for run in runs for name in run.metrics):
         way = next(filter(None, (run.direction(name) for run in runs)), None)
         label, value = metric_label(name), partial(_metric, name=name)

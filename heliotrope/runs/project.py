@@ -26,7 +26,7 @@ from heliotrope.runs.directory import TRIALS
 __all__ = ["project_charges"]
 
 _IDENTITY = "privacy.id"
-_SWEPT = "overrides.json"  # what a sweep leaves in the directory of a job
+_OVERRIDES = "overrides.json"  # what a command leaves in the directory of a job
 
 
 def project_charges(
@@ -65,7 +65,7 @@ def project_charges(
         directory=str(directory),
         name=run.name,
         mode=mode,
-        purpose=TRAINING if sweep is None else "trial of a sweep",
+        purpose=_purpose(run, sweep),
         people=People(source, content or "", keys.unit),
         delta=keys.delta_for(count),
         budget=budget,
@@ -74,10 +74,16 @@ def project_charges(
     return ProjectCharges(ProjectLedger(Path(cfg.ledger)), entry)
 
 
+def _purpose(run: Run, sweep: Sweep | None) -> str:
+    if run.fold is not None:
+        return "fold of a cross-validation"
+    return TRAINING if sweep is None else "trial of a sweep"
+
+
 def _sweep(run: Run, directory: Path) -> Sweep | None:
     """Return the sweep that a run is a trial of; `ConfigError` for a selection that is none."""
     sweep, selection = directory.parent, run.privacy.selection
-    swept, drawn = (directory / _SWEPT).exists(), (sweep / TRIALS).exists()
+    swept, drawn = _is_swept(directory), (sweep / TRIALS).exists()
     if selection is None:
         return Sweep(str(sweep)) if swept else None
     if not (swept and drawn):
@@ -93,6 +99,14 @@ def _sweep(run: Run, directory: Path) -> Sweep | None:
         )
     saved = json.loads((sweep / TRIALS).read_text())
     return Sweep(str(sweep), saved["selection"], saved["mean"], len(saved["jobs"]))
+
+
+def _is_swept(directory: Path) -> bool:
+    """Return whether a job is one of several: a run alone notes its overrides, too."""
+    try:
+        return bool(json.loads((directory / _OVERRIDES).read_text())["swept"])
+    except FileNotFoundError:
+        return False
 
 
 def _identity(directory: Path) -> str:

@@ -97,7 +97,7 @@ class _Trial:
                 "that are tried before, and what is found by them tells of the examples. Set "
                 "distributed/privacy=none to try some, on data that need not be protected."
             )
-        dataset = load(run.data, run.seed, task=run.task_name)
+        dataset = load(run.data, run.seed, task=run.task_name, fold=run.data_fold)
         device = pick_device(run.device)
         self._seed = run.seed
         self._task = task_of(dataset, run)

@@ -169,6 +169,7 @@ def test_the_files_that_start_a_deployment_can_be_read_by_their_programs(tmp_pat
     [
         (("federated/attack=sign_flip",), "federated/attack=sign_flip cannot be deployed"),
         (("audit.canaries=4",), "audit.canaries"),
+        (("folds=5",), "folds=5 divides"),
         (("nodes=4", *_CLIENTS), "nodes=4, but the data is divided among 3 clients"),
         (("nodes=none",), "nodes=none is no number of nodes"),
         (("output=",), "output has no value"),

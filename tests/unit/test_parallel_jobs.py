@@ -27,7 +27,7 @@ from tests.support import Started, Type, compose
 
 
 def _share(mode: Mode, cluster: Cluster, jobs: int, *overrides: str) -> tuple[int, int, float]:
-    planned = [PlannedJob(n, compose(mode, *overrides), Path(str(n))) for n in range(jobs)]
+    planned = [PlannedJob(str(n), compose(mode, *overrides), Path(str(n))) for n in range(jobs)]
     share = share_of(planned, mode, cluster)
     return share.jobs, share.threads, share.gpus
 
@@ -173,7 +173,8 @@ class _Actor(SimpleNamespace):
 
 
 def _run_six(ray: _FakeRay, prepared: int = 0) -> list[tuple[int, int]]:
-    jobs = [PlannedJob(n, compose("federated", "sweep.parallel=2"), Path(str(n))) for n in range(6)]
+    run = compose("federated", "sweep.parallel=2")
+    jobs = [PlannedJob(str(n), run, Path(str(n))) for n in range(6)]
     ended: list[tuple[int, int]] = []
     with ParallelJobs(lambda: ray, "federated") as parallel:
         if prepared:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from heliotrope.config.checks.data import check_data
 from heliotrope.config.checks.values import above, at_least, fraction, one_of, within
+from heliotrope.config.folds import check_folds
 from heliotrope.config.groups import OptimizerConfig, keys_of_ours
 from heliotrope.config.project import ProjectConfig
 from heliotrope.config.run import Mode, Run
@@ -22,6 +23,7 @@ def check_shared(run: Run) -> None:
     Raises `ConfigError` naming key, value and remedy.
     """
     at_least("seed", run.seed, 0)
+    check_folds(run.folds, run.fold, run.folds_by, run.privacy.selection)
     one_of("device", run.device, ("auto", "cpu", "cuda"))
     at_least("evaluation_batch_size", run.evaluation_batch_size, 1)
     at_least("cluster.wait_seconds", run.cluster.wait_seconds, 0)

@@ -80,7 +80,7 @@ def arrays(
         keys = [] if train.keys is None else [train.keys]
         mask = held_out(test_fraction, *keys, values, count=len(train))
         train, tested = train.parted(mask)
-    return Unprepared(train, tested, steps, task)
+    return Unprepared(train, tested, steps, task, drawn=test is None)
 
 
 def _read(

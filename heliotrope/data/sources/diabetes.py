@@ -38,4 +38,5 @@ def diabetes() -> Unprepared:
         *patients.parted(test),
         steps=(Numbers(_NUMBERS), Categories(("sex",)), Target()),
         task="regression",
+        drawn=True,
     )

@@ -47,6 +47,7 @@ def digits() -> Unprepared:
         *examples.parted(test),
         steps=(Pixels(_SHAPE, _WHITE), Labels(tuple(str(digit) for digit in range(10)))),
         task="classification",
+        drawn=True,
     )
 
 

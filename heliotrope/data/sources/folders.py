@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -125,7 +126,7 @@ def texts(
     found = next_characters(named, length, test_fraction, str(folder))
     said = f"{folder}: {len(named):,} files, {sum(map(len, named.values())):,} characters"
     notes = (said, *_left_out(bad))
-    return Unprepared(found.train, found.test, found.steps, found.task, notes)
+    return replace(found, notes=notes)
 
 
 def read_text(path: Path) -> str:
@@ -176,7 +177,8 @@ def _by_class(
         mask = held_out(files.test_fraction, label.codes, count=len(train))
         train, test = train.parted(mask)
     steps = (step, Labels(tuple(classes)))
-    return Unprepared(train, test, steps, "classification", tuple(notes))
+    drawn = files.test is None
+    return Unprepared(train, test, steps, "classification", tuple(notes), drawn)
 
 
 def _folder(key: str, path: str) -> Path:

@@ -53,4 +53,5 @@ def heart() -> Unprepared:
             Labels(("no disease", "disease")),
         ),
         task="classification",
+        drawn=True,
     )

@@ -69,6 +69,7 @@ def movielens(*, dir: str | None = None, download: bool = True) -> Unprepared:
         *ratings.parted(test),
         steps=(Ids("user", _USERS), Ids("item", _ITEMS), Target("rating", "rating")),
         task="rating",
+        drawn=True,
     )
 
 

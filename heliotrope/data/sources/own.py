@@ -259,7 +259,7 @@ def _divided(what: str, read: Sequence[_Split], task: str | None) -> Unprepared:
         f"{name} {dtype} {list(shape)}" for name, (shape, dtype) in read[0].kinds.items()
     )
     note = f"{what}: {len(train):,} training and {len(test):,} test items of {said}"
-    return Unprepared(train, test, (*steps, last), posed, (note,))
+    return Unprepared(train, test, (*steps, last), posed, (note,), drawn=len(read) == 1)
 
 
 def _input_step(name: str, column: Column) -> Step:

@@ -39,4 +39,5 @@ def spam(*, vocabulary: int = 5000, max_words: int | None = 200) -> Unprepared:
         *mails.parted(test),
         steps=(Words(vocabulary, max_words), Labels(_CLASSES)),
         task="classification",
+        drawn=True,
     )

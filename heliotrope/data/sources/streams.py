@@ -47,4 +47,5 @@ def next_characters(
         *raw.parted(test),
         steps=(Characters(),),
         task="next_token",
+        drawn=True,
     )

@@ -176,7 +176,8 @@ def _unprepared(files: _Tables, roles: Roles, words: Words | None) -> Unprepared
         test, notes = tested.raw, notes + tested.notes
     else:
         train, test = train.parted(_held_out(train, roles.target, files.test_fraction))
-    return Unprepared(train, test, steps, task_of_kinds(kinds, roles.target), tuple(notes))
+    task, drawn = task_of_kinds(kinds, roles.target), files.test is None
+    return Unprepared(train, test, steps, task, tuple(notes), drawn)
 
 
 def _left_out(bad: list[str]) -> list[str]:

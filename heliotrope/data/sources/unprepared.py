@@ -36,6 +36,9 @@ class Unprepared:
         The task that the data poses: see `heliotrope.data.info.Info`.
     notes
         Lines to be shown: what was inferred, and what was left out.
+    drawn
+        Whether the test rows were drawn from the same rows as those for training, by `Raw.parted`,
+        and could as well be others; not a test set that the data bring.
     """
 
     train: Raw
@@ -43,6 +46,7 @@ class Unprepared:
     steps: tuple[Step, ...]
     task: str
     notes: tuple[str, ...] = ()
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
