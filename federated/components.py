@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from flwr.serverapp.strategy import Strategy
@@ -59,6 +60,8 @@ class Components:
         Positions of the training examples that are the server's own.
     content
         A hash of the data, for a ledger that runs share.
+    data
+        What a checkpoint keeps of the data: `heliotrope.data.Dataset.kept`.
     """
 
     context: TrainingContext
@@ -72,6 +75,7 @@ class Components:
     root: NDArray[np.int64]
     secure: SecureSetting | None
     content: str | None
+    data: dict[str, Any]
 
 
 @refusing_exits()
@@ -128,4 +132,5 @@ def build_components(run: Run) -> Components:
         root=root_examples(run, Traits.of(dataset.train)),
         secure=secure,
         content=dataset.content,
+        data=dataset.kept,
     )

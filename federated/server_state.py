@@ -79,7 +79,7 @@ class RoundSaver:
     ) -> None:
         self._run = run
         self._start = components.context.global_weights
-        self._preparation = components.preparation.to_json()
+        self._preparation = components.data
         self._strategy = components.strategy
         self._grid = grid
         self._tracker = tracker

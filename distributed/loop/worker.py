@@ -349,7 +349,7 @@ class Worker:
             "step": self._step,
             "evaluated": self._evaluated,
             "loss_sums": sums,
-            "preparation": self._dataset.preparation.to_json(),
+            "preparation": self._dataset.kept,
             "counts": asdict(self._counts),
             "seconds": self._clock.seconds,
             "train_seconds": self._clock.train_seconds,
@@ -376,7 +376,7 @@ class Worker:
 
     def _restore(self, saved: Checkpoint, path: Path) -> None:
         state = saved.state
-        checkpoint.check_preparation(self._dataset.preparation.to_json(), state, path)
+        checkpoint.check_preparation(self._dataset.kept, state, path)
         self._engine.restore(saved, path)
         self._epoch = state["epoch"]
         self._step = state.get("step", 0)  # version 0.1 saved at the end of epochs only

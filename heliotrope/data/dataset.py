@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,6 +133,8 @@ class Dataset:
         divide, if one was asked for.
     releases
         Statistics of `train` that `preparation` is made of, to be charged before it is used.
+    files
+        A hash of the files that the rows are in, where it is known without reading all of them.
     """
 
     name: str
@@ -145,6 +148,13 @@ class Dataset:
     canaries: Canaries | None = None
     content: str | None = None
     releases: tuple[Release, ...] = ()
+    files: str | None = None
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data: a run goes on with no others."""
+        prepared = self.preparation.to_json()
+        return prepared if self.files is None else {**prepared, "files": self.files}
 
     @property
     def present(self) -> Tensor | None:

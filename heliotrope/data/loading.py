@@ -92,6 +92,7 @@ def load(
         fitting=fitting,
         notes=found.notes,
         content=content,
+        files=found.files,
     )
 
 

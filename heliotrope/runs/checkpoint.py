@@ -305,10 +305,13 @@ def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], sour
 def check_preparation(own: Mapping[str, Any], state: Mapping[str, Any], source: Path) -> None:
     """Raise `ConfigError` if the `state` of a checkpoint says that data were prepared otherwise.
 
-    `own` is `heliotrope.data.Preparation.to_json` of the data that are there now. Weights that were
-    trained with other classes, words or scales would mean something else.
+    `own` is `heliotrope.data.Dataset.kept` of the data that are there now. Weights that were
+    trained with other classes, words or scales would mean something else, and the rest of an
+    epoch would be of other rows if files have changed.
     """
     saved, here = state.get("preparation"), json.loads(json.dumps(own))
+    if saved is not None and "files" not in saved:  # of a version that kept none
+        here.pop("files", None)
     if saved in (None, here):  # version 0.1 saved none
         return
     difference = "another fit, or other columns"
@@ -318,6 +321,9 @@ def check_preparation(own: Mapping[str, Any], state: Mapping[str, Any], source: 
             then = _short(before.get(key))
             difference = f"the {key} of {now['kind']} were {then} and are now {_short(now[key])}"
             break
+    else:
+        if saved.get("files") != here.get("files"):
+            difference = "files were written anew, removed or added"
     raise ConfigError(
         f"The data have changed since {source} was written: {difference}. Put the data back as "
         "they were, or begin anew in another hydra.run.dir."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 import distributed.job
@@ -47,6 +49,32 @@ def test_other_classes_or_scales_are_refused(
     with pytest.raises(ConfigError, match=r"The data have changed .* were \[.* and are now \["):
         train(3, "resume=true")
     assert checkpoint.latest(directory / "checkpoints", print) is not None
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(("mode", "memory"), [("distributed", 0), ("federated", 99)])
+def test_other_rows_in_a_parquet_file_are_refused_also_where_nothing_was_fitted(
+    mode: str, memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    table, directory = tmp_path / "mine.parquet", tmp_path / "run"
+    chosen = [
+        *("data=table", f"data.path={table}", "data.target=answer", "model=logistic"),
+        *("federated/partition=iid", "federated.partition.clients=3", "data.fit=none"),
+        *("federated.clients_per_round=3", "federated.holdout_fraction=0"),
+        *("distributed.launcher=inline", "distributed.workers=1", f"data.memory_mib={memory}"),
+    ]
+
+    def train(shift: float, length: int) -> None:
+        rows = {"income": [n % 7 + shift for n in range(60)], "answer": ["no", "yes"] * 30}
+        pyarrow.parquet.write_table(pa.table(rows), table)
+        run = compose(mode, *chosen, f"{_LENGTH[mode]}={length}", "resume=true")  # type: ignore[arg-type]
+        _JOBS[mode](run, directory)
+
+    train(0.0, 1)
+    train(0.0, 2)  # written anew, with the same content
+    with pytest.raises(ConfigError, match=r"The data have changed .*: files were written anew"):
+        train(0.5, 3)
 
 
 _CENTRAL = "federated/privacy=central federated.privacy.noise_multiplier=1"

@@ -26,6 +26,7 @@ _BLOCK_CELLS = 1 << 21  # that are decoded at once
 _MOST_ROWS = 1 << 16  # of a block
 _BUFFERS = 1 << 24  # bytes that all columns together are read ahead of their cells
 _LEAST_BUFFER = 1 << 12
+_DIGITS = 16  # of a hash
 _FOOTER_END = 8  # bytes after a footer: its length, and the letters PAR1
 
 
@@ -44,7 +45,9 @@ class ParquetFiles:
     size
         Bytes that the cells take in memory, about.
     stamp
-        A hash of the files' names, sizes, times of change and footers.
+        A hash of where the files are, their times of change, sizes and footers.
+    content
+        A hash of their sizes and footers alone, which tell ranges and offsets of all columns.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class ParquetFiles:
     types: dict[str, pa.DataType]
     size: int
     stamp: str
+    content: str
 
     @classmethod
     def of(cls, path: Path, key: str) -> ParquetFiles:
@@ -66,7 +70,7 @@ class ParquetFiles:
         found: list[tuple[Path, int]] = []
         types: dict[str, pa.DataType] = {}
         size = 0
-        stamp = hashlib.sha256()
+        stamp, content = hashlib.sha256(), hashlib.sha256()
         first: Path | None = None
         for file in _files_at(path, key):
             with _opened(file) as opened:
@@ -78,11 +82,15 @@ class ParquetFiles:
             first = first or file
             found.append((file, rows))
             size += max(held, rows * len(own) * _CELL)
-            stamp.update(_stamp(file))
+            footer = _footer(file)
+            content.update(footer)
+            stamp.update(f"{file.resolve()} {file.stat().st_mtime_ns}\n".encode() + footer)
         if not sum(rows for _, rows in found):
             raise DataError(f"{path} holds no rows.")
         types = {name: _plain(kind) for name, kind in types.items()}
-        return cls(path, tuple(found), types, size, stamp.hexdigest())
+        return cls(
+            path, tuple(found), types, size, stamp.hexdigest(), content.hexdigest()[:_DIGITS]
+        )
 
     @property
     def rows(self) -> int:
@@ -223,12 +231,11 @@ def _same_types(
     return shared
 
 
-def _stamp(file: Path) -> bytes:
-    """Return what tells a file from others, and from what it becomes if it is written again."""
-    about = file.stat()
+def _footer(file: Path) -> bytes:
+    """Return a file's size and footer, which differ where it was written with other rows."""
     with file.open("rb") as opened:
+        size = opened.seek(0, 2)
         opened.seek(-_FOOTER_END, 2)
         length = int.from_bytes(opened.read(4), "little")
-        opened.seek(-min(length + _FOOTER_END, about.st_size), 2)
-        footer = hashlib.sha256(opened.read()).hexdigest()
-    return f"{file.resolve()} {about.st_size} {about.st_mtime_ns} {footer}\n".encode()
+        opened.seek(-min(length + _FOOTER_END, size), 2)
+        return size.to_bytes(8, "little") + opened.read()

@@ -54,11 +54,14 @@ class TableSplit:
         What its columns hold.
     notes
         What was inferred of training rows, and what was left out.
+    content
+        A hash of Parquet files; None of others.
     """
 
     raw: Raw
     kinds: dict[str, Kind]
     notes: list[str]
+    content: str | None = None
 
 
 def stored_table(
@@ -176,4 +179,4 @@ def _opened(folder: Path, conversion: Conversion) -> TableSplit:
     left_out = folder / NUMBERS
     numbers_of = np.load(left_out) if left_out.exists() else None
     raw = Raw(columns, keys, str(files.path), numbers_of, files.files)
-    return TableSplit(raw, kinds, about["notes"])
+    return TableSplit(raw, kinds, about["notes"], files.content)

@@ -46,7 +46,7 @@ class _Tables(Files):
         kinds = infer(rows.path, rows.columns, cells, roles, rows.decimal)
         notes = said(rows.path, len(rows.numbers), kinds, cells, roles)
         raw, bad = self._converted(rows, kinds, roles)
-        return TableSplit(raw, kinds, notes + _left_out(bad))
+        return TableSplit(raw, kinds, notes + _left_out(bad), rows.content)
 
     def testing(self, roles: Roles, kinds: Mapping[str, Kind]) -> TableSplit | None:
         """Return the rows to test on, if there is a file of these."""
@@ -57,7 +57,7 @@ class _Tables(Files):
         if isinstance(rows, ParquetFiles):
             return self._stored(rows, roles, kinds)
         raw, bad = self._converted(rows, kinds, roles)
-        return TableSplit(raw, dict(kinds), _left_out(bad))
+        return TableSplit(raw, dict(kinds), _left_out(bad), rows.content)
 
     def _read(self, path: str, key: str) -> Rows | ParquetFiles:
         """Read a table into memory, or of one that is too large the footers."""
@@ -170,14 +170,16 @@ def table(
 def _unprepared(files: _Tables, roles: Roles, words: Words | None) -> Unprepared:
     """Return the columns of both splits, the steps that make fields of them, and what to say."""
     found = files.training(roles)
-    train, kinds, notes = found.raw, found.kinds, found.notes
+    train, kinds, notes, contents = found.raw, found.kinds, found.notes, [found.content]
     steps = _steps(train, kinds, roles.target, words)
     if (tested := files.testing(roles, kinds)) is not None:
         test, notes = tested.raw, notes + tested.notes
+        contents.append(tested.content)
     else:
         train, test = train.parted(_held_out(train, roles.target, files.test_fraction))
     task, drawn = task_of_kinds(kinds, roles.target), files.test is None
-    return Unprepared(train, test, steps, task, tuple(notes), drawn)
+    known = "-".join(content for content in contents if content is not None)
+    return Unprepared(train, test, steps, task, tuple(notes), drawn, known or None)
 
 
 def _left_out(bad: list[str]) -> list[str]:

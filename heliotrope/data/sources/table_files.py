@@ -67,6 +67,8 @@ class Rows:
     files
         If the rows are of several files: each, and its number of rows. `numbers` go on from one
         to the next.
+    content
+        A hash of Parquet files; None of others.
     """
 
     path: Path
@@ -75,6 +77,7 @@ class Rows:
     bad: list[str]
     decimal: str = "."
     files: tuple[tuple[Path, int], ...] = ()
+    content: str | None = None
 
     @property
     def types(self) -> dict[str, pa.DataType]:
@@ -223,7 +226,7 @@ def read_parquet(files: ParquetFiles, decimal: str) -> Rows:
     blocks = [columns for _, columns in files.blocks(list(files.types))]
     columns = {name: pa.concat_arrays([block[name] for block in blocks]) for name in files.types}
     numbers = list(range(1, files.rows + 1))
-    return Rows(files.path, columns, numbers, [], decimal, files.files)
+    return Rows(files.path, columns, numbers, [], decimal, files.files, files.content)
 
 
 def _read_jsonl(path: Path, skip_bad: bool, _csv: CsvFormat) -> Rows:

@@ -39,6 +39,8 @@ class Unprepared:
     drawn
         Whether the test rows were drawn from the same rows as those for training, by `Raw.parted`,
         and could as well be others; not a test set that the data bring.
+    files
+        A hash of the files that the rows are in, where it is known without reading all of them.
     """
 
     train: Raw
@@ -47,6 +49,7 @@ class Unprepared:
     task: str
     notes: tuple[str, ...] = ()
     drawn: bool = False
+    files: str | None = None
 
 
 @dataclass(frozen=True)
