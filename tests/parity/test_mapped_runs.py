@@ -54,11 +54,12 @@ def test_two_workers_that_read_one_file_train_as_one(stream: str, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_four_times_the_memory_that_a_run_may_have_is_trained_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", ["images", "parquet"])
+def test_four_times_the_memory_that_a_run_may_have_is_trained_on(data: str, tmp_path: Path) -> None:
     output = tmp_path / "found.json"
     script = [sys.executable, str(ROOT / "scripts/benchmarks/beyond_memory.py"), "--limit=512"]
     done = subprocess.run(
-        [*script, "--patience=0", f"--output={output}"],
+        [*script, f"--data={data}", "--patience=0", f"--output={output}"],
         env=environment(),
         capture_output=True,
         text=True,

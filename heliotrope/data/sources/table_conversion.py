@@ -94,7 +94,7 @@ def _cells(conversion: Conversion) -> dict[str, Cells]:
         names = [name for name, kind in kinds.items() if kind == "word"]
         names += [] if roles.client is None else [roles.client]
     found: dict[str, Cells] = {}
-    for block in conversion.blocks(names):
+    for block in conversion.blocks(names) if names else ():
         some = cells_of(block, roles) if kinds is None else different_cells(block)
         found = {name: found[name] + each if name in found else each for name, each in some.items()}
     return found
