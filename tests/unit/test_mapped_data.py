@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import random
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from heliotrope.data import Examples, load
+from heliotrope.data import Examples, load, mapped
 from heliotrope.data.fingerprint import fingerprint
 from heliotrope.data.mapped import Mapped, MappedArray, MappedRows
 from heliotrope.data.preparation import from_json
@@ -81,6 +82,35 @@ def test_any_part_of_rows_is_that_part(tmp_path: Path, rng: np.random.Generator)
         assert np.array_equal(np.concatenate(list(column.blocks())), values[kept])
         every = field.take("x", torch.arange(len(kept)).view(1, -1))["x"]
         assert np.array_equal(every[0], values[kept])
+
+
+def test_rows_that_come_from_a_disk_are_asked_for_together(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = rng.integers(0, 60_000, 500).astype(np.uint16)
+    tokens.tofile(tmp_path / "tokens.bin")
+    windows = MappedArray(tmp_path / "tokens.bin", tokens.dtype, (60, 9), 0, (16, 2))
+    np.save(tmp_path / "rows.npy", rng.normal(size=(60, 100, 30)))  # of several pages
+    rows = MappedArray.npy(tmp_path / "rows.npy")
+    waits = iter([0, 0, 5, 6] * 2)  # none at the first read, one at the second
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(mapped, "_disk_waits", lambda: next(waits))
+    fetch = mapped._fetch
+
+    def fetched(file: mmap.mmap, start: int, size: int) -> None:
+        asked.append((start, start + size))
+        fetch(file, start, size)
+
+    monkeypatch.setattr(mapped, "_fetch", fetched)
+    for array, first, step, size in ((windows, 0, 16, 18), (rows, rows.offset, 24_000, 24_000)):
+        for number in range(4):
+            indices = rng.integers(0, 60, int(rng.integers(0, 9)))
+            assert np.array_equal(array.read(indices), array.values[indices])
+            starts = [first + step * row for row in indices.tolist()] if number > 1 else []
+            for start in starts:
+                assert any(begin <= start and start + size <= end for begin, end in asked)
+            assert len(asked) <= len(set(starts))
+            asked.clear()
 
 
 def test_batches_read_ahead_are_the_batches(tmp_path: Path, rng: np.random.Generator) -> None:
