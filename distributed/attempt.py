@@ -14,6 +14,7 @@ import numpy as np
 from heliotrope.config import Run
 from heliotrope.runs.clock import Clock, Reading
 from heliotrope.runs.events import Progress
+from heliotrope.runs.pruning import PruningRule
 
 if TYPE_CHECKING:
     from heliotrope.metrics import Sums  # it needs torch, which a Ray worker imports later
@@ -72,7 +73,7 @@ class RunAttempt:
     """What every worker is told. An attempt that fails may be followed by another.
 
     `directory` is the run's, on a file system that all workers share; `checkpoint` the
-    progress to resume from, None to begin.
+    progress to resume from, None to begin; `pruning` when a search gives the run up.
     """
 
     run: Run
@@ -80,13 +81,15 @@ class RunAttempt:
     checkpoint: int | None
     start: AttemptStart
     resources: WorkerResources
+    pruning: PruningRule | None = None
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     """What rank 0 says at the end of training; it crosses processes as JSON.
 
-    `stopped` says that there was more to train, but the workers were asked to stop.
+    `stopped` says that there was more to train, but the workers were asked to stop; `pruned` that
+    a search has given the run up.
     `final` holds each split's sums of metrics, [S]; `peak_rss_bytes` is the sum over the workers;
     `seconds` and `train_seconds` are what its `heliotrope.runs.clock.Clock` said.
     """
@@ -100,6 +103,7 @@ class TrainingResult:
     startup_seconds: float
     peak_rss_bytes: int
     stopped: bool = False
+    pruned: bool = False
 
     def to_json(self) -> str:
         """Return all of it, floats exactly."""

@@ -27,6 +27,7 @@ from heliotrope.runs.events import Tracker
 from heliotrope.runs.lifecycle import newest_checkpoint, run_directory
 from heliotrope.runs.outcome import Outcome
 from heliotrope.runs.project import project_charges
+from heliotrope.runs.pruning import PruningRule
 from heliotrope.runs.results import write_outcome
 from heliotrope.runs.trackers import listeners
 from heliotrope.shell import typed
@@ -132,7 +133,8 @@ def _attempts(
         workers, resources = _gathered(launcher, attempt, failures, run, run_dir)
         saved = begin(run, run_dir, components, display, resume, clock)
         start = AttemptStart.now(clock, clock.seconds_before if before is None else before)
-        attempt = RunAttempt(run, run_dir.path, saved, start, resources)
+        rule = PruningRule.read(run_dir.path)
+        attempt = RunAttempt(run, run_dir.path, saved, start, resources, rule)
         what = "launcher %s: %d worker(s), %d thread(s) on %s each"
         _log.info(what, run.distributed.launcher, workers, resources.threads, resources.device)
         try:
@@ -277,6 +279,7 @@ def write_results(
         target=None if trained.target is None else dict(trained.target),
         privacy=_spent(run, run_dir, components),
         canaries=None if canaries is None else canaries.told(),
+        pruned=trained.pruned,
         packages=("ray",) if launcher == "ray" else (),
     )
     with Tracker(run_dir.metrics, listeners(run, run_dir.path, display.say)) as tracker:

@@ -22,6 +22,7 @@ from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.runs.events import Tracker
 from heliotrope.runs.outcome import Target
+from heliotrope.runs.pruning import Pruning, PruningRule
 
 from .attacks.data import TRIGGERED
 from .components import Components
@@ -75,7 +76,8 @@ class Server:
         self._evaluating = clients_to_evaluate(run.federated, holding) if holding else 0
         self._said_alone = False
         self._model_bytes = sum(v.nbytes for v in context.global_weights.values())
-        self.target = Target(run.target, context.task.metrics.directions)
+        pruning = Pruning(PruningRule.read(self._directory), self._last_round)
+        self.target = Target(run.target, context.task.metrics.directions, pruning)
         self.state = ServerState(to_record(context.global_weights))
         self.final: dict[str, Metrics] = {}
         self.attacked: dict[str, float] = {}  # how far a backdoor has come, by its metric
@@ -227,7 +229,7 @@ class Server:
         return self._grid.loss_sum / max(1, weight)
 
     def _evaluate_if_due(self) -> bool:
-        """Evaluate the present round if that is still to be done; True if the target says to stop.
+        """Evaluate the present round if that is still to be done; True if the run is to end there.
 
         A run that was stopped between a round and its evaluation does it when it goes on.
         """

@@ -128,6 +128,7 @@ def train_clients(
                     None if secure is None else secure.told(simulated=not pool.keeps_states)
                 ),
                 canaries=None if canaries is None else canaries.told(),
+                pruned=server.target.pruned,
                 packages=tuple(packages),
             )
         write_outcome(run, "federated", run_dir, tracker, server.final, outcome, display)

@@ -23,6 +23,8 @@ Group = Literal[
     "optimizer",
     "schedule",
     "cluster",
+    "sampler",
+    "pruner",
 ]
 
 _SOURCES = "heliotrope.data.sources"
@@ -111,4 +113,6 @@ BUILT_IN: dict[Group, dict[str, str]] = {
         "ray": "distributed.submit.ray_jobs:ray",
         "kuberay": "distributed.submit.kuberay:kuberay",
     },
+    "sampler": {name: f"heliotrope.search.samplers:{name}" for name in ("tpe", "random")},
+    "pruner": {name: f"heliotrope.search.pruners:{name}" for name in ("none", "median", "halving")},
 }

@@ -25,6 +25,7 @@ from heliotrope.commands.guarded import guarded
 from heliotrope.commands.jobs import Jobs, other_mode
 from heliotrope.commands.overrides import prepared
 from heliotrope.commands.parallel_jobs import ParallelJobs
+from heliotrope.commands.search import searching
 from heliotrope.commands.trials import drawn_trials
 from heliotrope.config import Mode, Run
 from heliotrope.config.explain import composing
@@ -150,13 +151,17 @@ def run_mode(
     )(jobs.task)
 
     def composed() -> None:
-        with drawn_trials(sys.argv[1:]) as jobs.drawing, parallel:
+        with (
+            drawn_trials(sys.argv[1:]) as jobs.drawing,
+            searching(mode, jobs.search_by),
+            parallel,
+        ):
             _composed(decorated)
             jobs.run_planned()
 
     outside = guarded(composed)
     jobs.tell()
-    return outside or next((code for code in jobs.codes if code), 0)
+    return outside or jobs.code
 
 
 def register_resolvers(mode: Mode, stamp: Callable[[], str] = new_stamp) -> None:

@@ -66,6 +66,8 @@ _GIVEN: dict[Group, frozenset[str]] = {
     "optimizer": frozenset({"params"}),
     "schedule": frozenset({"done", "step", "decay_every", "decay_factor"}),
     "cluster": frozenset(),
+    "sampler": frozenset({"seed"}),
+    "pruner": frozenset(),
 }
 
 

@@ -23,6 +23,7 @@ from heliotrope.config import from_resolved
 from heliotrope.errors import HeliotropeError
 from heliotrope.plugin_loading import raised
 from heliotrope.runs.directory import RunDirectory
+from heliotrope.runs.pruning import PruningRule
 from heliotrope.system.process_exit import leave
 
 from ..attempt import AttemptStart, RunAttempt, WorkerResources
@@ -48,6 +49,7 @@ def _main(order: dict[str, Any]) -> None:
         checkpoint=None if order["checkpoint"] is None else int(order["checkpoint"]),
         start=start,
         resources=WorkerResources(int(order["threads"]), order["device"]),
+        pruning=PruningRule.read(directory),
     )
     topology = topology_from_environment()
     scratch = Path(order["scratch"])

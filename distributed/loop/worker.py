@@ -35,6 +35,7 @@ from heliotrope.runs.clock import Clock
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.runs.events import Progress, Tracker
 from heliotrope.runs.outcome import Target
+from heliotrope.runs.pruning import Pruning
 from heliotrope.system.resources import peak_rss_bytes
 from heliotrope.tasks import example_weights, task_of
 from heliotrope.training.loop import TrainingBatch, TrainTotals
@@ -116,7 +117,8 @@ class Worker:
         self._seconds_before = attempt.start.before
         self._startup_seconds: float | None = None
         directions = self._task.metrics.directions
-        self._target = Target(run.target, directions)
+        pruning = Pruning(attempt.pruning, self._last_epoch)
+        self._target = Target(run.target, directions, pruning)
         self._early = EarlyStopping(self._cfg.early_stopping, directions)
         self._best = Best(self._cfg.best_metric, self._cfg.keep_best, directions)
         self._final: dict[str, Metrics] = {}
@@ -410,4 +412,5 @@ class Worker:
             startup_seconds=now - self._seconds_before if startup is None else startup,
             peak_rss_bytes=int(peak),
             stopped=stopped,
+            pruned=self._target.pruned,
         )

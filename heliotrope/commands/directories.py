@@ -6,10 +6,21 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.conf import HydraConf
+from omegaconf import OmegaConf
+
 from heliotrope.errors import ConfigError
 from heliotrope.shell import typed
 
-__all__ = ["refuse_unnamed"]
+__all__ = ["is_generated", "refuse_unnamed"]
+
+
+def is_generated(hydra_cfg: HydraConf, key: str) -> bool:
+    """Return whether nobody chose the directory that `key` is."""
+    hydra_values = OmegaConf.to_container(hydra_cfg, resolve=False)
+    assert isinstance(hydra_values, dict)
+    _, group, name = key.split(".")
+    return "${stamp:" in str(hydra_values[group][name])
 
 
 def refuse_unnamed(generated: Path, key: str, command: Sequence[str]) -> None:

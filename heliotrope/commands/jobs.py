@@ -11,23 +11,24 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from heliotrope import config
 from heliotrope.commands import sweeps
-from heliotrope.commands.directories import refuse_unnamed
+from heliotrope.commands.directories import is_generated, refuse_unnamed
 from heliotrope.commands.folds import CrossValidation
 from heliotrope.commands.guarded import guarded
 from heliotrope.commands.output import say
 from heliotrope.commands.parallel_jobs import ParallelJobs, PlannedJob, expected_jobs
+from heliotrope.commands.search import Search
 from heliotrope.commands.trials import Drawing
 from heliotrope.config import Mode, Run
 from heliotrope.config.own_files import refuse_absent
 from heliotrope.errors import ConfigError
 from heliotrope.runs.clock import clock_from_now
+from heliotrope.runs.pruning import PRUNING
 from heliotrope.shell import typed
 from heliotrope.system.process_exit import saying
 from heliotrope.system.redaction import masked
@@ -35,7 +36,7 @@ from heliotrope.system.redaction import masked
 __all__ = ["Jobs", "other_mode"]
 
 # What the directory of a job, or of a sweep, holds before any work.
-_MADE_FIRST = {".lock", "overrides.json", "multirun.yaml"}
+_MADE_FIRST = {".lock", "overrides.json", "multirun.yaml", PRUNING}
 
 
 class Jobs:
@@ -55,6 +56,7 @@ class Jobs:
         self.codes: list[int] = []
         self.done: list[Path] = []
         self.drawing: Drawing | None = None
+        self._search: Search | None = None
         self._ledger: str | None = None
         self._given: set[Path] = set()  # the directories of Hydra's jobs
         self._begun: dict[Path, None] = {}  # those that runs are in
@@ -72,7 +74,7 @@ class Jobs:
         sweeping = hydra_cfg.mode == RunMode.MULTIRUN
         key = "hydra.sweep.dir" if sweeping else "hydra.run.dir"
         whole = Path(hydra_cfg.sweep.dir).absolute() if sweeping else directory
-        if cfg.resume is True and _is_generated(hydra_cfg, key):
+        if cfg.resume is True and is_generated(hydra_cfg, key):
             self._refuse_unnamed(directory, whole, key)
             return
         this = sweeps.Job.of(overrides, sys.argv[1:])
@@ -81,7 +83,7 @@ class Jobs:
             _mask(whole / "multirun.yaml")
             if self.drawing is not None:
                 self.drawing.write(whole)
-            if cfg.resume is True:
+            if cfg.resume is True and self._search is None:  # its trials are numbered
                 directory = sweeps.directory_of(this, directory, self._given)
         found: list[PlannedJob] = []
 
@@ -89,8 +91,10 @@ class Jobs:
             _refuse_other_mode(self._mode, overrides)
             if sweeping:
                 _refuse_run_dir(hydra_cfg.overrides.hydra)
+            else:
+                _refuse_search(overrides)
             sweeps.note(this, directory, only_if_empty=not sweeping)
-            run = config.load(cfg, self._mode)
+            run = config.load(cfg, self._mode, trial=self._search is not None)
             self._ledger = run.privacy.ledger
             refuse_absent(run)
             several = sweeping or (run.folds is not None and run.fold is None)
@@ -165,8 +169,21 @@ class Jobs:
             with self._telling():
                 self._parallel.run(self._planned, self._ended)
 
+    def search_by(self, search: Search) -> None:
+        """Let the command be a search, which is told how each of its trials ends."""
+        self._search = search
+
+    @property
+    def code(self) -> int:
+        """The exit code of all jobs together: of a search, 0 if a trial is complete."""
+        if self._search is not None and self._search.best() is not None:
+            return 0
+        return next((code for code in self.codes if code), 0)
+
     def _ended(self, directory: Path, code: int) -> None:
         self.codes.append(code)
+        if self._search is not None:
+            self._search.ended(directory, code)
         if not code:
             self.done.append(directory)
         elif code == ConfigError.exit_code:
@@ -187,11 +204,15 @@ class Jobs:
             return
         for each in {each.directory: each for each in self._validations.values()}.values():
             each.write_result(self._mode, self.done)
+        if self._search is not None:
+            self.done = self._search.done()
         if len(self.done) > 1:
             sweeps.summarise(sorted(self.done, key=sweeps.place), self._whole)
             shown = [shlex.quote(str(directory)) for directory in self.done]
             listed = shown if any(self.codes) else [f"{shlex.quote(str(self._whole))}/*/"]
             say(f"compare them: python -m heliotrope compare {' '.join(listed)}")
+        if self._search is not None:
+            self._search.tell()
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -235,14 +256,6 @@ def _remove_if_unused(directory: Path) -> None:
             directory.rmdir()
 
 
-def _is_generated(hydra_cfg: HydraConf, key: str) -> bool:
-    """Return whether nobody chose the directory that `key` is."""
-    hydra_values = OmegaConf.to_container(hydra_cfg, resolve=False)
-    assert isinstance(hydra_values, dict)
-    _, group, name = key.split(".")
-    return "${stamp:" in str(hydra_values[group][name])
-
-
 def other_mode(mode: Mode) -> Mode:
     """Return the mode that a command does not run."""
     return "federated" if mode == "distributed" else "distributed"
@@ -256,6 +269,16 @@ def _refuse_other_mode(mode: Mode, overrides: list[str]) -> None:
             raise ConfigError(
                 f"{override} has no effect in {mode} mode. Leave it out, or run "
                 f"python -m {other} with it."
+            )
+
+
+def _refuse_search(overrides: Iterable[str]) -> None:
+    """Refuse what is typed of a search for a single run."""
+    for override in overrides:
+        if override.startswith(("search.", "search/")):
+            raise ConfigError(
+                f"{override} has no effect without -m. Leave it out, or add -m and what to search "
+                "over, such as 'optimizer.lr=interval(0.01,1)'."
             )
 
 

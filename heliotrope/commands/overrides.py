@@ -22,6 +22,7 @@ from heliotrope.shell import offending, quoted, typed
 __all__ = ["checked", "prepared"]
 
 _SWEEPING = ("-m", "--multirun")
+_OPTIMIZERS = ("optuna", "nevergrad", "ax")  # sweepers of packages for Hydra
 
 
 def prepared(arguments: Sequence[str]) -> list[str]:
@@ -78,6 +79,11 @@ def _checked(override: str, sweeping: bool) -> str:
             f"{override} names no directory. Set one, such as {name}=runs/mine, or leave it out "
             "for a new one below runs/."
         )
+    if name == "hydra/sweeper" and value in _OPTIMIZERS:
+        raise ConfigError(
+            f"{override} needs jobs that return a value, and these leave theirs in result.json. "
+            "Leave it out, and set search.trials to the number of jobs: README, Search."
+        )
     group = name.replace(".", "/")
     if group in GROUPS and group != name and not isinstance(parsed.value(), dict):
         raise ConfigError(
@@ -99,10 +105,7 @@ def _checked(override: str, sweeping: bool) -> str:
     if not sweeping:
         raise ConfigError(_several(override, key, value))
     if not parsed.is_discrete_sweep():
-        raise ConfigError(
-            f"{override} is a range without steps, which a sweep cannot run through. Name the "
-            f"values, such as {key}=1,2,3 or '{key}=range(1,4)'."
-        )
+        return override  # for a search: a sweep will refuse it
     chosen = parsed.value()
     if isinstance(chosen, Glob):
         return f"{key}={_without_schemas(chosen, name, override)}"

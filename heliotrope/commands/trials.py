@@ -25,7 +25,7 @@ from heliotrope.errors import ConfigError, writing
 from heliotrope.runs.directory import TRIALS
 from heliotrope.system.durable import write_whole
 
-__all__ = ["Drawing", "Trials", "drawn_trials"]
+__all__ = ["Drawing", "Trials", "basic_sweeper", "drawn_trials"]
 
 _FREE = (
     "optimizer",
@@ -143,8 +143,7 @@ def drawn_trials(arguments: Sequence[str]) -> Iterator[Drawing | None]:
         yield None
         return
     # Hydra takes sweepers of its own package alone, and this is all that another would do.
-    found = Plugins.instance().discover(Sweeper)  # not what import gives: Hydra loads its own
-    basic: Any = next(each for each in found if each.__name__ == "BasicSweeper")
+    basic = basic_sweeper()
     before = basic.split_arguments
     drawing = Drawing(arguments, before)
     basic.split_arguments = staticmethod(drawing)
@@ -152,6 +151,12 @@ def drawn_trials(arguments: Sequence[str]) -> Iterator[Drawing | None]:
         yield drawing
     finally:
         basic.split_arguments = staticmethod(before)
+
+
+def basic_sweeper() -> Any:
+    """Return the class of Hydra's own sweeper: not what import gives, for Hydra loads its own."""
+    found = Plugins.instance().discover(Sweeper)
+    return next(each for each in found if each.__name__ == "BasicSweeper")
 
 
 def _check_swept(overrides: Sequence[Override]) -> None:

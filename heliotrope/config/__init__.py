@@ -28,6 +28,7 @@ from heliotrope.config.groups import (
 )
 from heliotrope.config.loading import from_resolved, from_yaml, load
 from heliotrope.config.run import Mode, Run
+from heliotrope.config.search import SearchConfig
 from heliotrope.config.sweep import SweepConfig
 from heliotrope.config.training import LossConfig, TargetConfig, TrackingConfig
 
@@ -51,6 +52,7 @@ __all__ = [
     "OptimizerConfig",
     "PartitionConfig",
     "Run",
+    "SearchConfig",
     "StrategyConfig",
     "SweepConfig",
     "TargetConfig",

@@ -27,6 +27,8 @@ __all__ = [
     "OptimizerConfig",
     "PartitionConfig",
     "PrivacyConfig",
+    "PrunerConfig",
+    "SamplerConfig",
     "SecureAggregationConfig",
     "StrategyConfig",
     "TaskConfig",
@@ -34,6 +36,7 @@ __all__ = [
     "choice_names",
     "chosen",
     "chosen_by",
+    "chosen_of",
     "common_meanings",
     "defaults_of",
     "keys_of",
@@ -159,6 +162,32 @@ class SecureAggregationConfig:
     name: str = MISSING
 
 
+@dataclass
+class SamplerConfig:
+    """What proposes the values of a trial of a search.
+
+    Parameters
+    ----------
+    name
+        Of the choice.
+    """
+
+    name: str = MISSING
+
+
+@dataclass
+class PrunerConfig:
+    """What gives up trials of a search that fall behind others.
+
+    Parameters
+    ----------
+    name
+        Of the choice.
+    """
+
+    name: str = MISSING
+
+
 # As the command line has them: what the registry calls them, and what all choices have.
 _KINDS: dict[str, tuple[Group, type[Any]]] = {
     "model": ("model", ModelConfig),
@@ -171,13 +200,15 @@ _KINDS: dict[str, tuple[Group, type[Any]]] = {
     "federated/attack": ("attack", AttackConfig),
     "federated/secure_aggregation": ("secure_aggregation", SecureAggregationConfig),
     "distributed/privacy": ("record_privacy", PrivacyConfig),
+    "search/sampler": ("sampler", SamplerConfig),
+    "search/pruner": ("pruner", PrunerConfig),
 }
 GROUPS = tuple(_KINDS)
 
 OPTIONAL = frozenset(
     {
         *("task", "federated/privacy", "federated/attack", "federated/secure_aggregation"),
-        "distributed/privacy",
+        *("distributed/privacy", "search/sampler", "search/pruner"),
     }
 )
 """Groups of which nothing needs to be chosen; runs of older versions have none of some."""
@@ -245,6 +276,14 @@ def shown_choice(group: str, name: str) -> str:
 def chosen(group: str, name: str, **keys: Any) -> Any:
     """Return a choice with `keys` of its own and its defaults for the others."""
     return choice_class(group, name)(name=name, **keys)
+
+
+def chosen_of(run: Any, group: str) -> Any:
+    """Return what a run has chosen of a group such as federated/strategy; None if nothing."""
+    choice = run
+    for part in group.split("/"):
+        choice = None if choice is None else getattr(choice, part)
+    return choice
 
 
 def defaults_of(entry: Entry) -> dict[str, Any]:

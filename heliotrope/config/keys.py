@@ -10,6 +10,7 @@ from heliotrope.config.distributed import DistributedConfig
 from heliotrope.config.federated import FederatedConfig
 from heliotrope.config.groups import GROUPS, choice_names, keys_of
 from heliotrope.config.run import Run
+from heliotrope.config.search import SearchConfig
 from heliotrope.errors import closest
 from heliotrope.signatures import shown
 
@@ -37,8 +38,8 @@ def known_keys() -> dict[str, str]:
     Choices of a group may have keys of one name and of different types: "int or list[int]".
     """
     types = dict.fromkeys((*GROUPS, "experiment"), "group") | _types(Run, "")
-    for path, schema in (("distributed", DistributedConfig), ("federated", FederatedConfig)):
-        types |= _types(schema, f"{path}.")
+    for schema in (DistributedConfig, FederatedConfig, SearchConfig):
+        types |= _types(schema, f"{schema.__name__.removesuffix('Config').lower()}.")
     for group in GROUPS:
         own: dict[str, set[str]] = {}
         for choice in choice_names(group):

@@ -7,8 +7,9 @@ entrypoint, into a plain `Run`; nothing below sees a `DictConfig`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,9 +19,17 @@ from heliotrope import plugin_loading, registry
 from heliotrope.config.checks.run import check
 from heliotrope.config.distributed import DistributedConfig
 from heliotrope.config.federated import FederatedConfig
-from heliotrope.config.groups import GROUPS, OPTIONAL, choice_class, choice_names, source_of
+from heliotrope.config.groups import (
+    GROUPS,
+    OPTIONAL,
+    choice_class,
+    choice_names,
+    chosen_of,
+    source_of,
+)
 from heliotrope.config.own_files import make_absolute
 from heliotrope.config.run import Mode, Run
+from heliotrope.config.search import SearchConfig
 from heliotrope.config.tracking_uri import absolute_uri
 from heliotrope.config.workers import worker_range
 from heliotrope.config.written import refuse_blown_up, refuse_interpolations
@@ -36,8 +45,8 @@ _NO_CONFIG = (
 )
 
 
-def load(cfg: DictConfig, mode: Mode) -> Run:
-    """Convert a composed config into a checked `Run`.
+def load(cfg: DictConfig, mode: Mode, *, trial: bool = False) -> Run:
+    """Convert a composed config into a checked `Run`, perhaps a `trial` of a search.
 
     Raises `ConfigError` naming the key, its value and the remedy.
     """
@@ -47,6 +56,8 @@ def load(cfg: DictConfig, mode: Mode) -> Run:
         run.tracking.mlflow = absolute_uri(run.tracking.mlflow)
     make_absolute(run)
     check(run, mode)
+    if run.search is not None:  # their number may grow, and is no trial's
+        run.search = replace(run.search, trials=None) if trial else None
     if mode == "distributed":
         fewest, most = worker_range(run.distributed.workers)
         if fewest == most:  # [2,2] is no range
@@ -72,9 +83,7 @@ def _recorded(run: Run) -> list[dict[str, str]]:
 def _sources_of(run: Run) -> Iterator[Source]:
     """Yield the plug-ins that the choices of a run are of."""
     for group in GROUPS:
-        choice: Any = run
-        for part in group.split("/"):
-            choice = getattr(choice, part)
+        choice = chosen_of(run, group)
         if choice is not None and (source := source_of(group, choice.name)) is not None:
             yield source
     others: dict[Group, list[str]] = {
@@ -125,6 +134,7 @@ def _typed(values: object, source: str) -> Run:
     typed = OmegaConf.structured(Run)
     typed.distributed = OmegaConf.structured(DistributedConfig)
     typed.federated = OmegaConf.structured(FederatedConfig)
+    typed.search = OmegaConf.structured(SearchConfig)
     for group in GROUPS:
         key = group.replace("/", ".")
         name = OmegaConf.select(values, f"{key}.name")

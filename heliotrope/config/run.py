@@ -16,6 +16,7 @@ from heliotrope.config.federated import FederatedConfig
 from heliotrope.config.folds import Fold
 from heliotrope.config.groups import ModelConfig, OptimizerConfig, TaskConfig
 from heliotrope.config.project import ProjectConfig
+from heliotrope.config.search import SearchConfig
 from heliotrope.config.sweep import SweepConfig
 from heliotrope.config.training import LossConfig, TargetConfig, TrackingConfig
 from heliotrope.registry import Source
@@ -31,6 +32,7 @@ class Run:
 
     `task` is None for the one that the data poses, `metrics` are measured beside its own. With
     `folds`, the examples are divided as `folds_by` says, and `fold` is held out; None for each.
+    `search` is None of a run that is no trial of one.
     `plugins` are files as a user names them, and once loaded their paths and SHA-256 sums.
     """
 
@@ -58,6 +60,7 @@ class Run:
     audit: AuditConfig = field(default_factory=AuditConfig)
     privacy: ProjectConfig = field(default_factory=ProjectConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    search: SearchConfig | None = None
 
     @property
     def task_name(self) -> str | None:

@@ -19,6 +19,8 @@ def check_chosen_metrics(run: Run, mode: Mode, directions: Mapping[str, Directio
     splits = ("test", "validation") if run.data.validation_fraction else ("test",)
     there = [f"{split}/{name}" for split in splits for name in directions]
     named = {"target.metric": run.target.metric}
+    if run.search is not None:
+        named["search.metric"] = run.search.metric
     if mode == "distributed":
         named["distributed.best_metric"] = run.distributed.best_metric
         named["distributed.early_stopping.metric"] = run.distributed.early_stopping.metric

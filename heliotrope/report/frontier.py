@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from heliotrope.report.charts import Drawing, Scatter, Studio
@@ -11,7 +11,7 @@ from heliotrope.report.record import RunRecord, number
 from heliotrope.report.summary import order_metrics
 from heliotrope.report.units import metric_label, metric_text
 
-__all__ = ["Frontier", "Place", "compared_by", "draw_frontiers", "frontiers"]
+__all__ = ["Frontier", "Place", "compared_by", "draw_frontiers", "frontiers", "searched_by"]
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,21 @@ def draw_frontiers(
     return drawn
 
 
+def searched_by(run: RunRecord) -> str | None:
+    """Return the metric that a search judges a run by; None if the run is no trial of one."""
+    search = run.config.get("search")
+    if not isinstance(search, Mapping):
+        return None
+    splits = ("validation/", "test/")
+    first = (name for split in splits for name in run.metrics if name.startswith(split))
+    return str(search["metric"]) if search.get("metric") else next(first, None)
+
+
 def compared_by(runs: Sequence[RunRecord]) -> str | None:
-    """Return the target's metric, or the first test metric that is none of loss, of all runs."""
+    """Return the metric of a search or a target, or the first test metric that is none of loss.
+
+    Of those that all runs have.
+    """
     ended = [run for run in runs if run.result is not None]
     shared = [
         name
@@ -123,8 +136,10 @@ def compared_by(runs: Sequence[RunRecord]) -> str | None:
     ]
     for run in ended:
         wanted = run.config.get("target")
-        if isinstance(wanted, dict) and wanted.get("metric") in shared:
-            return str(wanted["metric"])
+        target = wanted.get("metric") if isinstance(wanted, dict) else None
+        chosen = next((name for name in (searched_by(run), target) if name in shared), None)
+        if chosen is not None:
+            return str(chosen)
     return next((name for name in shared if not name.endswith("/loss")), next(iter(shared), None))
 
 

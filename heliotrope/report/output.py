@@ -21,7 +21,7 @@ from rich.text import Text
 
 from heliotrope.errors import ConfigError
 from heliotrope.report.compare import differences, labels, shared_name, short_key, telling
-from heliotrope.report.frontier import frontiers
+from heliotrope.report.frontier import compared_by, frontiers
 from heliotrope.report.record import RunRecord, read_run
 from heliotrope.report.replicates import Replicates, replicates
 from heliotrope.report.summary import Row, rows
@@ -65,7 +65,8 @@ def _fill_by_row(table: Table, lines: Sequence[Replicates], width: int | None) -
     """Fill the table with a row a line, and say in its caption which columns had no room."""
     columns = [Row("run", _directories(lines), [""] * len(lines)), *_settings(lines)]
     facts = rows(lines)
-    main = next((row for row in facts if row.label.startswith("test ")), None)
+    metric = compared_by([run for line in lines for run in line.runs])
+    main = next((row for row in facts if metric and row.label == metric_label(metric)), None)
     columns += [row for row in facts if row is main or len(set(row.cells)) > 1]
     left, omitted = math.inf if width is None else float(width), []
     for row in columns:

@@ -9,7 +9,7 @@ Events and their own fields (every one has `event` and `time`, in unix seconds):
     clients   round, clients: [{client, examples, <metric> ...}], clients/<metric> ...
     failure   round | epoch, client | rank | worker, reason
     final     <split>/<metric> ..., and what panels are drawn from, such as confusion_matrix
-    end       status, and the reason of one that was not completed
+    end       status, and the reason of one that failed or was interrupted
 
 All but `start`, `failure` and `end` also carry `Progress`, cumulative since the run began, and
 `seconds`, those of `heliotrope.runs.clock.Clock`.

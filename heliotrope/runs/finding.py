@@ -20,6 +20,7 @@ from heliotrope.errors import ConfigError, RunDirectoryError
 from heliotrope.report.summary import order_metrics
 from heliotrope.runs.config_values import MISSING, at, config_values
 from heliotrope.runs.events import parsed_event
+from heliotrope.runs.pruning import PRUNING
 from heliotrope.system.locks import Holder, NoLocksError, lock
 from heliotrope.system.regular_files import open_regular, read_regular
 
@@ -28,7 +29,9 @@ __all__ = ["FOREIGN", "FoundRun", "find_runs"]
 FOREIGN = "not a run"
 
 _RUN_FILES = frozenset({"config.yaml", "metrics.jsonl", "result.json"})
-_MADE_FIRST = frozenset({".lock", "overrides.json"})  # in a job's directory, before any work
+_MADE_FIRST = frozenset(
+    {".lock", "overrides.json", PRUNING}
+)  # in a job's directory, before any work
 _CHECKPOINTS = "checkpoints"
 _MOST = 1 << 24  # bytes of a file that are read
 _TAIL = 1 << 16  # bytes of the last events
@@ -43,7 +46,8 @@ class FoundRun:
     path
         Of the directory.
     state
-        `completed`, `running`, `interrupted`, `failed`, `never begun`, `broken`, or `FOREIGN`.
+        `completed`, `pruned` (given up by a search), `running`, `interrupted`, `failed`, `never
+        begun`, `broken`, or `FOREIGN`.
     time
         When something was written there last, in seconds since the epoch.
     config, result

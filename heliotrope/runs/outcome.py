@@ -12,6 +12,7 @@ from heliotrope.metrics.chosen import lower_is_better
 from heliotrope.runs.clock import Clock
 from heliotrope.runs.directory import git_commit, versions
 from heliotrope.runs.events import Progress
+from heliotrope.runs.pruning import Pruning
 from heliotrope.system.resources import machine
 
 __all__ = ["Outcome", "Target", "result_of"]
@@ -19,13 +20,15 @@ __all__ = ["Outcome", "Target", "result_of"]
 
 @dataclass
 class Target:
-    """Watches one metric and keeps the first moment at which it was good enough.
+    """Watches the evaluations: keeps the first moment at which one metric was good enough.
 
-    `directions` are those of the task's metrics.
+    `directions` are those of the task's metrics. A run also ends where `pruning`, of a trial of a
+    search, gives it up.
     """
 
     cfg: TargetConfig
     directions: Mapping[str, Direction]
+    pruning: Pruning | None = None
     hit: dict[str, Any] | None = None
 
     def observe(
@@ -33,13 +36,13 @@ class Target:
     ) -> bool:
         """Take in an evaluation; True if the run should stop here."""
         metric, wanted = self.cfg.metric, self.cfg.value
-        if metric is None or wanted is None:
-            return False
-        if self.hit is None and metric in values:
+        (name, number), *_ = unit.items()
+        if self.pruning is not None:
+            self.pruning.observe(values, number)
+        if metric is not None and wanted is not None and self.hit is None and metric in values:
             value = values[metric]
             lower = lower_is_better(metric, self.directions)
             if value <= wanted if lower else value >= wanted:
-                (name, number), *_ = unit.items()
                 self.hit = {
                     f"{name}s": number,
                     "examples_seen": counts.examples_seen,
@@ -49,16 +52,29 @@ class Target:
 
     def saved(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"metric": self.cfg.metric, "value": self.cfg.value, "hit": self.hit}
+        pruning = None if self.pruning is None else self.pruning.saved()
+        watched = {"metric": self.cfg.metric, "value": self.cfg.value, "hit": self.hit}
+        return {**watched, "pruning": pruning}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Take over what `saved` gave, unless the target has been changed since."""
         if (saved["metric"], saved["value"]) == (self.cfg.metric, self.cfg.value):
             self.hit = saved["hit"]
+        if self.pruning is not None and saved.get("pruning") is not None:
+            self.pruning.restore(saved["pruning"])
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the run is given up, since other trials of its search did better."""
+        return self.pruning is not None and self.pruning.pruned and not self._reached
 
     @property
     def stop(self) -> bool:
-        """Whether the target has been reached and the run is to end there."""
+        """Whether the run is to end here: the target has been reached, or it is given up."""
+        return self._reached or self.pruned
+
+    @property
+    def _reached(self) -> bool:
         return self.hit is not None and self.cfg.stop
 
     def summary(self) -> dict[str, Any] | None:
@@ -108,6 +124,8 @@ class Outcome:
         Which attackers were simulated; None if none were.
     secure_aggregation
         How updates were kept from the server; None if they were not.
+    pruned
+        Whether a search has given the run up before its end.
     """
 
     metrics: Mapping[str, float]
@@ -123,8 +141,14 @@ class Outcome:
     attack: Mapping[str, Any] | None = None
     canaries: Mapping[str, Any] | None = None
     secure_aggregation: Mapping[str, Any] | None = None
+    pruned: bool = False
     packages: tuple[str, ...] = field(default_factory=tuple)
     directions: Mapping[str, Direction] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """How the run ended: `completed` or `pruned`."""
+        return "pruned" if self.pruned else "completed"
 
 
 def result_of(run: Run, mode: Mode, outcome: Outcome) -> dict[str, Any]:
@@ -141,7 +165,7 @@ def result_of(run: Run, mode: Mode, outcome: Outcome) -> dict[str, Any]:
         "mode": mode,
         "experiment": run.name,
         "seed": run.seed,
-        "status": "completed",
+        "status": outcome.status,
         "metrics": dict(outcome.metrics),
         "directions": dict(outcome.directions),
         **outcome.unit,

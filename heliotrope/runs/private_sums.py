@@ -32,6 +32,8 @@ _CHANGE_NOTHING = {
     "federated.stack_size",
 }
 
+_OF_NO_SUM = ("cluster.", "privacy.", "search")
+
 
 def settings_of_sums(run: Run, mode: Mode) -> dict[str, Any]:
     """Return the settings that sums may depend on beyond rounding, by key.
@@ -44,7 +46,7 @@ def settings_of_sums(run: Run, mode: Mode) -> dict[str, Any]:
     found = {
         key: value
         for key, value in flat(asdict(run)).items()
-        if key not in without_effect and not key.startswith((f"{other}.", "cluster.", "privacy."))
+        if key not in without_effect and not key.startswith((f"{other}.", *_OF_NO_SUM))
     }
     return {**found, "horizon": horizon_of(run, mode).length}
 
@@ -62,9 +64,16 @@ def decided_by(run: Run, mode: Mode) -> list[str]:
         early = ("distributed.early_stopping.metric", "when the run ends")
         decides[early] = cfg.early_stopping.metric
         decides["distributed.best_metric", "which models are kept"] = cfg.best_metric
-    return [
+    told = [
         f"{key}={metric} decides {what}, without noise: the examples of the "
         f"{metric.partition('/')[0]} split are not protected"
         for (key, what), metric in decides.items()
         if metric is not None
     ]
+    if run.search is not None:
+        told.append(
+            f"search.metric={run.search.metric or 'null'} of earlier trials decides the settings "
+            "of this run, and perhaps when it ends, without noise: the examples of its split are "
+            "not protected"
+        )
+    return told

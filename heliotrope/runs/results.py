@@ -51,13 +51,14 @@ def write_outcome(
         **values,
         **final["test"].panels(),
     )
-    tracker.emit("end", status="completed")
+    tracker.emit("end", status=outcome.status)
     result = result_of(run, mode, outcome)
     _report(run_dir, result, display)
     run_dir.write_result(result)
     name = f"test/{next(iter(outcome.directions))}"
     main = f"{metric_label(name)} {metric_text(values[name])}"
-    display.say(f"{mode} {run.name}: {main}, results in {run_dir.path}")
+    given_up = "pruned, " if outcome.pruned else ""
+    display.say(f"{mode} {run.name}: {given_up}{main}, results in {run_dir.path}")
 
 
 def _report(run_dir: RunDirectory, result: dict[str, Any], display: Display) -> None:

@@ -19,7 +19,12 @@ from heliotrope.runs.events import Event
 __all__ = ["SHOWN", "MlFlow", "Sink", "TensorBoard"]
 
 SHOWN = ("step", "train", "evaluate", "clients", "final")
-_STATUS = {"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}  # MLflow's names
+_STATUS = {  # MLflow's names
+    "completed": "FINISHED",
+    "pruned": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
 _POINTS, _PARAMS = 1000, 100  # MLflow takes no more at once
 _MAKING = threading.Lock()  # of one follower that is slow, and the next of the same process
 _NO_ADDRESS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"  # MLflow prints it, password and all
@@ -41,7 +46,7 @@ class Sink(Protocol):
         """Show the numbers of some events, in their order."""
 
     def end(self, status: str) -> None:
-        """Mark the run as `completed`, with all events taken, `failed` or `interrupted`."""
+        """Mark the run as `completed` or `pruned`, with all events taken, or as what else it is."""
 
     def close(self) -> None:
         """Let go of files and connections."""

@@ -48,6 +48,11 @@ class Kept:
 
 KEPT = (
     Kept(r"--help$"),
+    Kept(
+        r"^python -m distributed -m .*search\.trials=",
+        "search.trials=2 distributed.epochs=1 distributed.launcher=inline distributed.workers=1",
+    ),
+    Kept(r"^python -m federated -m .*search\.trials=", "search.trials=2 federated.rounds=1"),
     Kept(r"^(python -m|heliotrope) distributed .*launcher=inline", "distributed.epochs=1"),
     Kept(
         r"^heliotrope distributed \.\.\.$",

@@ -50,6 +50,7 @@ LAYERS = {
         "heliotrope.evaluation",
         "heliotrope.report",
         "heliotrope.runs",
+        "heliotrope.search",
         "heliotrope.audit",
         "heliotrope.planning",
         "heliotrope.watch",

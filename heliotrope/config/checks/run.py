@@ -10,9 +10,17 @@ from typing import Any
 from heliotrope import registry
 from heliotrope.config.checks.distributed import check_distributed
 from heliotrope.config.checks.federated import check_federated
+from heliotrope.config.checks.search import check_search
 from heliotrope.config.checks.shared import check_project, check_shared, check_tracking
 from heliotrope.config.checks.values import one_of
-from heliotrope.config.groups import GROUPS, OPTIONAL, choice_class, choice_names, defaults_of
+from heliotrope.config.groups import (
+    GROUPS,
+    OPTIONAL,
+    choice_class,
+    choice_names,
+    chosen_of,
+    defaults_of,
+)
 from heliotrope.config.keys import unknown_key
 from heliotrope.config.names import plain_name
 from heliotrope.config.run import Mode, Run
@@ -34,6 +42,7 @@ def check(run: Run, mode: Mode) -> None:
     one_of("plugins_changed", run.plugins_changed, ("refuse", "accept"))
     plain_name(run.name)
     check_sweep(run.sweep)
+    check_search(run.search)
     check_shared(run)
     check_tracking(run.tracking)
     protection = run.distributed.privacy if mode == "distributed" else run.federated.privacy
@@ -77,9 +86,7 @@ def _check_keys(node: Any, path: str) -> None:
 
 def _check_name(run: Run, group: str) -> None:
     """Refuse `model.name=cnn` instead of `model=cnn`: a name beside another's keys."""
-    chosen: Any = run
-    for part in group.split("/"):
-        chosen = getattr(chosen, part)
+    chosen = chosen_of(run, group)
     if chosen is None and group in OPTIONAL:
         return
     key, name = f"{group.replace('/', '.')}.name", chosen.name

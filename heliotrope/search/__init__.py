@@ -1,0 +1,1 @@
+"""Searches: what is tried next, and what came of what was tried."""
