@@ -93,9 +93,11 @@ def prepare(run: Run, root: Path, hosts: Sequence[str], nodes: int | None = None
         write_certificates(layout.certificates, hosts)
     check_server_certificate(layout.certificates, hosts[0])
     for client in range(clients):
-        if not layout.key(client).exists():
-            write_node_key(layout.key(client).parent, node_name(client))
-        check_node_key(layout.key(client))
+        key = layout.key(client)
+        if not key.with_suffix(".pub").exists():
+            write_node_key(key.parent, node_name(client))
+        if key.exists():  # and not on the client's machine alone, where it belongs
+            check_node_key(key)
     write_app_folder(layout.app, run, components.preparation, layout.run, _WAIT)
     write_service_files(layout, hosts[0], clients)
     return Deployment(run, layout, clients, hosts[0])

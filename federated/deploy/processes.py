@@ -19,6 +19,7 @@ from heliotrope.errors import WorkerError
 __all__ = ["Program", "called", "environment", "free_port", "wait_for_port"]
 
 _GRACE = 10.0  # seconds that a program has to end by itself
+_BOUND = Path(__file__).with_name("bound_program.py")
 
 
 def environment(flower_home: Path) -> dict[str, str]:
@@ -45,6 +46,8 @@ def free_port(host: str = "127.0.0.1") -> int:
 class Program:
     """A running program, in a process group of its own with all that it starts.
 
+    It is told to end when the thread that has started it ends, also if that is killed.
+
     Parameters
     ----------
     name
@@ -61,9 +64,11 @@ class Program:
         self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path
     ) -> None:
         self.name, self.log = name, log
+        bound = [sys.executable, "-I", str(_BOUND), str(os.getpid()), *command]
         with log.open("ab") as file:
+            self._begin = file.tell()
             self._process = subprocess.Popen(
-                command,
+                bound,
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -89,9 +94,15 @@ class Program:
                 f"{self.tail()}"
             )
 
+    def said(self) -> str:
+        """Return what it has printed; not what others before it have added to the log."""
+        with self.log.open("rb") as file:
+            file.seek(self._begin)
+            return file.read().decode(errors="replace")
+
     def tail(self, lines: int = 12) -> str:
-        """Return the last lines of the log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        """Return the last lines that it has printed."""
+        return "\n".join(self.said().splitlines()[-lines:])
 
     def stop(self) -> None:
         """End the program and all that it has started; returns when it has ended."""

@@ -9,20 +9,18 @@ from pathlib import Path
 
 import tomli_w
 
-from .certificates import CA_CERTIFICATE, SERVER_CERTIFICATE, SERVER_KEY
+from .certificates import CA_CERTIFICATE
+from .flower_commands import (
+    CONNECTION,
+    register_command,
+    run_command,
+    superlink_command,
+    supernode_command,
+)
 from .layout import Layout
 from .node_pool import node_name
 
-__all__ = [
-    "CONNECTION",
-    "PORT",
-    "superlink_command",
-    "write_connection",
-    "write_service_files",
-]
-
-CONNECTION = "heliotrope"
-"""The name of the SuperLink in Flower's own config."""
+__all__ = ["PORT", "write_connection", "write_service_files"]
 
 PORT = 9092
 """Of the SuperLink, for SuperNodes and `flwr` alike."""
@@ -39,19 +37,17 @@ export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 
 _REGISTER = """export FLWR_HOME="$PWD/flower"
 for key in keys/*.pub; do
-  flwr supernode register "$key" {connection} --name "$(basename "$key" .pub)"
+  {command}
 done
 """
 
 _RUN = """export FLWR_HOME="$PWD/flower"
-exec flwr run app {connection} --stream "$@"
+exec {command} "$@"
 """
 
 _START_CLIENT = """name="client-$1"
 export FLWR_HOME="$PWD/flower-$name"
-exec flower-supernode --superlink {address} --root-certificates certificates/{ca} \\
-  --auth-supernode-private-key "keys/$name.key" --port "$((9093 + $1))" \\
-  --node-config "data-folder=\\"$PWD/nodes/$name\\""
+exec {command}
 """
 
 _UNIT = """[Unit]
@@ -60,7 +56,7 @@ After=network-online.target
 Wants=network-online.target
 
 [Service]
-Environment=PATH={path}
+Environment={environment}
 ExecStart={command}
 Restart=on-failure
 RestartSec=5
@@ -68,27 +64,6 @@ RestartSec=5
 [Install]
 WantedBy=multi-user.target
 """
-
-
-def superlink_command(layout: Layout, host: str, port: int, *, relative: bool = False) -> list[str]:
-    """Return the command that starts the SuperLink, with TLS and node authentication.
-
-    `relative`: to the deployment's folder.
-    """
-    start = layout.root if relative else Path("/")
-
-    def named(path: Path) -> str:
-        return f"{path.relative_to(start)}" if relative else f"{path}"
-
-    folder = layout.certificates
-    return [
-        *("flower-superlink", "--host", host, "--port", str(port)),
-        *("--ssl-ca-certfile", named(folder / CA_CERTIFICATE)),
-        *("--ssl-certfile", named(folder / SERVER_CERTIFICATE)),
-        *("--ssl-keyfile", named(folder / SERVER_KEY)),
-        *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
-        *("--database", named(layout.flower / "superlink.db")),
-    ]
 
 
 def write_connection(layout: Layout, address: str) -> None:
@@ -116,46 +91,72 @@ def write_service_files(layout: Layout, host: str, clients: int) -> None:
     write_connection(layout, address)
     command = superlink_command(layout, "0.0.0.0", PORT, relative=True)  # noqa: S104 - a server's
     start = f'export FLWR_HOME="$PWD/flower"\nexec {shlex.join(command)}\n'
+    node = supernode_command(
+        address,
+        certificate=f"certificates/{CA_CERTIFICATE}",
+        key="keys/$name.key",
+        port="$((9093 + $1))",
+        folder="$PWD/nodes/$name",
+    )
+    register = register_command("$key", '$(basename "$key" .pub)')
     scripts = {
         _SUPERLINK: ("On the server: the SuperLink, which clients reach.", start),
         "register.sh": (
             "On the server, once: the SuperLink knows the clients' keys.",
-            _REGISTER.format(connection=CONNECTION),
+            _REGISTER.format(command=_in_shell(register)),
         ),
         "run.sh": (
             "On the server: run the experiment. To go on: ./run.sh --run-config resume=true",
-            _RUN.format(connection=CONNECTION),
+            _RUN.format(command=_in_shell(run_command("app"))),
         ),
         _CLIENT: (
             "On the machine of client N, ./start-client.sh N: its SuperNode.",
-            _START_CLIENT.format(address=address, ca=CA_CERTIFICATE),
+            _START_CLIENT.format(command=_in_shell(node)),
         ),
     }
     for name, (what, text) in scripts.items():
         path = root / name
         path.write_text(_HEAD.format(what=what) + text)
         path.chmod(0o755)
-    programs = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+    programs = f"PATH={Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
     units = {
-        "heliotrope-superlink.service": ("Heliotrope's SuperLink", f"{root / _SUPERLINK}"),
-        "heliotrope-client@.service": ("Heliotrope's client %i", f"{root / _CLIENT} %i"),
+        "heliotrope-superlink.service": ("Heliotrope's SuperLink", _started(root / _SUPERLINK)),
+        "heliotrope-client@.service": ("Heliotrope's client %i", f"{_started(root / _CLIENT)} %i"),
     }
     for name, (what, run) in units.items():
-        (root / name).write_text(_UNIT.format(what=what, path=programs, command=run))
+        unit = _UNIT.format(what=what, environment=_in_unit(programs), command=run)
+        (root / name).write_text(unit)
     (root / "compose.yaml").write_text(_compose(layout, host, clients))
+
+
+def _in_shell(command: list[str]) -> str:
+    """Return a command for a script: variables are filled in, and are one argument each."""
+    words = [word.replace('"', '\\"') if "$(" not in word else word for word in command]
+    return " ".join(f'"{word}"' if "$" in word else shlex.quote(word) for word in words)
+
+
+def _started(script: Path) -> str:
+    """Return the command of a unit: its first word may not hold what another one may."""
+    return f"/bin/sh {_in_unit(script).replace('$', '$$')}"
+
+
+def _in_unit(value: object) -> str:
+    """Return a word for a systemd unit, in which nothing is filled in (systemd.syntax(7))."""
+    text = f"{value}".replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{text}"'
 
 
 def _compose(layout: Layout, host: str, clients: int) -> str:
     """Return a Compose file for one machine, where each client sees its own files; JSON is YAML."""
-    root = layout.root
+    root = f"{layout.root}".replace("$", "$$")  # in which Compose fills in variables
     image = "${HELIOTROPE_IMAGE:?name an image in which heliotrope is installed}"
 
     def service(command: list[str], *mounts: str) -> dict[str, object]:
-        volumes = [f"{root / mount.removesuffix(':ro')}:{root}/{mount}" for mount in mounts]
+        volumes = [f"{root}/{mount.removesuffix(':ro')}:{root}/{mount}" for mount in mounts]
         return {
             "image": image,
             "restart": "on-failure",
-            "working_dir": f"{root}",
+            "working_dir": root,
             "command": command,
             "volumes": volumes,
         }

@@ -14,23 +14,27 @@ from heliotrope.errors import ConfigError, RunFailedError, WorkerError
 
 from ..job import run_job
 from .app_config import RESUME
+from .certificates import CA_CERTIFICATE, check_node_key
 from .comparison import Comparison, compare
 from .deployment import Deployment
+from .flower_commands import register_command, run_command, superlink_command, supernode_command
 from .layout import Layout
 from .node_pool import node_name
 from .processes import Program, called, environment, free_port, wait_for_port
 from .server_app import FAILURE
-from .service_files import CONNECTION, superlink_command, write_connection
+from .service_files import write_connection
 
 __all__ = ["Federation", "run_trial", "simulate_again", "started"]
 
 _FLOWERS = ("\x1b[", "Successfully ", "Using SuperLink")  # in lines that are Flower's own
 _LET_IN = "SuperNode ID: "  # in a SuperNode's log, once it has been registered
+_ANOTHER = "Failed to activate SuperNode"  # there, if another with its key seems connected
 _REASON = re.compile(
-    "CERTIFICATE_VERIFY_FAILED|not registered|[Aa]uthenticat|PERMISSION|401|403|Failed to activate"
+    f"CERTIFICATE_VERIFY_FAILED|not registered|[Aa]uthenticat|PERMISSION|401|403|{_ANOTHER}"
 )
 _POLL = 0.1  # seconds between two looks at a log
 _START = 60.0  # seconds that a SuperLink has to listen
+_LET_IN_WITHIN, _RESTART = 120.0, 5.0  # seconds for a SuperNode, and between two tries
 
 
 @dataclass
@@ -64,17 +68,18 @@ class Federation:
     def register(self, client: int) -> None:
         """Make the SuperLink know the public key of a client's node, and its name."""
         public = self.deployment.layout.key(client).with_suffix(".pub")
-        command = ["flwr", "supernode", "register", f"{public}", CONNECTION]
-        called([*command, "--name", node_name(client)], self.environment)
+        called(register_command(f"{public}", node_name(client)), self.environment)
 
     def start_node(self, client: int) -> None:
         """Start the SuperNode of a client, which sees its own data folder."""
         layout = self.deployment.layout
-        command = ["flower-supernode", "--superlink", self.address]
-        command += ["--root-certificates", f"{layout.certificates / 'ca.crt'}"]
-        command += ["--auth-supernode-private-key", f"{layout.key(client)}"]
-        command += ["--port", f"{free_port()}"]
-        command += ["--node-config", f'data-folder="{layout.node(client)}"']
+        command = supernode_command(
+            self.address,
+            certificate=f"{layout.certificates / CA_CERTIFICATE}",
+            key=f"{layout.key(client)}",
+            port=f"{free_port()}",
+            folder=f"{layout.node(client)}",
+        )
         self._start(node_name(client), command)
 
     def _start(self, name: str, command: list[str]) -> None:
@@ -84,23 +89,32 @@ class Federation:
     def await_node(self, client: int) -> None:
         """Return when the SuperLink has let the SuperNode of a client in.
 
-        Raises `WorkerError` with the reason if it is refused, or refuses the SuperLink's
-        certificate, and if it is not let in within a minute.
+        The SuperLink takes one that was killed for connected for about a minute, and refuses
+        another with its key until then: it is started again, as the systemd unit does. Raises
+        `WorkerError` with the reason if it is refused otherwise, or refuses the SuperLink's
+        certificate, and if it is not let in within two minutes.
         """
         name = node_name(client)
-        program, deadline = self.programs[name], time.monotonic() + _START
-        while _LET_IN not in (said := program.log.read_text(errors="replace")):
-            ended = program.ended() is not None
-            if ended or time.monotonic() > deadline:
-                lines = [line.strip() for line in said.splitlines()]
-                why = next((line for line in lines if _REASON.search(line)), program.tail(4))
-                raise WorkerError(
-                    f"the SuperNode of {name} {'has been refused' if ended else 'is not let in'}: "
-                    f"{why}. It needs the key that is registered for it, "
-                    f"{self.deployment.layout.key(client)}, and the certificate of the authority "
-                    f"that has signed the SuperLink's. Its log is {program.log}."
-                )
+        deadline = time.monotonic() + _LET_IN_WITHIN
+        while _LET_IN not in (said := self.programs[name].said()):
+            ended, late = self.programs[name].ended() is not None, time.monotonic() > deadline
+            if ended and _ANOTHER in said and not late:
+                time.sleep(_RESTART)
+                self.start_node(client)
+            elif ended or late:
+                raise self._refusal(client, said, ended=ended)
             time.sleep(_POLL)
+
+    def _refusal(self, client: int, said: str, *, ended: bool) -> WorkerError:
+        name, layout = node_name(client), self.deployment.layout
+        program, lines = self.programs[name], [line.strip() for line in said.splitlines()]
+        why = next((line for line in lines if _REASON.search(line)), program.tail(4))
+        return WorkerError(
+            f"the SuperNode of {name} {'has been refused' if ended else 'is not let in'}: {why}. "
+            f"It needs the key that is registered for it, {layout.key(client)}, and the "
+            "certificate of the authority that has signed the SuperLink's. Its log is "
+            f"{program.log}."
+        )
 
     def stop(self) -> None:
         """Stop the programs, the SuperLink last."""
@@ -113,7 +127,7 @@ class Federation:
         Raises `ConfigError` or `RunFailedError` with what the server app says of its end.
         """
         layout = self.deployment.layout
-        command = ["flwr", "run", f"{layout.app}", CONNECTION, "--stream"]
+        command = run_command(f"{layout.app}")
         command += ["--run-config", f"{RESUME}=true"] if resume else []
         layout.run.mkdir(exist_ok=True)
         (layout.run / FAILURE).unlink(missing_ok=True)
@@ -158,8 +172,13 @@ def _check_ended(layout: Layout) -> None:
 
 @contextmanager
 def started(deployment: Deployment) -> Iterator[Federation]:
-    """Give a federation whose programs are running; those that this has started are stopped."""
+    """Give a federation whose programs are running; those that this has started are stopped.
+
+    Raises `ConfigError` before any is started if a client's private key is not here.
+    """
     layout = deployment.layout
+    for client in range(deployment.clients):
+        check_node_key(layout.key(client))
     for folder in (layout.logs, layout.flower):
         folder.mkdir(exist_ok=True)
     address = f"127.0.0.1:{free_port()}"

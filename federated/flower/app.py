@@ -27,6 +27,7 @@ from ..engine.start_loss import start_loss
 from ..privacy.canaries import with_canary_clients
 from ..privacy.names import record_of
 from ..secure_aggregation.names import secure_aggregation_of
+from ..updates import Instruction, Stack, Update, Weights
 from .local_guard import LEDGER, SERVERS_NOISE, LocalGuard, local_of
 from .messages import (
     TRAINING,
@@ -67,14 +68,83 @@ def client_app(run: Run, preparation: str | None = None) -> ClientApp:
     and for clients that protect each example, whose accounts and noise are a simulation's.
     """
     _check_deployable(run)
-    local = local_of(run.federated)
-    text = OmegaConf.to_yaml(OmegaConf.structured(run))
-    secure = secure_aggregation_of(run.federated) is not None
-    app = ClientApp(mods=[secure_aggregation_mod] if secure else [])
+    client = _Client(run, preparation)
+    app = ClientApp(mods=[secure_aggregation_mod] if client.masked else [])
+    app.train()(client.train)
+    app.evaluate()(client.evaluate)
+    return app
 
-    def node_of(context: Context) -> _Node:
-        if preparation is None:
-            training, client = _training_context(text), int(context.node_config["partition-id"])
+
+class _Client:
+    """What a client does with the messages of one run; see `client_app`."""
+
+    def __init__(self, run: Run, preparation: str | None) -> None:
+        self._private = run.federated.privacy.name != "none"
+        self._local = local_of(run.federated)
+        self._text = OmegaConf.to_yaml(OmegaConf.structured(run))
+        self._preparation = preparation
+        self.masked = secure_aggregation_of(run.federated) is not None
+
+    def train(self, message: Message, context: Context) -> Message:
+        """Train on the node's data as the message asks, and answer with the update."""
+        weights, instruction = content_of(message)
+        node = self._node(context)
+        guard = None
+        if self._local is not None:
+            guard = LocalGuard(self._local, node.clients, context.state, _ledger(context, node))
+            instruction = guard.admit(instruction)
+        kept, server_round = node.state(message, context), instruction.server_round
+        instruction = replace(instruction, states=_states(kept, server_round, node.client))
+        stack = self._trained(node, weights, instruction)
+        asked = instruction.start_loss
+        loss = start_loss(node.training, weights, instruction, node.client) if asked else None
+        if stack.states:
+            kept.keep(server_round, {name: value[0] for name, value in stack.states.items()})
+        (update,) = stack.rows()
+        return self._reply(update, message, loss, guard)
+
+    def _trained(self, node: _Node, weights: Weights, instruction: Instruction) -> Stack:
+        """Return the client's update as it is sent, a stack of one."""
+        stack = train_client(node.training, weights, instruction, node.client)
+        if self.masked:  # what is masked is not rounded to the model's types before
+            stack = replace(stack, arrays={n: _unrounded(v) for n, v in stack.arrays.items()})
+        updates = ClientUpdates.of(node.training, deployed=True)
+        return updates(stack, weights, instruction, rounded=True)
+
+    def _reply(
+        self, update: Update, message: Message, loss: float | None, guard: LocalGuard | None
+    ) -> Message:
+        """Return an update as a reply, with what its client may say beside it."""
+        if guard is not None:
+            update = replace(update, numbers={})
+        reply = train_reply(update, message, loss, tells_loss=guard is None)
+        if guard is None:
+            reply.content[TRAINING] = training_record(update)
+        if self._private:
+            theirs = ConfigRecord({"noise-source": SERVERS_NOISE})
+            reply.content[_PRIVACY] = theirs if guard is None else guard.told()
+        return reply
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Evaluate the model of a message on the rows that the node holds out."""
+        if self._local is not None:
+            raise MessageError(
+                "the server asks for an evaluation, which federated/privacy=local would have to "
+                "tell without noise"
+            )
+        weights, instruction = content_of(message)
+        node = self._node(context)
+        # Of the round's state, too: an evaluation follows the training of its round.
+        number, kept = instruction.server_round + 1, node.state(message, context)
+        model = node.training.fresh_model(weights, _states(kept, number, node.client), node.client)
+        metrics = evaluate_client(node.training, model, node.client)
+        return evaluate_reply(metrics, message)
+
+    def _node(self, context: Context) -> _Node:
+        """Return what the node has: the rows of its folder alone, or all data."""
+        if self._preparation is None:
+            training = _training_context(self._text)
+            client = int(context.node_config["partition-id"])
             return _Node(training, client, len(training.population.training()), None)
         folder = context.node_config.get(FOLDER)
         if folder is None:
@@ -82,57 +152,8 @@ def client_app(run: Run, preparation: str | None = None) -> ClientApp:
                 f"this node's config has no {FOLDER}. Start its SuperNode with --node-config "
                 f"'{FOLDER}=\"/a/folder\"', which heliotrope deploy has written."
             )
-        training, who = node_context(text, preparation, Path(str(folder)))
+        training, who = node_context(self._text, self._preparation, Path(str(folder)))
         return _Node(training, 0, who.clients, Path(str(folder)))
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        weights, instruction = content_of(message)
-        node = node_of(context)
-        training, client = node.training, node.client
-        guard = None
-        if local is not None:
-            guard = LocalGuard(local, node.clients, context.state, _ledger(context, node))
-            instruction = guard.admit(instruction)
-        kept = node.state(message, context)
-        instruction = replace(instruction, states=_states(kept, instruction.server_round, client))
-        stack = train_client(training, weights, instruction, client)
-        if secure:  # what is masked is not rounded to the model's types before
-            stack = replace(stack, arrays={n: _unrounded(v) for n, v in stack.arrays.items()})
-        updates = ClientUpdates.of(training, deployed=True)
-        stack = updates(stack, weights, instruction, rounded=True)
-        loss = (
-            start_loss(training, weights, instruction, client) if instruction.start_loss else None
-        )
-        if stack.states:
-            kept.keep(instruction.server_round, {n: v[0] for n, v in stack.states.items()})
-        (update,) = stack.rows()
-        if guard is not None:
-            update = replace(update, numbers={})
-        reply = train_reply(update, message, loss, tells_loss=guard is None)
-        if guard is None:
-            reply.content[TRAINING] = training_record(update)
-        if run.federated.privacy.name != "none":
-            theirs = ConfigRecord({"noise-source": SERVERS_NOISE})
-            reply.content[_PRIVACY] = theirs if guard is None else guard.told()
-        return reply
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        if local is not None:
-            raise MessageError(
-                "the server asks for an evaluation, which federated/privacy=local would have to "
-                "tell without noise"
-            )
-        weights, instruction = content_of(message)
-        node = node_of(context)
-        # Of the round's state, too: an evaluation follows the training of its round.
-        number, kept = instruction.server_round + 1, node.state(message, context)
-        model = node.training.fresh_model(weights, _states(kept, number, node.client), node.client)
-        metrics = evaluate_client(node.training, model, node.client)
-        return evaluate_reply(metrics, message)
-
-    return app
 
 
 def _unrounded(value: Tensor) -> Tensor:

@@ -77,14 +77,12 @@ def test_nodes_without_the_right_key_or_certificate_are_refused(tmp_path: Path) 
         federation.programs["client-0"].stop()
         write_node_key(rejected, "client-0")  # a key that nobody has registered
         (rejected / "client-0.key").replace(layout.key(0))
-        layout.logs.joinpath("client-0.log").unlink()
         federation.start_node(0)
         with pytest.raises(WorkerError, match="SuperNode of client-0 has been refused"):
             federation.await_node(0)
         write_certificates(rejected, ["127.0.0.1"])  # of an authority that has not signed ours
         (rejected / "ca.crt").replace(layout.certificates / "ca.crt")
         federation.programs["client-1"].stop()
-        layout.logs.joinpath("client-1.log").unlink()
         federation.start_node(1)
         with pytest.raises(WorkerError, match="CERTIFICATE_VERIFY_FAILED"):
             federation.await_node(1)
@@ -104,28 +102,6 @@ def test_a_server_that_is_killed_goes_on_to_the_undisturbed_result(tmp_path: Pat
     compare(deployment.layout.run, deployment.layout.simulation).check()
 
 
-def _start_until_let_in(federation: Federation, client: int) -> None:
-    """Start a SuperNode again every 5 s, as the systemd unit does.
-
-    The SuperLink refuses it as long as it takes the node that has died for connected.
-    """
-    log = federation.deployment.layout.logs / f"client-{client}.log"
-
-    def is_let_in() -> bool:
-        log.unlink()
-        federation.start_node(client)
-        try:
-            federation.await_node(client)
-        except WorkerError as error:
-            if "Failed to activate SuperNode" not in str(error):
-                raise
-            time.sleep(5)
-            return False
-        return True
-
-    _wait(is_let_in)
-
-
 def test_a_node_that_dies_and_returns_loses_nothing_but_its_rounds(tmp_path: Path) -> None:
     settings = ("federated.rounds=8", "federated.quorum=0.5", "federated.client_timeout=90")
     deployment = _deployment(tmp_path, *settings)
@@ -133,7 +109,8 @@ def test_a_node_that_dies_and_returns_loses_nothing_but_its_rounds(tmp_path: Pat
         running = _Running(federation)
         _wait(lambda: _rounds(deployment) >= 1)
         federation.programs["client-1"].kill()
-        _start_until_let_in(federation, 1)
+        federation.start_node(1)  # at once: the SuperLink takes the dead one for connected
+        federation.await_node(1)
         assert running.ended() is None
     result = json.loads((deployment.layout.run / "result.json").read_text())
     assert result["rounds"] == 8

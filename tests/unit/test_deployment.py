@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import subprocess
 import tomllib
@@ -19,6 +20,12 @@ from federated.deploy.certificates import (
     check_server_certificate,
     write_certificates,
     write_node_key,
+)
+from federated.deploy.flower_commands import (
+    register_command,
+    run_command,
+    superlink_command,
+    supernode_command,
 )
 from federated.deploy.layout import Layout
 from federated.deploy.service_files import write_service_files
@@ -141,27 +148,86 @@ def test_a_deployment_has_what_flower_and_each_site_need(
     assert (code, "not for elsewhere.org" in error) == (2, True)
 
 
-def test_the_files_that_start_a_deployment_can_be_read_by_their_programs(tmp_path: Path) -> None:
-    layout = Layout(tmp_path)
+def test_a_key_on_its_clients_machine_alone_stays_there_and_starts_no_trial(
+    tmp_path: Path, heliotrope: Command
+) -> None:
+    typed = ("experiment=quickstart", *_CLIENTS, f"output={tmp_path / 'site'}", "hosts=127.0.0.1")
+    assert heliotrope("deploy", *typed)[0] == 0
+    key = tmp_path / "site" / "keys" / "client-1.key"
+    public = key.with_suffix(".pub").read_bytes()
+    key.unlink()
+    assert heliotrope("deploy", *typed, "resume=true")[0] == 0
+    assert (key.exists(), key.with_suffix(".pub").read_bytes()) == (False, public)
+    code, _, error = heliotrope("deploy", "trial", *typed, "resume=true")
+    assert (code, f"{key} is no private key of a SuperNode" in error) == (2, True), error
+    assert not (tmp_path / "site" / "logs").exists()
+
+
+_STUB = """#!/bin/sh
+for word in "$@"; do printf '%s\\n' "$word"; done > "$SAID"
+"""
+
+
+def _said(folder: Path, *command: str) -> list[str]:
+    """Run a script of a deployment; return the arguments that it gives to Flower's program."""
+    programs, said = folder.with_name("programs"), folder.with_name("said")
+    programs.mkdir(exist_ok=True)
+    for name in ("flower-superlink", "flower-supernode", "flwr"):
+        (programs / name).write_text(_STUB)
+        (programs / name).chmod(0o755)
+    env = {"PATH": f"{programs}:/usr/bin:/bin", "SAID": f"{said}"}
+    subprocess.run([folder / command[0], *command[1:]], env=env, check=True)
+    return said.read_text().splitlines()
+
+
+def _site(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path / 'a "site" of 100 %i, $HOME')
+    layout.root.mkdir()
     write_service_files(layout, "example.org", clients=2)
-    scripts = sorted(tmp_path.glob("*.sh"))
-    assert len(scripts) == 4
-    for script in scripts:
-        assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
-        assert script.stat().st_mode & stat.S_IXUSR
-    client = (tmp_path / "start-client.sh").read_text()
-    assert "--superlink example.org:9092" in client
-    services = json.loads((tmp_path / "compose.yaml").read_text())["services"]
-    assert set(services) == {"superlink", "client-0", "client-1"}
-    for number in range(2):  # each sees its own key and rows, and no other's
-        mounted = " ".join(services[f"client-{number}"]["volumes"])
-        assert f"keys/client-{number}.key" in mounted
-        assert f"client-{1 - number}" not in mounted
-    units = sorted(tmp_path.glob("*.service"))
-    starts = [line for unit in units for line in unit.read_text().splitlines() if "Start=" in line]
-    assert [Path(start.split("=")[1].split()[0]).exists() for start in starts] == [True, True]
+    return layout
+
+
+def test_scripts_start_what_a_trial_starts(tmp_path: Path) -> None:
+    layout = _site(tmp_path)
+    root = layout.root
+    node = supernode_command(
+        "example.org:9092",
+        certificate="certificates/ca.crt",
+        key="keys/client-1.key",
+        port="9094",
+        folder=f"{layout.node(1)}",
+    )
+    assert _said(root, "start-client.sh", "1") == node[1:]
+    link = superlink_command(layout, "0.0.0.0", 9092, relative=True)  # noqa: S104 - a server's
+    assert _said(root, "start-superlink.sh") == link[1:]
+    assert _said(root, "run.sh", "--run-config", "resume=true") == [
+        *run_command("app")[1:],
+        *("--run-config", "resume=true"),
+    ]
+    write_node_key(root / "keys", "client-0")
+    assert _said(root, "register.sh") == register_command("keys/client-0.pub", "client-0")[1:]
     connection = tomllib.loads((layout.flower / "config.toml").read_text())["superlink"]
     assert connection["heliotrope"]["address"] == "example.org:9092"
+
+
+def test_containers_see_their_own_key_and_rows_and_no_others(tmp_path: Path) -> None:
+    layout = _site(tmp_path)
+    services = json.loads((layout.root / "compose.yaml").read_text())["services"]
+    assert set(services) == {"superlink", "client-0", "client-1"}
+    for number in range(2):
+        volumes = [volume.replace("$$", "$") for volume in services[f"client-{number}"]["volumes"]]
+        assert f"{layout.key(number)}:{layout.key(number)}:ro" in volumes
+        assert f"client-{1 - number}" not in " ".join(volumes)
+        assert services[f"client-{number}"]["command"] == ["./start-client.sh", str(number)]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd")
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    root = _site(tmp_path).root
+    units = [f"./{path.name}" for path in sorted(root.glob("*.service"))]
+    command = ["systemd-analyze", "verify", *units]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(units)) == (0, 2), done.stderr
 
 
 @pytest.mark.parametrize(
