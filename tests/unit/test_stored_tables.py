@@ -16,7 +16,9 @@ import torch
 from heliotrope.data import Dataset, load
 from heliotrope.data.fingerprint import fingerprint
 from heliotrope.data.mapped import Mapped
+from heliotrope.data.partition import Partition
 from heliotrope.data.sources import parquet_files
+from heliotrope.data.summary import duplicates, missing_shares, summarize
 from heliotrope.errors import DataError
 from tests.support import compose
 
@@ -129,6 +131,28 @@ def test_files_are_read_once_until_they_change(
     assert third.preparation != first.preparation
     assert third.fitting is not None
     assert fingerprint(third.fitting.train) != fingerprint(first.fitting.train)
+
+
+def test_what_is_told_of_the_columns_is_what_is_told_in_memory(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    whole = _rows(rng, 80)
+    twice = pa.concat_tables([whole, whole.slice(0, int(rng.integers(2, 30)))])
+    path = _files(tmp_path / "rows", twice, rng)
+    found = []
+    for memory in (0, 99):
+        fitting = _load(path, *_KEYS, memory=memory).fitting
+        assert fitting is not None
+        told = [
+            (each.name, each.kind, each.missing, each.content if each.kind == "words" else "")
+            for each in summarize(fitting.train)
+        ]
+        inputs = [name for name in fitting.train.columns if name != "sick"]
+        same = duplicates(fitting.train, {"test": fitting.test}, inputs, None)
+        rows = len(fitting.train)
+        everyone = Partition(np.arange(rows), np.array([0, rows // 2, rows]))
+        found.append((told, same, missing_shares(fitting.train, everyone).tolist()))
+    assert found[0] == found[1]
 
 
 def test_workers_are_sent_a_path_and_what_rows_are_known_by(
