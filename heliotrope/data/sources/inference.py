@@ -57,9 +57,12 @@ class Roles:
     ignore: Sequence[str]
     categories: Sequence[str]
 
-    def words(self, name: str) -> bool:
-        """Return whether a column holds words, whatever they look like."""
-        return name in self.categories or name in (self.target, self.client)
+    def words(self, name: str, kind: pa.DataType) -> bool:
+        """Return whether a column of this type may have any number of different words."""
+        import pyarrow as pa
+
+        classes = name == self.target and not pa.types.is_floating(kind)
+        return classes or name in self.categories or name == self.client
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,9 +175,10 @@ def _cells(rows: Rows, name: str, roles: Roles) -> Cells:
         if first is not None:
             otherwise = rows.where(first), str(array[first])
         whole = bool(compute.all(compute.match_substring_regex(array, _WHOLE)).as_py() is not False)
-    most = None if roles.words(name) else _MOST_WORDS
+    words = roles.words(name, array.type)
+    most = None if words else _MOST_WORDS
     number = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
-    different = _different(array) if roles.words(name) or not number else None
+    different = _different(array) if words or not number else None
     missing = int(np.isnan(numbers).sum()) - len(wrong) if number else int((~present(array)).sum())
     return Cells(
         array.type,
