@@ -28,7 +28,7 @@ __all__ = ["Federation", "run_trial", "simulate_again", "started"]
 
 _FLOWERS = ("\x1b[", "Successfully ", "Using SuperLink")  # in lines that are Flower's own
 _LET_IN = "SuperNode ID: "  # in a SuperNode's log, once it has been registered
-_ANOTHER = "Failed to activate SuperNode"  # there, if another with its key seems connected
+_ANOTHER = "Failed to activate SuperNode"  # there: another seems connected, or its key is unknown
 _REASON = re.compile(
     f"CERTIFICATE_VERIFY_FAILED|not registered|[Aa]uthenticat|PERMISSION|401|403|{_ANOTHER}"
 )
@@ -98,12 +98,20 @@ class Federation:
         deadline = time.monotonic() + _LET_IN_WITHIN
         while _LET_IN not in (said := self.programs[name].said()):
             ended, late = self.programs[name].ended() is not None, time.monotonic() > deadline
-            if ended and _ANOTHER in said and not late:
+            if ended and _ANOTHER in said and self._is_known(client) and not late:
                 time.sleep(_RESTART)
                 self.start_node(client)
             elif ended or late:
                 raise self._refusal(client, said, ended=ended)
             time.sleep(_POLL)
+
+    def _is_known(self, client: int) -> bool:
+        """Return whether the client's private key is that which is registered for it."""
+        try:
+            check_node_key(self.deployment.layout.key(client))
+        except ConfigError:
+            return False
+        return True
 
     def _refusal(self, client: int, said: str, *, ended: bool) -> WorkerError:
         name, layout = node_name(client), self.deployment.layout

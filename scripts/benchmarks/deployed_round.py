@@ -79,8 +79,7 @@ def _rows(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     columns = dataset.fitting.train.columns
     rows = np.random.default_rng(SEED).permutation(len(dataset.train))
     rows = rows[: nodes * _EXAMPLES + _TEST]
-    image, target = columns["image"].subset(rows), columns["target"].subset(rows)
-    return image.values[:, 0], target.codes.astype(np.int64)
+    return columns["image"].values[rows, 0], columns["label"].values[rows]
 
 
 def _run(folder: Path, images: np.ndarray, labels: np.ndarray, options: argparse.Namespace) -> Run:
