@@ -13,7 +13,7 @@ from heliotrope import registry
 from heliotrope.config import Run
 from heliotrope.config.checks.schedule import check_factors
 from heliotrope.config.schedule import schedule_of
-from heliotrope.data import Exchange, Preparation, Traits, load
+from heliotrope.data import Dataset, Exchange, Preparation, Traits, load
 from heliotrope.data.private_fit import fitted_privately
 from heliotrope.metrics.chosen import check_chosen_metrics
 from heliotrope.plugin_loading import refusing_exits
@@ -35,7 +35,7 @@ from .strategies import ModelFacts, build_strategy, reduces
 from .strategies.state import check_savable
 from .strategies.trial import after_a_round
 
-__all__ = ["Components", "build_components"]
+__all__ = ["Components", "build_components", "components_of"]
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,25 @@ def build_components(run: Run) -> Components:
     clients = with_canary_clients(partition, run.audit.canaries, run.seed)
     context = poisoned(assemble(run, task, train, clients, central, owners), dataset)
     context = replace(context, content=dataset.content, releases=dataset.releases)
+    assert dataset.fitting is not None
+    exchange = dataset.fitting.exchange(partition)
+    root = root_examples(run, Traits.of(dataset.train))
+    return components_of(run, context, dataset, exchange, root)
+
+
+def components_of(
+    run: Run,
+    context: TrainingContext,
+    dataset: Dataset,
+    exchange: Exchange,
+    root: NDArray[np.int64],
+) -> Components:
+    """Return the parts over clients that are known; see `Components`.
+
+    Raises `ConfigError` if they do not fit together.
+    """
     check_canaries(run, personal=bool(context.personal))
-    notes = check_step(run, context.model, task)
+    notes = check_step(run, context.model, context.task)
     check_batches(context, run.model.name)
     if run.federated.holdout_fraction:
         clients_to_evaluate(run.federated, len(context.population.evaluating()))
@@ -115,8 +132,6 @@ def build_components(run: Run) -> Components:
         weights, cohort = context.global_weights, run.federated.clients_per_round
         if (later := after_a_round(strategy, weights, cohort)) is not None:
             check_savable(later[0])
-    assert dataset.fitting is not None
-    exchange = dataset.fitting.exchange(partition)
     attack = attack_setting(run, context, facts)
     check_protectable(run, context, strategy, exchange)
     secure = secure_setting(run, context, strategy)
@@ -129,7 +144,7 @@ def build_components(run: Run) -> Components:
         strategy=strategy,
         reduce=reduces(run.federated, strategy),
         attack=attack,
-        root=root_examples(run, Traits.of(dataset.train)),
+        root=root,
         secure=secure,
         content=dataset.content,
         data=dataset.kept,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from heliotrope.config import Run, from_yaml
+from heliotrope.data.preparation import Preparation, from_json
 
-__all__ = ["DIRECTORY", "PREPARATION", "RESUME", "RUN", "WAIT", "AppConfig"]
+__all__ = ["DATA", "DIRECTORY", "PREPARATION", "RESUME", "RUN", "WAIT", "AppConfig"]
 
 RUN, PREPARATION = "run", "preparation"
-DIRECTORY, RESUME, WAIT = "directory", "resume", "wait-seconds"
-"""Keys of the config: the last three are the server's."""
+DIRECTORY, DATA, RESUME, WAIT = "directory", "data", "resume", "wait-seconds"
+"""Keys of the config: the last four are the server's."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class AppConfig:
         """Return that of the app whose module is the file `module`."""
         with Path(module).with_name("pyproject.toml").open("rb") as file:
             return cls(tomllib.load(file)["tool"]["flwr"]["app"]["config"])
+
+    @property
+    def preparation(self) -> Preparation:
+        """How rows are prepared, as fitted by all clients together."""
+        return from_json(json.loads(self.values[PREPARATION]))
 
     @property
     def run(self) -> Run:

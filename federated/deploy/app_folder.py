@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import tomli_w
 
@@ -12,7 +11,8 @@ from heliotrope import __version__
 from heliotrope.config import Run, TrackingConfig
 from heliotrope.data.preparation import Preparation
 
-from .app_config import DIRECTORY, PREPARATION, RESUME, RUN, WAIT
+from .app_config import DATA, DIRECTORY, PREPARATION, RESUME, RUN, WAIT
+from .layout import Layout
 
 __all__ = ["write_app_folder"]
 
@@ -26,23 +26,22 @@ app = mode_module("federated", "deploy.{side}_app").{side}(__file__)
 
 
 def write_app_folder(
-    folder: Path, run: Run, preparation: Preparation, directory: Path, wait_seconds: float
+    layout: Layout, run: Run, preparation: Preparation, wait_seconds: float
 ) -> None:
     """Write pyproject.toml and the two modules that it names.
 
     Parameters
     ----------
-    folder
-        Made if it is not there.
+    layout
+        Says where it is, and where the server's files are on the server's machine.
     run
         Goes to all nodes as JSON, without `tracking`, whose addresses may hold passwords.
     preparation
         How each node prepares its rows.
-    directory
-        Of the run, on the server's machine.
     wait_seconds
         That the server waits for nodes before the first round.
     """
+    folder = layout.app
     sent = replace(run, tracking=TrackingConfig(), resume=False)
     pyproject = {
         "project": {
@@ -60,7 +59,8 @@ def write_app_folder(
                     "config": {
                         RUN: json.dumps(asdict(sent)),
                         PREPARATION: json.dumps(preparation.to_json()),
-                        DIRECTORY: str(directory.absolute()),
+                        DIRECTORY: str(layout.run),
+                        DATA: str(layout.server),
                         RESUME: run.resume,
                         WAIT: float(wait_seconds),
                     },

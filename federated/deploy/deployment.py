@@ -10,7 +10,7 @@ from heliotrope.config import Run
 from heliotrope.data import load
 from heliotrope.errors import ConfigError, RunDirectoryError
 
-from ..components import build_components
+from ..components import Components, build_components
 from ..engine.context import divide
 from ..flower.app import client_app
 from ..flower.node_data import NodeData, write_node_data
@@ -24,6 +24,7 @@ from .certificates import (
 from .conditions import check_deployable
 from .layout import Layout
 from .node_pool import node_name
+from .server_data import can_be_apart, write_server_data
 from .service_files import write_service_files
 
 __all__ = ["Deployment", "prepare"]
@@ -88,7 +89,7 @@ def prepare(run: Run, root: Path, hosts: Sequence[str], nodes: int | None = None
             f"nodes={nodes}, but the data is divided among {clients} clients, of which each needs "
             f"a node. Set nodes={clients}, or another federated/partition."
         )
-    _write_nodes(run, layout, components.context.population.training())
+    _write_data(run, layout, components)
     if not layout.certificates.exists():
         write_certificates(layout.certificates, hosts)
     check_server_certificate(layout.certificates, hosts[0])
@@ -98,18 +99,21 @@ def prepare(run: Run, root: Path, hosts: Sequence[str], nodes: int | None = None
             write_node_key(key.parent, node_name(client))
         if key.exists():  # and not on the client's machine alone, where it belongs
             check_node_key(key)
-    write_app_folder(layout.app, run, components.preparation, layout.run, _WAIT)
+    write_app_folder(layout, run, components.preparation, _WAIT)
     write_service_files(layout, hosts[0], clients)
     return Deployment(run, layout, clients, hosts[0])
 
 
-def _write_nodes(run: Run, layout: Layout, training: Sequence[int]) -> None:
-    """Write the data folder of each client that there is none of yet."""
+def _write_data(run: Run, layout: Layout, components: Components) -> None:
+    """Write the data folders of the server and of each client that there are none of yet."""
     dataset = load(run.data, run.seed, task=run.task_name)
     partition = divide(run, dataset)
+    training = len(components.context.population.training())
     assert dataset.fitting is not None
     for client in range(len(partition)):
         if not layout.node(client).exists():
-            who = NodeData(client, int(partition.identities[client]), len(training))
+            who = NodeData(client, int(partition.identities[client]), training)
             rows = dataset.fitting.train.subset(partition[client])
             write_node_data(layout.node(client), who, rows)
+    if can_be_apart(dataset) and not components.context.releases and not layout.server.exists():
+        write_server_data(layout.server, components, dataset)

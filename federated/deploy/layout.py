@@ -32,6 +32,11 @@ class Layout:
         return self.root / "flower"
 
     @property
+    def server(self) -> Path:
+        """The data of the server: what it evaluates on, and counts of the clients' rows."""
+        return self.root / "server"
+
+    @property
     def run(self) -> Path:
         """The run's directory, on the server."""
         return self.root / "run"

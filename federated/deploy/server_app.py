@@ -18,12 +18,13 @@ from heliotrope.runs.display import Display
 from heliotrope.runs.events import Tracker
 from heliotrope.system.resources import available_cpus, threads_of
 
-from ..components import build_components
+from ..components import Components, build_components
 from ..pools.base import Pool
 from ..simulation import train_clients
-from .app_config import DIRECTORY, RESUME, WAIT, AppConfig
+from .app_config import DATA, DIRECTORY, RESUME, WAIT, AppConfig
 from .conditions import check_deployable
 from .node_pool import NodePool
+from .server_data import server_components
 
 __all__ = ["FAILURE", "server"]
 
@@ -45,7 +46,14 @@ def server(module: str) -> ServerApp:
         try:
             run = config.run
             run.resume = bool(context.run_config[RESUME])
-            _serve(run, directory, grid, float(context.run_config[WAIT]))
+            data = Path(str(context.run_config[DATA]))
+            # Some data's server needs the clients' rows too: see `can_be_apart`.
+            components = (
+                server_components(run, data, config.preparation)
+                if data.exists()
+                else build_components(run)
+            )
+            _serve(run, directory, components, grid, float(context.run_config[WAIT]))
         except HeliotropeError as error:
             directory.mkdir(parents=True, exist_ok=True)
             failure.write_text(f"{error.exit_code} {error}\n")
@@ -54,9 +62,8 @@ def server(module: str) -> ServerApp:
     return app
 
 
-def _serve(run: Run, directory: Path, grid: Grid, seconds: float) -> None:
+def _serve(run: Run, directory: Path, components: Components, grid: Grid, seconds: float) -> None:
     RunDirectory(directory).refuse_if_taken(run, "federated")
-    components = build_components(run)
     check_deployable(run, bool(components.context.personal))
     torch.set_num_threads(threads_of(available_cpus()))
 

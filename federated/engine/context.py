@@ -61,6 +61,9 @@ class TrainingContext:
         A hash of the data, if there is one.
     releases
         Statistics of the clients' data that were released to prepare it.
+    known_weights
+        Those of the training examples, int64 [N], where clients alone have the rows: `train` then
+        has the first of them, which are the server's own.
     """
 
     model: nn.Module
@@ -77,6 +80,7 @@ class TrainingContext:
     canaries: CanaryClients | None = None
     content: str | None = None
     releases: tuple[Release, ...] = ()
+    known_weights: Tensor | None = None
     record: Record | None = field(init=False, repr=False)  # how each example is protected
     personal: PersonalWeights = field(init=False, repr=False)
     example_weights: Tensor = field(init=False, repr=False)  # of `train`, int64 [N] on the CPU
@@ -84,7 +88,9 @@ class TrainingContext:
     _alike: bool = field(init=False, repr=False)  # whether each example weighs 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "example_weights", example_weights(self.task, self.train))
+        weights = self.known_weights
+        weights = example_weights(self.task, self.train) if weights is None else weights
+        object.__setattr__(self, "example_weights", weights)
         object.__setattr__(self, "_alike", bool((self.example_weights == 1).all()))
         object.__setattr__(self, "record", record_of(self.federated))
         object.__setattr__(self, "personal", PersonalWeights.of(self.model))
@@ -245,11 +251,13 @@ def assemble(
     partition: Partition,
     central: Mapping[str, Examples] | None = None,
     owners: Mapping[str, Partition] | None = None,
+    known_weights: Tensor | None = None,
 ) -> TrainingContext:
     """Return the clients over already loaded and divided data, with a freshly built model.
 
-    `partition` says whose the examples of `train` are; for `central` and `owners` see
-    `TrainingContext`. Clients whose training examples weigh nothing are never drawn.
+    `partition` says whose the examples of `train` are; for `central`, `owners` and
+    `known_weights` see `TrainingContext`. Clients whose training examples weigh nothing are never
+    drawn.
 
     Raises
     ------
@@ -291,6 +299,7 @@ def assemble(
         central=central or {},
         owners=owners or {},
         canaries=canary_clients(run, len(partition)),
+        known_weights=known_weights,
     )
     weightless = _weightless(context)
     if weightless:

@@ -27,7 +27,7 @@ from heliotrope.tasks import task_of
 from ..engine.context import TrainingContext, assemble
 from ..fractions import fractions_rounded_down
 
-__all__ = ["FOLDER", "NodeData", "node_context", "write_node_data"]
+__all__ = ["FOLDER", "NodeData", "node_context", "read_rows", "write_node_data", "write_rows"]
 
 FOLDER = "data-folder"
 """In a node's config, the folder of its own rows."""
@@ -60,11 +60,16 @@ def write_node_data(folder: Path, who: NodeData, rows: Raw) -> None:
 
     Raises `DataError` if they are items of a user's own dataset, which are read on demand.
     """
+    write_rows(folder, rows, {"who": asdict(who)})
+
+
+def write_rows(folder: Path, rows: Raw, facts: Mapping[str, Any]) -> None:
+    """Write rows, and facts that JSON has; raises `DataError` as `write_node_data`."""
     arrays: dict[str, Any] = {}
     columns = {name: _described(name, column, arrays) for name, column in rows.columns.items()}
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / _ARRAYS, **arrays)
-    rest = {"who": asdict(who), "origin": rows.origin, "columns": columns}
+    rest = {**facts, "origin": rows.origin, "columns": columns}
     (folder / _REST).write_text(json.dumps(rest))
 
 
@@ -110,13 +115,22 @@ def _column(name: str, described: Mapping[str, Any], arrays: Mapping[str, Any]) 
     raise ValueError(f"a column of the kind {described['kind']}")
 
 
-def _read(folder: Path) -> tuple[NodeData, Raw]:
+def read_rows(folder: Path) -> tuple[dict[str, Any], Raw]:
+    """Return the facts and the rows of a folder; `DataError` if `write_rows` did not write it."""
     try:
         rest = json.loads((folder / _REST).read_text())
         with (folder / _ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            columns = {n: _column(n, each, arrays) for n, each in rest["columns"].items()}
-        return NodeData(**rest["who"]), Raw(columns, origin=rest["origin"])
+            columns = {n: _column(n, each, arrays) for n, each in rest.pop("columns").items()}
+        return rest, Raw(columns, origin=rest.pop("origin"))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{folder} holds no rows: {error!r:.200}. {_MEND}") from error
+
+
+def _read(folder: Path) -> tuple[NodeData, Raw]:
+    try:
+        facts, rows = read_rows(folder)
+        return NodeData(**facts["who"]), rows
+    except (DataError, KeyError, TypeError) as error:
         raise DataError(
             f"{FOLDER}={folder} of this node's config holds no rows of a client: {error!r:.200}. "
             f"{_MEND}"

@@ -11,15 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from federated import components as components_module
 from federated.components import build_components
 from federated.deploy.comparison import compare
 from federated.deploy.deployment import prepare
 from federated.deploy.layout import Layout
 from federated.deploy.node_pool import NodePool, node_name
+from federated.deploy.server_data import server_components
 from federated.flower.app import client_app
 from federated.flower.messages import error_reply, stamp
 from federated.flower.passing_grid import PassingGrid
@@ -62,8 +65,8 @@ class _Nodes(PassingGrid):
     """A grid whose nodes are in this process; those in `absent` are not connected."""
 
     def __init__(self, run: Run, layout: Layout, clients: int) -> None:
-        preparation = json.dumps(build_components(run).preparation.to_json())
-        self._app = client_app(run, preparation)
+        self.layout, self.preparation = layout, build_components(run).preparation
+        self._app = client_app(run, json.dumps(self.preparation.to_json()))
         self._folders = {700 + n: layout.node(n) for n in range(clients)}
         self._answers: dict[str, Message] = {}
         self._states: dict[tuple[int, int], RecordDict] = {}
@@ -106,7 +109,10 @@ class _Nodes(PassingGrid):
 
 
 def _train(run: Run, directory: Path, grid: _Nodes) -> None:
-    components = build_components(run)
+    with patch.object(
+        components_module, "load", side_effect=AssertionError("of all clients' rows")
+    ):
+        components = server_components(run, grid.layout.server, grid.preparation)
 
     @contextmanager
     def pool(*_: object) -> Iterator[Pool]:
@@ -128,6 +134,7 @@ def _federation(tmp_path: Path, *settings: str) -> tuple[Run, _Nodes]:
         ("federated/strategy=scaffold",),
         _slow("federated/strategy=flower_fedadam", "federated.reduce=none"),
         _slow("federated/strategy=krum", "federated.client_momentum=0.5"),
+        _slow("federated/strategy=fltrust", "federated.strategy.root_examples=50"),
         _slow("federated/strategy=qfedavg"),
         _slow(*_SECURE),
         _slow(*_SECURE, "federated/strategy=scaffold", "federated.holdout_fraction=0"),
@@ -137,7 +144,16 @@ def _federation(tmp_path: Path, *settings: str) -> tuple[Run, _Nodes]:
         _slow("federated/privacy=ftrl", "federated.privacy.clip=0.5", *_PRIVATE),
     ],
     ids=[
-        *("fedavg", "scaffold", "flower", "krum", "qfedavg", "secure", "secure-scaffold"),
+        *(
+            "fedavg",
+            "scaffold",
+            "flower",
+            "krum",
+            "fltrust",
+            "qfedavg",
+            "secure",
+            "secure-scaffold",
+        ),
         *("secure-central", "central", "adaptive", "ftrl"),
     ],
 )

@@ -29,6 +29,7 @@ from federated.deploy.flower_commands import (
 )
 from federated.deploy.layout import Layout
 from federated.deploy.service_files import write_service_files
+from federated.flower.node_data import read_rows
 from heliotrope.config import from_yaml
 from heliotrope.errors import ConfigError, RunDirectoryError
 from tests.support import Command, compose
@@ -136,6 +137,8 @@ def test_a_deployment_has_what_flower_and_each_site_need(
     for client in range(3):
         check_node_key(site / "keys" / f"client-{client}.key")
         assert (site / "nodes" / f"client-{client}" / "rows.npz").exists()
+    _, held = read_rows(site / "server" / "test")
+    assert 0 < len(held) < 400  # of digits, with their 1,797 images
     keys = _private_files(site)
     assert len(keys) == 4
     assert {stat.S_IMODE(path.stat().st_mode) for path in keys} == {0o600}
