@@ -195,7 +195,9 @@ def begin(
     """
     worker_lock.wait_until_clear(run_dir.path, display.say)
 
-    saved = newest_checkpoint(run, "distributed", run_dir, display) if resume else None
+    saved = None
+    if resume:  # mapped: workers read the tensors, here only their shapes count
+        saved = newest_checkpoint(run, "distributed", run_dir, display, mapped=True)
     if saved is not None:
         path = checkpoint.path_of(run_dir.checkpoints, saved.progress)
         checkpoint.check_weights(components.model.state_dict(), saved.model, path)

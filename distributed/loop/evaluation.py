@@ -7,17 +7,38 @@ from functools import partial
 import torch
 from torch import nn
 
-from heliotrope.data import Examples
+from heliotrope.data import Dataset, Examples
 from heliotrope.evaluation import evaluate, evaluating
 from heliotrope.metrics import Metrics
 from heliotrope.tasks import Task
 
 from ..communication.exchange import gathered_rows
 from ..communication.process_group import sum_over_ranks
+from ..strategies.engine import Engine
 from ..topology import Topology
 from .example_order import rank_slice
 
-__all__ = ["evaluate_by_ranks"]
+__all__ = ["evaluate_by_ranks", "evaluate_splits"]
+
+
+def evaluate_splits(
+    engine: Engine,
+    task: Task,
+    dataset: Dataset,
+    batch_size: int,
+    topology: Topology,
+    device: torch.device,
+) -> dict[str, Metrics]:
+    """Return the metrics of what `engine` exports on each split that has examples; all call it."""
+    splits = {"validation": dataset.validation, "test": dataset.test}
+    with engine.evaluating() as model:
+        return {
+            name: evaluate_by_ranks(
+                model, task, split, batch_size, topology, device, engine.passes_exchange
+            )
+            for name, split in splits.items()
+            if len(split)
+        }
 
 
 def evaluate_by_ranks(

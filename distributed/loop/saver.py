@@ -24,10 +24,14 @@ from torch.optim import Optimizer
 
 from heliotrope.runs import checkpoint
 from heliotrope.runs.checkpoint import Checkpoint, Shard
+from heliotrope.runs.directory import RunDirectory
 from heliotrope.runs.events import Tracker
 from heliotrope.system.tensor_file import raw_bytes
 
-__all__ = ["Saver"]
+from ..attempt import RunAttempt
+from ..topology import Topology
+
+__all__ = ["Saver", "saver_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -137,6 +141,20 @@ class Saver:
                 kept.copy_(tensor.detach())
             copies[name] = kept
         return copies
+
+
+def saver_of(
+    attempt: RunAttempt, topology: Topology, optimizer: Optimizer, tracker: Tracker | None
+) -> Saver | None:
+    """Return rank 0's saver, or that of this rank's part; None if this rank has none."""
+    cfg, part = attempt.run.distributed, None
+    if cfg.sharded_checkpoints:
+        patience = cfg.collective_timeout
+        part = Shard(topology.rank, topology.world_size, attempt.start.token, patience)
+    if tracker is None and part is None:
+        return None
+    root = RunDirectory(attempt.directory).checkpoints
+    return Saver(root, optimizer, tracker, cfg.keep_last, part)
 
 
 def _give_way() -> None:

@@ -24,17 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from heliotrope.data import Dataset
-from heliotrope.errors import RunFailedError
 from heliotrope.evaluation import named
 from heliotrope.metrics import Metrics
 from heliotrope.runs import checkpoint
-from heliotrope.runs.checkpoint import Checkpoint, Shard
+from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.runs.clock import Clock
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.runs.events import Progress, Tracker
-from heliotrope.runs.outcome import Target
 from heliotrope.runs.pruning import Pruning
 from heliotrope.system.resources import peak_rss_bytes
 from heliotrope.tasks import example_weights, task_of
@@ -46,16 +45,16 @@ from ..privacy.protection import protected
 from ..strategies.buffers import synchronised, with_own_buffers
 from ..strategies.build import build_engine, build_model
 from ..topology import Topology
-from .early_stopping import EarlyStopping
+from .criteria import Criteria
+from .divergence import check_finite
 from .epoch_batches import EpochBatches
-from .evaluation import evaluate_by_ranks
+from .evaluation import evaluate_splits
 from .progress import Reporter
-from .retention import Best
-from .saver import Saver
+from .saver import saver_of
 from .schedule import LearningRate
 from .step_log import StepLog
 from .stopping import Agreement
-from .threads import useful_threads
+from .threads import worker_threads
 
 __all__ = ["Worker"]
 
@@ -88,12 +87,8 @@ class Worker:
         self._dataset = dataset
         self._train = dataset.train.to(self._device)
         self._task = task_of(dataset, run)
-        where = self._run_dir.path
-        self._model = build_model(run, self._task, where, self._device)
-        if self._cfg.sync_batchnorm:
-            self._model = synchronised(self._model)
-        torch.set_num_threads(self._threads(attempt.resources.threads))
-        ledger = self._run_dir.ledger
+        self._model = self._built(attempt.resources.threads)
+        ledger, where = self._run_dir.ledger, self._run_dir.path
         self._protection = protected(run, dataset, topology, self._device, ledger)
         self._engine = build_engine(run, self._model, self._task, topology, where, self._protection)
         self._order = EpochBatches(
@@ -116,13 +111,10 @@ class Worker:
         self._clock = Clock.going_on(attempt.start.clock)
         self._seconds_before = attempt.start.before
         self._startup_seconds: float | None = None
-        directions = self._task.metrics.directions
         pruning = Pruning(attempt.pruning, self._last_epoch)
-        self._target = Target(run.target, directions, pruning)
-        self._early = EarlyStopping(self._cfg.early_stopping, directions)
-        self._best = Best(self._cfg.best_metric, self._cfg.keep_best, directions)
+        self._criteria = Criteria(run, self._task.metrics.directions, pruning)
         self._final: dict[str, Metrics] = {}
-        self._saver = self._saver_of(attempt)
+        self._saver = saver_of(attempt, topology, self._engine.optimizer, tracker)
         self._step_log = self._step_log_of()
         if attempt.checkpoint is not None:
             self._resume(attempt.checkpoint)
@@ -137,16 +129,15 @@ class Worker:
             torch.get_num_threads(),
         )
 
-    def _saver_of(self, attempt: RunAttempt) -> Saver | None:
-        """Return rank 0's saver, or that of this rank's part; None if this rank has none."""
-        cfg, topology, part = self._cfg, self._topology, None
-        if cfg.sharded_checkpoints:
-            patience = cfg.collective_timeout
-            part = Shard(topology.rank, topology.world_size, attempt.start.token, patience)
-        if self._tracker is None and part is None:
-            return None
-        root, optimizer = self._run_dir.checkpoints, self._engine.optimizer
-        return Saver(root, optimizer, self._tracker, cfg.keep_last, part)
+    def _built(self, share: int) -> nn.Module:
+        """Return the model; from here on torch uses as many threads of this worker's as help."""
+        where, workers = self._run_dir.path, self._topology.world_size
+        model = build_model(self._run, self._task, where, self._device)
+        if self._cfg.sync_batchnorm:
+            model = synchronised(model)
+        threads = worker_threads(self._cfg, model, self._task, self._device, workers, share)
+        torch.set_num_threads(threads)
+        return model
 
     def _step_log_of(self) -> StepLog | None:
         every = self._cfg.log_every_steps
@@ -155,14 +146,6 @@ class Worker:
         log = StepLog(every, self._engine.optimizer, self._tracker, self._sum)
         self._engine.note_losses(log.note_loss)
         return log
-
-    def _threads(self, share: int) -> int:
-        """Return the threads to use of this worker's share; as many as are asked for, if so."""
-        if self._cfg.cpus_per_worker is not None or self._device.type != "cpu":
-            return share
-        parts = self._topology.world_size * self._cfg.accumulation_steps
-        largest = -(-self._cfg.batch_size // parts)
-        return useful_threads(self._model, self._task, largest, share)
 
     def train(self) -> TrainingResult:
         """Train the remaining epochs, up to the target, or until asked to stop.
@@ -175,7 +158,7 @@ class Worker:
             return self._train_all()
 
     def _train_all(self) -> TrainingResult:
-        done = self._target.stop or self._early.stop or self._epoch >= self._last_epoch
+        done = self._criteria.stop or self._epoch >= self._last_epoch
         while not done:
             due = self._train_steps()
             if self._step == self._order.steps:
@@ -260,12 +243,8 @@ class Worker:
         self._evaluated = False
         if last or self._epoch % self._cfg.evaluate_every == 0:
             measured, best = self._judge_epoch()
-            due, last = due or best, last or self._target.stop
-            # An evaluation at the end alone would count again in a run that is longer.
-            regular = self._epoch % self._cfg.evaluate_every == 0
-            if regular and self._early.observe(measured):
-                _log.info("stopping early after epoch %d: %s", self._epoch, self._early)
-                last = True
+            self._criteria.observe_early_stopping(measured, self._epoch)
+            due, last = due or best, last or self._criteria.stop
         return last, due or last
 
     def _judge_epoch(self) -> tuple[dict[str, float], bool]:
@@ -277,26 +256,19 @@ class Worker:
         if not self._evaluated:
             averaged = {} if self._cfg.ema_decay is None else {"weights": "ema"}
             self._emit("evaluate", values, **averaged)
-            best = self._best.offer(values, self._counts.steps)
-        self._target.observe(values, {"epoch": self._epoch}, self._counts, self._clock)
+            best = self._criteria.observe_best(values, self._counts.steps)
+        self._criteria.observe_target(values, self._epoch, self._counts, self._clock)
         self._evaluated = True
         return values, best
 
     def _evaluate(self) -> dict[str, float]:
         """Measure each split that has examples; every rank a part of it, the sums are exact."""
+        size, where = self._run.evaluation_batch_size, (self._topology, self._device)
+        self._final = evaluate_splits(self._engine, self._task, self._dataset, size, *where)
         values: dict[str, float] = {}
-        splits = {"validation": self._dataset.validation, "test": self._dataset.test}
-        size = self._run.evaluation_batch_size
-        engine, where = self._engine, (self._topology, self._device)
-        with engine.evaluating() as model:
-            for name, split in splits.items():
-                if len(split):
-                    whole = evaluate_by_ranks(
-                        model, self._task, split, size, *where, engine.passes_exchange
-                    )
-                    self._final[name] = whole
-                    values |= named(whole, name)
-                    self._check_finite(f"{name} loss", float(whole.sums.sum()))
+        for name, metrics in self._final.items():
+            values |= named(metrics, name)
+            self._check_finite(f"{name} loss", float(metrics.sums.sum()))
         return values
 
     def _check_trained(self, loss_sum: float) -> None:
@@ -308,20 +280,7 @@ class Worker:
             self._check_finite("training loss", loss_sum)
 
     def _check_finite(self, what: str, loss_sum: float) -> None:
-        if not math.isfinite(loss_sum):
-            epoch = self._epoch + (self._step > 0)
-            rate = self._run.optimizer.lr
-            privacy: Any = self._run.distributed.privacy  # with the keys of its choice
-            noisy = (
-                f" or distributed.privacy.clip={privacy.clip:g}, which noise is in proportion to,"
-                if privacy.name != "none"
-                else ""
-            )
-            raise RunFailedError(
-                f"The {what} is {loss_sum} in epoch {epoch}: training has diverged. Lower "
-                f"optimizer.lr={rate:g}{noisy} and start again in another "
-                "hydra.run.dir; the checkpoints here hold the epochs before."
-            )
+        check_finite(self._run, self._epoch + (self._step > 0), what, loss_sum)
 
     def _sum(self, values: list[float]) -> list[float]:
         shared = torch.tensor(values, dtype=torch.float64)
@@ -355,9 +314,7 @@ class Worker:
             "counts": asdict(self._counts),
             "seconds": self._clock.seconds,
             "train_seconds": self._clock.train_seconds,
-            "target": self._target.saved(),
-            "early_stopping": self._early.saved(),
-            "best": self._best.saved(),
+            **self._criteria.saved(),
             "privacy": None if self._protection is None else self._protection.saved(),
             "metrics_offset": 0 if self._tracker is None else self._tracker.offset,
         }
@@ -365,7 +322,7 @@ class Worker:
         model = with_own_buffers(self._model, snapshot.model)
         arrays = with_own_buffers(self._model, snapshot.arrays)
         present = Checkpoint(self._counts.steps, model, arrays, state)
-        self._saver.save(present, self._best.progresses)
+        self._saver.save(present, self._criteria.kept)
         _log.info("step %d: saving epoch %d, step %d", self._counts.steps, self._epoch, self._step)
 
     def _resume(self, progress: int) -> None:
@@ -386,11 +343,7 @@ class Worker:
         self._totals.loss_sum = self._own(state.get("loss_sums", [0.0]))
         self._counts = Progress(**state["counts"])
         self._clock.train_seconds = state["train_seconds"]
-        self._target.restore(state["target"])
-        if "early_stopping" in state:  # version 0.1 knew of neither
-            self._early.restore(state["early_stopping"])
-        if "best" in state:
-            self._best.restore(state["best"])
+        self._criteria.restore(state)
 
     def _own(self, sums: list[float]) -> float:
         """Return this rank's of the saved sums; with another world size, rank 0 takes them all."""
@@ -406,11 +359,11 @@ class Worker:
             epochs=self._epoch,
             counts=self._counts,
             final={name: metrics.to_vector() for name, metrics in self._final.items()},
-            target=self._target.summary(),
+            target=self._criteria.summary(),
             seconds=now,
             train_seconds=self._clock.train_seconds,
             startup_seconds=now - self._seconds_before if startup is None else startup,
             peak_rss_bytes=int(peak),
             stopped=stopped,
-            pruned=self._target.pruned,
+            pruned=self._criteria.pruned,
         )

@@ -17,7 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from heliotrope.config import Run
 from heliotrope.errors import ConfigError
 from heliotrope.models.layers.seeded import SeededLayer
+from heliotrope.system.resources import pick_device
 
+from ..communication.traffic import HALF
 from ..topology import Topology
 
 __all__ = ["SharedBuffers", "check_batchnorm", "synchronised", "with_own_buffers"]
@@ -61,12 +63,23 @@ def _as_bytes(buffer: Tensor) -> Tensor:
 
 
 def check_batchnorm(run: Run, model: nn.Module) -> None:
-    """Raise `ConfigError` if `model` has nothing that `distributed.sync_batchnorm` would change."""
-    layers = any(isinstance(module, _BatchNorm) for module in model.modules())
-    if run.distributed.sync_batchnorm and not layers:
+    """Raise `ConfigError` if `run` cannot have the BatchNorm of `model`.
+
+    Or if the model has none, where `distributed.sync_batchnorm` asks for it.
+    """
+    cfg, layers = run.distributed, any(isinstance(m, _BatchNorm) for m in model.modules())
+    if cfg.sync_batchnorm and not layers:
         raise ConfigError(
             f"distributed.sync_batchnorm=true has no effect: model={run.model.name} has no "
             "BatchNorm. Set distributed.sync_batchnorm=false."
+        )
+    halved = cfg.strategy == "fsdp" and cfg.precision in HALF
+    if layers and halved and pick_device(run.device).type == "cpu":
+        raise ConfigError(
+            f"distributed.precision={cfg.precision} with distributed.strategy=fsdp has weights in "
+            f"half precision, which torch's BatchNorm of model={run.model.name} cannot have beside "
+            "its float32 statistics on a CPU. Set distributed.precision=fp32 or "
+            "distributed.strategy=ddp, or normalise by torch.nn.GroupNorm."
         )
 
 

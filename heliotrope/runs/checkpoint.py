@@ -258,16 +258,19 @@ def understood(path: Path) -> Iterator[None]:
         ) from error
 
 
-def latest(root: Path, refused: Callable[[str], None]) -> Checkpoint | None:
+def latest(
+    root: Path, refused: Callable[[str], None], *, mapped: bool = False
+) -> Checkpoint | None:
     """Return the newest good checkpoint under `root`, or None if there is none at all.
 
-    Every newer one that is damaged is passed over with a line to `refused`. If all are
-    damaged, `CheckpointError`: starting afresh must be the user's decision.
+    With `mapped` its tensors stay in their files. Every newer one that is damaged is passed over
+    with a line to `refused`. If all are damaged, `CheckpointError`: starting afresh must be the
+    user's decision.
     """
     candidates = _directories(root)
     for path in reversed(candidates):
         try:
-            return load(path)
+            return load(path, mapped=mapped)
         except CheckpointError as error:
             refused(f"Checkpoint refused: {error} Falling back to the one before it.")
     if candidates:

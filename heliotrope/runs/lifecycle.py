@@ -76,9 +76,9 @@ def _end_of(error: BaseException) -> tuple[str, str]:
 
 
 def newest_checkpoint(
-    run: Run, mode: Mode, run_dir: RunDirectory, display: Display
+    run: Run, mode: Mode, run_dir: RunDirectory, display: Display, *, mapped: bool = False
 ) -> Checkpoint | None:
-    """Return the checkpoint to go on from, or None if there is none yet.
+    """Return the checkpoint to go on from, `mapped` or not, or None if there is none yet.
 
     A damaged one is refused aloud and the one before it taken. Raises `RunDirectoryError` if
     more epochs or rounds are begun already than the config asks for.
@@ -88,7 +88,7 @@ def newest_checkpoint(
         _log.error(line)
         display.say(line, style="red")
 
-    saved = checkpoint.latest(run_dir.checkpoints, loudly)
+    saved = checkpoint.latest(run_dir.checkpoints, loudly, mapped=mapped)
     if saved is None:
         display.say(f"there is nothing to resume in {run_dir.path} yet: beginning")
         return None

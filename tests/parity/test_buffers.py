@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.distributed import TCPStore
 
-import distributed.loop.worker
+import distributed.loop.evaluation
 from distributed.attempt import AttemptStart, RunAttempt, WorkerResources
 from distributed.driver import build_components
 from distributed.launch.process import train_process
 from distributed.launch.resources import worker_resources
 from distributed.loop.evaluation import evaluate_by_ranks
-from distributed.strategies.buffers import synchronised
+from distributed.strategies.buffers import check_batchnorm, synchronised
 from distributed.topology import Topology
 from heliotrope import registry
 from heliotrope.config import Run
@@ -77,7 +77,7 @@ def be_rank(rank: int, port: int, folder: Path) -> None:
         evaluated.update({name: b.clone() for name, b in model.named_buffers()})
         return evaluate_by_ranks(model, *how)
 
-    distributed.loop.worker.evaluate_by_ranks = watched
+    distributed.loop.evaluation.evaluate_by_ranks = watched
     dataset = load(_run("ddp").data, 0)
     for number, strategy in enumerate(_STRATEGIES):
         store = TCPStore("127.0.0.1", port + number, is_master=rank == 0, wait_for_workers=False)
@@ -147,6 +147,15 @@ def test_workers_that_turn_out_to_be_on_cpus_are_refused() -> None:
 def test_a_model_without_batchnorm_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"sync_batchnorm=true has no effect: model=mlp"):
         build_components(compose("distributed", _SYNC))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_statistics_beside_sharded_half_weights_are_refused_on_cpus(precision: str) -> None:
+    keys = ("distributed.strategy=fsdp", f"distributed.precision={precision}", "device=cpu")
+    run = compose("distributed", *keys, "distributed.workers=2")
+    with pytest.raises(ConfigError, match=f"precision={precision} .*BatchNorm.*strategy=ddp"):
+        check_batchnorm(run, with_batchnorm(hidden=[16]))
+    check_batchnorm(run, nn.Linear(2, 2))
 
 
 def test_synchronised_layers_keep_their_names_and_values() -> None:
