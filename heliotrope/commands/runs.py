@@ -138,15 +138,19 @@ def _lines(found: Sequence[FoundRun], root: Path) -> list[str]:
 
 
 def _metric(run: FoundRun) -> str:
-    if run.metric is None:
+    name = run.metric
+    if name is None:
         return ""
-    value = number(run.metrics[run.metric])
-    return _plain(f"{run.metric} {metric_text(math.nan if value is None else value)}")
+    value = number(run.metrics[name])
+    return _plain(f"{name} {metric_text(math.nan if value is None else value)}")
 
 
 def _plain(text: object) -> str:
     """Return a name without what would steer a terminal, or break a line."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    name = str(text)
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 def _diff(arguments: Sequence[str]) -> None:

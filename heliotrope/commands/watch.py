@@ -37,10 +37,13 @@ def watch_command(arguments: Sequence[str]) -> None:
         port=8765          the port to listen on, instead of one that is free
     """
     where, port = _parsed(arguments)
-    with _live(where) as runs, WatchServer(runs, masked(where), port) as server:
+    with (
+        suppress(KeyboardInterrupt),  # how a watch ends
+        _live(where) as runs,
+        WatchServer(runs, masked(where), port) as server,
+    ):
         say(f"watching {masked(where)} at {server.address} until Ctrl-C")
-        with suppress(KeyboardInterrupt):  # how a watch ends
-            server.serve_forever()
+        server.serve_forever()
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[str, int]:

@@ -68,18 +68,17 @@ def differing(configs: Sequence[Mapping[str, Any]], prefix: str = "") -> Iterato
 @lru_cache(maxsize=1 << 16)
 def _mapping(text: str) -> Mapping[str, Any]:
     merged: dict[str, Any] = {}
-    for item in _items(text):
-        merged |= _item(item)
+    for item in _NEXT_KEY.split(text):  # before each line that begins a key
+        merged.update(_item(item))
     return merged
 
 
 @lru_cache(maxsize=1 << 16)
 def _item(text: str) -> Mapping[str, Any]:
-    """Return one key of a mapping with its value."""
-    number = _NUMBER.fullmatch(text)
-    if (
-        number is not None and number[1].lower() not in _NO_NAMES
-    ):  # what differs most in a sweep: no parser is needed
+    """Return one key of a block mapping with its value."""
+    text = f"{text}\n"
+    number = _NUMBER.fullmatch(text)  # what differs most in a sweep: no parser is needed
+    if number is not None and number[1].lower() not in _NO_NAMES:
         return {number[1]: float(number[3]) if number[3] else int(number[2])}
     head = _HEAD.match(text)
     below = text[head.end() :] if head else ""
@@ -93,9 +92,3 @@ def _item(text: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("it holds no keys and values")
     return {str(key): each for key, each in value.items()}
-
-
-def _items(text: str) -> Iterator[str]:
-    """Split a block mapping before each line that begins a key."""
-    for item in _NEXT_KEY.split(text):
-        yield f"{item}\n"

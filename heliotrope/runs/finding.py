@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,8 +34,11 @@ _MADE_FIRST = frozenset(
     {".lock", "overrides.json", PRUNING}
 )  # in a job's directory, before any work
 _CHECKPOINTS = "checkpoints"
+_EVALUATED = ("evaluate", "final")
 _MOST = 1 << 24  # bytes of a file that are read
 _TAIL = 1 << 16  # bytes of the last events
+
+_Event = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -152,18 +156,16 @@ def _read_run(path: str, names: set[str], changed: float) -> FoundRun:
     notes: list[str] = []
     config = _config(path, notes) if "config.yaml" in names else {}
     result = _result(path, notes) if "result.json" in names else {}
-    events, written = _events(f"{path}/metrics.jsonl", only_first=bool(result))
-    start = events[0] if events and events[0].get("event") == "start" else {}
+    start, last, evaluated, written = _events(f"{path}/metrics.jsonl", only_first=bool(result))
     if not start and not ("name" in config and config.keys() & set(get_args(Mode))):
         if names <= _MADE_FIRST:
             state = "running" if _held(path) else "never begun"
             return FoundRun(Path(path), state, changed)
         return FoundRun(Path(path), FOREIGN, changed, note="; ".join(notes) or "of another program")
-    evaluated = [event for event in events if event.get("event") in ("evaluate", "final")]
-    told = result.get("metrics") if result else evaluated[-1] if evaluated else {}
+    told = result.get("metrics") if result else evaluated
     return FoundRun(
         Path(path),
-        "running" if _held(path) else _state(result, events, notes),
+        "running" if _held(path) else _state(result, last, notes),
         written or changed,
         config,
         result,
@@ -174,15 +176,14 @@ def _read_run(path: str, names: set[str], changed: float) -> FoundRun:
     )
 
 
-def _state(result: Mapping[str, Any], events: list[dict[str, Any]], notes: list[str]) -> str:
-    """Return the state of a run that no process has."""
+def _state(result: Mapping[str, Any], last: Mapping[str, Any], notes: list[str]) -> str:
+    """Return the state of a run that no process has; `last` is its last event."""
     if notes:
         return "broken"
     if result:
         return str(result.get("status", "completed"))
-    if not events:
+    if not last:
         return "never begun"
-    last = events[-1]
     ended = last.get("event") == "end" and last.get("status") == "failed"
     return "failed" if ended else "interrupted"
 
@@ -238,29 +239,28 @@ def _why(name: str, error: Exception) -> str:
     return f"{name} cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
-def _events(path: str, *, only_first: bool) -> tuple[list[dict[str, Any]], float | None]:
-    """Return the first event and, if asked, the last ones, and when the file was written.
+def _events(path: str, *, only_first: bool) -> tuple[_Event, _Event, _Event, float | None]:
+    """Return the start event, the last one, the last evaluation, and when the file was written.
 
-    Lines that are not whole are left out.
+    Without `only_first`, the last two are sought in the last lines. What is not there is empty.
     """
     try:
         descriptor, about = open_regular(path)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            begin = os.pread(file.fileno(), _TAIL, 0)
+            whole = about.st_size <= len(begin)
+            tail = begin if whole else os.pread(file.fileno(), _TAIL, about.st_size - _TAIL)
     except OSError:
-        return [], None
-    try:
-        begin = os.pread(descriptor, _TAIL, 0)
-        lines = [begin.partition(b"\n")[0]]
-        if not only_first:
-            after = max(len(lines[0]) + 1, about.st_size - _TAIL)
-            tail = os.pread(descriptor, _TAIL, after)
-            cut = after > len(lines[0]) + 1  # what is left of a line comes first
-            lines += (tail.partition(b"\n")[2] if cut else tail).splitlines()
-    except OSError:
-        return [], None
-    finally:
-        os.close(descriptor)
-    parsed = (parsed_event(line) for line in lines)
-    return [event for event in parsed if event is not None], about.st_mtime
+        return {}, {}, {}, None
+    first = parsed_event(begin.partition(b"\n")[0]) or {}
+    start = first if first.get("event") == "start" else {}
+    if only_first:
+        return start, first, {}, about.st_mtime
+    lines = tail.splitlines() if whole else tail.splitlines()[1:]  # what is left of a line
+    recent = filter(None, map(parsed_event, reversed(lines)))
+    last = next(recent, first)
+    evaluated = next((e for e in chain([last], recent) if e.get("event") in _EVALUATED), {})
+    return start, last, evaluated, about.st_mtime
 
 
 def _text(path: str) -> str:

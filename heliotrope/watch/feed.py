@@ -19,7 +19,7 @@ from heliotrope.watch.progress import Progress
 
 __all__ = ["Feed"]
 
-_MOST_EVENTS = 1000  # of a kind that are kept; of more, every second, every fourth, ...
+_MOST_EVENTS = 500  # of a kind that are kept; of more, every second, every fourth, ...
 _UNFINISHED = ("running", "interrupted")
 
 

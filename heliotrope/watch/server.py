@@ -85,7 +85,6 @@ class _Handler(BaseHTTPRequestHandler):
     server: WatchServer
     server_version = "heliotrope"
     sys_version = ""
-    protocol_version = "HTTP/1.1"
     timeout = 60
 
     def do_GET(self) -> None:
