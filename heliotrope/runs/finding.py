@@ -191,15 +191,15 @@ def _state(result: Mapping[str, Any], last: Mapping[str, Any], notes: list[str])
 def _held(path: str) -> bool:
     """Return whether a process has the run; its lock is tried only if the process may live."""
     try:
+        holder = Holder.named(read_regular(f"{path}/.lock", _MOST))
+        if holder is None or (holder.near and not holder.alive):
+            return False
         with os.fdopen(open_regular(f"{path}/.lock")[0]) as file:
-            holder = Holder.named_in(file)
-            if holder is None or (holder.near and not holder.alive):
-                return False
             try:
                 return not lock(file, shared=True)
             except NoLocksError:
                 return holder.alive
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 

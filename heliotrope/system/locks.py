@@ -61,8 +61,13 @@ class Holder:
     def named_in(cls, file: IO[str]) -> Holder | None:
         """Return who `file` names; None if nobody, or not in this way."""
         file.seek(0)
+        return cls.named(file.read())
+
+    @classmethod
+    def named(cls, text: str | bytes) -> Holder | None:
+        """Return who the text of a file names; None if nobody, or not in this way."""
         try:
-            return cls(**json.loads(file.read()))
+            return cls(**json.loads(text))
         except (ValueError, TypeError):
             return None
 
