@@ -47,12 +47,9 @@ class Progress:
 
     def pace(self, mode: str) -> str:
         """Return the time of a round, or of an epoch and a step."""
-        unit = "round" if mode == "federated" else "epoch"
-        times = [
-            (seconds_text, _each(self._units), unit),
-            (milliseconds_text, _each(self._steps), "step"),
-        ]
-        return ", ".join(f"{text(each)} a {what}" for text, each, what in times if each is not None)
+        unit = "a round" if mode == "federated" else "an epoch"
+        times = ((_each(self._units), unit), (_each(self._steps), "a step"))
+        return ", ".join(f"{milliseconds_text(x)} {what}" for x, what in times if x is not None)
 
     def left(self, mode: str, config: Mapping[str, Any]) -> str:
         """Return the time until its last round or epoch ends; empty if it cannot be known."""

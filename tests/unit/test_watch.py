@@ -185,6 +185,17 @@ def test_rows_tell_state_progress_pace_and_what_is_left(tmp_path: Path) -> None:
     assert rows["jobs/0"]["left"] == rows["jobs/2"]["left"] == ""
 
 
+def test_the_pace_of_epochs_and_steps_is_that_of_the_recent_ones(tmp_path: Path) -> None:
+    steps = [
+        event("step", epoch=1, steps=n, examples_seen=n, seconds=5 + n / 100, **{"step/loss": 1.0})
+        for n in range(1, 40)
+    ]
+    make_run(tmp_path / "a", mode="distributed", events=[*steps, *training(2, "epoch")])
+    (changes,) = LiveRuns(tmp_path).changes(0)["runs"]
+    assert changes["row"]["pace"] == "2.50 s an epoch, 10 ms a step"
+    assert changes["row"]["progress"] == "2 epochs"  # its config does not tell of how many
+
+
 def test_new_jobs_appear_and_removed_ones_go(tmp_path: Path) -> None:
     runs = LiveRuns(tmp_path / "later")
     empty = runs.changes(0)
