@@ -112,5 +112,7 @@ def file_system(path: Path) -> str:
         for fields in mounts
         if resolved.is_relative_to(mount := fields[4].replace("\\040", " "))
     ]
+    if not found:  # in a chroot, whose root is not mounted itself
+        return f"the file system of {resolved}"
     mount, kind = max(found, key=lambda pair: len(pair[0]))
     return f"the {kind} file system at {mount}"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -273,10 +274,11 @@ def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
 
 def _children(pid: int) -> list[int]:
     """The processes of a session, Ray's own and the workers among them."""
-    listed = subprocess.run(
-        ["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
-    ).stdout
-    parents = {int(line.split()[0]): int(line.split()[1]) for line in listed.splitlines()}
+    parents: dict[int, int] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            fields = status.read_text().rpartition(")")[2].split()  # after its name: state, parent
+            parents[int(status.parent.name)] = int(fields[1])
     found, new = [pid], [pid]
     while new:
         new = [child for child, parent in parents.items() if parent in new]

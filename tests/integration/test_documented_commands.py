@@ -48,6 +48,8 @@ class Kept:
 
 KEPT = (
     Kept(r"--help$"),
+    Kept(r"^python -m federated .*(privacy|_aggregation|attack|audit)[./]", "federated.rounds=1", slow=True),
+    Kept(r"^python -m distributed .*(privacy|audit)[./]", "distributed.epochs=1", slow=True),
     Kept(
         r"^python -m distributed -m .*search\.trials=",
         "search.trials=2 distributed.epochs=1 distributed.launcher=inline distributed.workers=1",

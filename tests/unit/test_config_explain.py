@@ -106,7 +106,7 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("--resume=true", ("--resume=true", "Write resume=true")),
     ("--experiment=quickstart", ("--experiment=quickstart", "Write experiment=quickstart")),
     ("--multirum seed=1,2", ("--multirum", "'--multirun'")),
-    ("--cfg jobb", ("--cfg", "jobb", "'job'")),
+    ("--cfg jobb", ("--cfg", "jobb", "hydra")),
     # relations between keys
     (
         "federated.clients_per_round=11",

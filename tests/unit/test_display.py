@@ -145,7 +145,7 @@ def test_the_cursor_comes_back_when_the_run_breaks() -> None:
         "    raise RuntimeError('broken')\n"
     )
     assert code == 1
-    assert "RuntimeError: broken" in drawn
+    assert "RuntimeError: broken" in re.sub(r"\x1b\[[\d;]*m", "", drawn)
     assert drawn.rindex("\x1b[?25h") > drawn.rindex("\x1b[?25l")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,9 @@ from heliotrope.training.finders import _Trial, find_batch_size, find_lr
 from heliotrope.training.loop import TrainingBatch
 from tests.support import compose, global_random_state_untouched
 
+NEEDS_COMPILER = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler"
+)
 _SMALL = ("model.hidden=[16]", "distributed.batch_size=64", "seed=3")
 
 
@@ -91,7 +95,7 @@ def test_the_batch_size_found_is_the_smallest_that_is_nearly_as_fast_as_any(
     "override",
     [
         "distributed.precision=bf16",
-        "distributed.compile=true",
+        pytest.param("distributed.compile=true", marks=NEEDS_COMPILER),
         "distributed.activation_checkpointing=true",
         "distributed.accumulation_steps=2",
         "distributed.ema_decay=0.9",

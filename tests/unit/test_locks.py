@@ -157,3 +157,11 @@ def test_workers_of_a_machine_that_died_are_awaited_and_that_is_said(
         worker_lock.wait_until_clear(tmp_path, said.append)
     assert len(said) == 1
     assert "waiting up to 120 s" in said[0]
+
+
+def test_in_a_chroot_no_file_system_is_mounted_above_a_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    proc = "24 30 0:22 / /proc rw,relatime shared:5 - proc proc rw\n"
+    monkeypatch.setattr(Path, "read_text", lambda _path: proc)
+    assert file_system(tmp_path) == f"the file system of {tmp_path}"
