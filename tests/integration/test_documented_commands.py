@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import ROOT
+from tests.support import MODES, ROOT, Started, type_command
 from tests.unit.test_data_load import write_idx
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -29,6 +30,8 @@ DOCUMENTS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 COMMAND = (
     r"(?:python -m |python scripts/|heliotrope |ruff |source |scripts/[\w-]+(?=[ `]|$)|\.venv/bin/)"
 )
+
+ONE_RUN = r"^python -m (federated|distributed) +experiment=(?!.*(resume|plugins|folds|_cv))"
 
 QUICK = "--repeats 1 --patience 0"
 BESIDE = "--workloads B --seconds 0.01 --peer-python bare=python --peer-python flower=python"
@@ -48,7 +51,11 @@ class Kept:
 
 KEPT = (
     Kept(r"--help$"),
-    Kept(r"^python -m federated .*(privacy|_aggregation|attack|audit)[./]", "federated.rounds=1", slow=True),
+    Kept(
+        r"^python -m federated .*(privacy|aggregation|attack|audit)[./]",
+        "federated.rounds=1",
+        slow=True,
+    ),
     Kept(r"^python -m distributed .*(privacy|audit)[./]", "distributed.epochs=1", slow=True),
     Kept(
         r"^python -m distributed -m .*search\.trials=",
@@ -98,7 +105,7 @@ KEPT = (
     Kept(r"^python -m heliotrope tune ", "federated.clients_per_round=2"),
     Kept(r"^scripts/quickstart$", REACHED, slow=True),
     Kept(r"^scripts/test$", "tests/unit/test_stopwatch.py"),
-    Kept(r"^scripts/test -m slow$", "--collect-only -q"),
+    Kept(r"^scripts/test -m slow$", "--collect-only -q", slow=True),
     Kept(r"^scripts/check$", slow=True),
     Kept(r"^scripts/fetch-test-data$"),
     Kept(r"^source \.venv/bin/activate$"),
@@ -131,6 +138,11 @@ KEPT = (
     Kept(r"/privacy\.py", "--studies dpsgd --cells 'noise 1.3'", slow=True),
     Kept(r"/dpsgd_step\.py", "--pairs 1 --patience 0", slow=True),
     Kept(r"/gpt_step\.py$", "--pairs 1 --epochs 2 --patience 0", slow=True),
+    Kept(
+        r"/sharded_memory\.py",
+        "--width 64 --layers 2 --processes 1 --patience 0",
+        slow=True,
+    ),
     Kept(
         r"/plan\.py",
         "--hidden 50 --strategies ddp --patience 0",
@@ -296,6 +308,18 @@ def test_a_documented_command_runs(
     mine.unlink(missing_ok=True)
     assert kind.until in done.stdout
     assert done.returncode == 0, f"{smallest(command)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+
+
+@pytest.mark.parametrize("command", [c for c in documented() if re.search(ONE_RUN, c)])
+def test_a_documented_run_is_composed_and_checked(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named, *arguments = shlex.split(command)[2:]
+    mode = next(mode for mode in MODES if mode == named)
+    job = Started()
+    assert type_command(monkeypatch, mode, *arguments, job=job) == 0
+    assert len(job.runs) == 1
 
 
 def test_the_documents_have_commands() -> None:
