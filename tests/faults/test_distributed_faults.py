@@ -70,7 +70,10 @@ def _tail(directory: Path, epoch: int) -> str:
     return "".join(line for line in lines if f'"epoch": {epoch}' in line)
 
 
-@pytest.mark.parametrize("launcher", [RAY, TORCHRUN], ids=["ray", "torchrun"])
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param(RAY, id="ray", marks=pytest.mark.slow), pytest.param(TORCHRUN, id="torchrun")],
+)
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     launcher: tuple[str, ...],
     undisturbed: Path,
@@ -299,7 +302,7 @@ def _has_stepped(directory: Path) -> bool:
         (INLINE, signal.SIGTERM),
         (TORCHRUN, signal.SIGINT),
         pytest.param(TORCHRUN, signal.SIGTERM, marks=pytest.mark.slow),
-        (RAY, signal.SIGINT),
+        pytest.param(RAY, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(RAY, signal.SIGTERM, marks=pytest.mark.slow),
     ],
     ids=lambda value: value[0].rpartition("=")[2] if isinstance(value, tuple) else value.name,

@@ -255,10 +255,9 @@ def _actor_with_a_bad_client(bad: int, what: str) -> type[Actor]:
     return Spoiled
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize(
-    ("kind", "workers"), [pytest.param("sequential", 2, marks=pytest.mark.slow), ("batched", 1)]
-)
+@pytest.mark.parametrize(("kind", "workers"), [("sequential", 2), ("batched", 1)])
 def test_a_client_that_no_signal_stops_is_named_and_left_out(
     kind: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

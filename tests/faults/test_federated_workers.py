@@ -51,7 +51,10 @@ def test_a_worker_that_hangs_is_killed_and_replaced(
     assert json.loads((tmp_path / "result.json").read_text())["rounds"] == 3
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_an_interrupted_run_stops_at_once_and_can_go_on(
     sent: signal.Signals, code: int, tmp_path: Path
 ) -> None:

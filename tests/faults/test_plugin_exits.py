@@ -42,7 +42,7 @@ def run(mode: str, directory: Path, *words: str) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("pool", ["inprocess", "ray"])
+@pytest.mark.parametrize("pool", ["inprocess", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_client_that_ends_the_process_is_left_out_by_name(tmp_path: Path, pool: str) -> None:
     words = (
         "experiment=quickstart",

@@ -145,7 +145,7 @@ def test_a_signal_while_ray_starts_ends_the_run_at_once(to: str, tmp_path: Path)
         _assert_ended(job, directory, family, 143, began)
 
 
-@pytest.mark.parametrize("launcher", ["ray", "torchrun"])
+@pytest.mark.parametrize("launcher", [pytest.param("ray", marks=pytest.mark.slow), "torchrun"])
 def test_a_signal_before_the_first_step_does_not_wait_for_it(launcher: str, tmp_path: Path) -> None:
     directory, draw = tmp_path / "run", random.Random(fresh_seed())
     choice = (f"distributed.launcher={launcher}", "distributed.workers=2")

@@ -52,7 +52,7 @@ def _directory(folder: Path) -> Path | None:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param((), id="static"),
+        pytest.param((), id="static", marks=pytest.mark.slow),
         pytest.param(("--standalone",), id="c10d", marks=pytest.mark.slow),
     ],
 )

@@ -78,7 +78,9 @@ def serving() -> Iterator[_Server]:
     "launched",
     [
         ("distributed.launcher=inline", "distributed.workers=1"),
-        ("distributed.launcher=torchrun", "distributed.workers=2"),
+        pytest.param(
+            ("distributed.launcher=torchrun", "distributed.workers=2"), marks=pytest.mark.slow
+        ),
     ],
     ids=lambda launched: launched[0],
 )

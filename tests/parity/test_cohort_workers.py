@@ -109,6 +109,7 @@ def test_ray_workers_give_what_this_process_gives(
         assert mine["test"].compute() == pytest.approx(theirs["test"].compute())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_workers_on_other_machines_give_what_those_here_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -31,10 +31,11 @@ _KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(
     "kind",
-    [_KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in _KINDS[1:])],
+    _KINDS,
     ids=lambda kind: " ".join(kind[:2]),
 )
 def test_bytes_of_a_run_are_those_of_its_plan(

@@ -114,7 +114,9 @@ def test_a_round_that_is_done_again_with_fresh_noise_is_charged_again(tmp_path: 
     [
         ("noise_multiplier=1", "noise_multiplier=2"),
         # A target takes as much noise as the rounds need; here both end after the first.
-        ("target_epsilon=6", "target_epsilon=6 federated.rounds=2"),
+        pytest.param(
+            "target_epsilon=6", "target_epsilon=6 federated.rounds=2", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_two_runs_of_one_seed_do_not_share_their_noise(

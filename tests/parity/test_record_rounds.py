@@ -117,6 +117,7 @@ def test_noise_follows_from_a_target_for_each_client_and_is_kept(tmp_path: Path)
     assert_same_tensors(before, weights_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_client_without_budget_is_no_longer_drawn_also_over_resumes(tmp_path: Path) -> None:
     limited = ("federated.privacy.target_epsilon=1", "federated.privacy.delta=1e-3")
     result = _train(tmp_path / "whole", 9, *limited)

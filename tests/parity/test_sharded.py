@@ -102,9 +102,9 @@ def test_a_run_begun_whole_goes_on_sharded(ray_session: object, tmp_path: Path) 
 @pytest.mark.parametrize(
     "feature",
     [
-        "distributed.precision=bf16",
+        pytest.param("distributed.precision=bf16", marks=pytest.mark.slow),
         "distributed.precision=fp16",
-        "distributed.activation_checkpointing=true",
+        pytest.param("distributed.activation_checkpointing=true", marks=pytest.mark.slow),
     ],
 )
 def test_half_precision_and_recomputing_work_sharded(

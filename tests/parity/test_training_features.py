@@ -38,10 +38,14 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "step": ("distributed.lr_schedule=step", "distributed.lr_decay_steps=4"),
     "one cycle": ("distributed.lr_schedule=one_cycle",),
 }
+_SELDOM = ("logged steps", "step", "one cycle", "accumulation")  # parts of the others
 _EPOCHS = 2
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize(
+    "feature",
+    [pytest.param(name, marks=pytest.mark.slow if name in _SELDOM else ()) for name in FEATURES],
+)
 def test_two_ray_workers_are_one_and_a_resumed_run_is_a_whole_one(
     feature: str, ray_session: object, tmp_path: Path
 ) -> None:
