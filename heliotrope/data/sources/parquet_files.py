@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ParquetFiles", "arrow_column"]
 
 _CELL = 8  # bytes that a number takes in memory
-_BLOCK_CELLS = 1 << 21  # that are decoded at once
+_BLOCK_CELLS = 1 << 19  # that are decoded at once
 _MOST_ROWS = 1 << 16  # of a block
 _BUFFERS = 1 << 24  # bytes that all columns together are read ahead of their cells
 _LEAST_BUFFER = 1 << 12
