@@ -45,8 +45,11 @@ def differences(runs: Sequence[RunRecord]) -> list[Difference]:
 
 
 def telling(rows: Sequence[Difference]) -> list[Difference]:
-    """Return the differences without those that follow from the choice of another name."""
-    named = tuple(key.removesuffix("name") for key, _ in rows if key.endswith(".name"))
+    """Return the differences without those that follow from the choice of another name.
+
+    Whether a run was interrupted on its way, and resumed, is none that tells.
+    """
+    named = ("resume", *(key.removesuffix("name") for key, _ in rows if key.endswith(".name")))
     return [row for row in rows if row[0].endswith(".name") or not row[0].startswith(named)]
 
 
