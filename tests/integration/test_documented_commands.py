@@ -148,6 +148,7 @@ KEPT = (
         "--hidden 50 --strategies ddp --patience 0",
         slow=True,
     ),
+    Kept(r"/sharded_memory\.py$", "--width 32 --layers 2 --processes 1", slow=True),
     Kept(r"/checkpoint_stall\.py$", "--checkpoints 2 --patience 0", slow=True),
     Kept(
         r"/data_parallel\.py$",
