@@ -68,12 +68,12 @@ KEPT = (
         "distributed.epochs=1 distributed.launcher=inline distributed.workers=1",
         instead=("...", "experiment=quickstart"),
     ),
-    Kept(r"^(python -m|heliotrope) distributed ", "distributed.epochs=1", slow=True),
-    Kept(r" sweep\.parallel=", "federated.rounds=1", slow=True),
     Kept(
-        r"^python -m distributed +experiment=digits_cv",
+        r"^python -m distributed experiment=digits_cv",
         "distributed.epochs=1 distributed.launcher=inline distributed.workers=1",
     ),
+    Kept(r"^(python -m|heliotrope) distributed ", "distributed.epochs=1", slow=True),
+    Kept(r" sweep\.parallel=", "federated.rounds=1", slow=True),
     Kept(r"^(python -m|heliotrope) federated .*resume=true", "federated.rounds=2"),
     Kept(
         r"^heliotrope federated \.\.\.$",
