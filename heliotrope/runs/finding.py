@@ -149,7 +149,7 @@ def _below(root: str) -> Iterator[FoundRun]:
             folders.discard(_CHECKPOINTS)
         elif not folders and not of_a_run and path != root:
             yield FoundRun(Path(path), FOREIGN, changed, note="holds no file of a run")
-        waiting += [(f"{path}/{name}", of_a_run) for name in folders]
+        waiting += [(os.path.join(path, name), of_a_run) for name in folders]  # noqa: PTH118
 
 
 def _read_run(path: str, names: set[str], changed: float) -> FoundRun:

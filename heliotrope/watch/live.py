@@ -85,9 +85,8 @@ class LiveRuns:
         behind = self._read(found)
         changed = changed_keys(found)
         for run in found:
-            name = (
-                run.path.name if run.path == self._root else str(run.path.relative_to(self._root))
-            )
+            below = run.path.relative_to(self._root)
+            name = str(below) if below.name else run.path.resolve().name
             self._feeds[run.path].tell(
                 run, name, self._state(run), changed.get(id(run), ""), self._version
             )

@@ -212,6 +212,15 @@ def test_new_jobs_appear_and_removed_ones_go(tmp_path: Path) -> None:
     assert len(runs.changes(0)["newest"]) == 1
 
 
+def test_a_run_is_watched_from_inside_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "mine" / "inner")
+    monkeypatch.chdir(make_run(tmp_path / "mine"))
+    changes = LiveRuns(Path()).changes(0)
+    assert {run["row"]["name"] for run in changes["runs"]} == {"mine", "inner"}
+
+
 def test_runs_of_a_storage_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"memory://{secrets.token_hex(4)}/runs"
     here = make_run(tmp_path / "here", events=training(2), finished=False)
