@@ -72,8 +72,9 @@ class AttemptStart:
 class RunAttempt:
     """What every worker is told. An attempt that fails may be followed by another.
 
-    `directory` is the run's, on a file system that all workers share; `checkpoint` the
-    progress to resume from, None to begin; `pruning` when a search gives the run up.
+    `directory` is the run's, or one that stands for it on a node that does not share it;
+    `checkpoint` the progress to resume from, None to begin; `pruning` when a search gives the run
+    up.
     """
 
     run: Run

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# A command with a mount namespace of its own, in which a folder is empty.
+_ALONE = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"')
+
 _TOKEN = "0123456789abcdef" * 2
 
 
@@ -37,12 +40,19 @@ class RunningCluster:
 
 @contextlib.contextmanager
 def started_cluster(
-    cpus: int, *, token: bool, jobs: bool = False, nodes: int = 1
+    cpus: int,
+    *,
+    token: bool,
+    jobs: bool = False,
+    nodes: int = 1,
+    head_cpus: int | None = None,
+    hidden: Path | None = None,
 ) -> Iterator[RunningCluster]:
     """Start a cluster of nodes with `cpus` each, as somebody else: with no setting of this process.
 
-    It takes `jobs` if it is to have a dashboard. Nobody finds it who does not know its address:
-    Ray's note of it is in a folder of its own.
+    It takes `jobs` if it is to have a dashboard; its head may have other CPUs. What is below the
+    folder `hidden` is on the head alone: the other nodes see an empty folder, which needs root.
+    Nobody finds it who does not know its address: Ray's note of it is in a folder of its own.
     """
     with (
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
@@ -58,9 +68,11 @@ def started_cluster(
         for number, agent in enumerate(agents):
             role = [f"--address=127.0.0.1:{port}"] if number else head
             # Nodes of one folder would take each other's packages away.
-            own = [f"--num-cpus={cpus}", f"--temp-dir={files}{number or ''}"]
+            count = head_cpus if head_cpus is not None and number == 0 else cpus
+            own = [f"--num-cpus={count}", f"--temp-dir={files}{number or ''}"]
             own.append(f"--dashboard-agent-listen-port={agent}")
-            started.enter_context(_node(Path(folder), home, number, [*role, *own]))
+            alone = hidden if number else None
+            started.enter_context(_node(Path(folder), home, number, [*role, *own], alone))
         url = f"http://127.0.0.1:{dashboard}" if jobs else ""
         yield RunningCluster(f"127.0.0.1:{port}", home, files / "session_latest", url)
 
@@ -74,9 +86,12 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _node(folder: Path, home: Path, number: int, arguments: list[str]) -> Iterator[None]:
+def _node(
+    folder: Path, home: Path, number: int, arguments: list[str], hidden: Path | None
+) -> Iterator[None]:
     """Start a node, whose jobs find the Python of this process, and end it after the block."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *arguments]
+    command = [] if hidden is None else [*_ALONE, str(hidden)]
+    command += [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *arguments]
     command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats"]
     clean = {key: os.environ[key] for key in ("LANG",) if key in os.environ}
     if number and (home / ".ray" / "auth_token").exists():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -132,23 +132,52 @@ class _Ray:
     def launch(
         self, attempt: RunAttempt, dataset: Dataset, display: Display, stop: Stop
     ) -> TrainingResult:
+        from .node_relay import Relay  # here: it imports torch
+
         run_dir = RunDirectory(attempt.directory)
         self._data = self._data or ray.put(shared(dataset))
-        at = self._ranks[0].meeting_point.remote()
         self._up = [actor.__ray_ready__.remote().future() for actor in self._ranks]
-        answers = [
-            actor.train.remote(attempt, Topology(rank, len(self._ranks)), self._data, at)
-            for rank, actor in enumerate(self._ranks)
-        ]
         with shown_from_files(run_dir.metrics, run_dir.path / POSITION, display):
             try:
-                trained = TrainingResult.from_json(self._all(answers, stop)[0])
+                with Relay(self._apart(attempt, stop), run_dir.path) as relay:
+                    at = self._ranks[0].meeting_point.remote()
+                    answers = [
+                        actor.train.remote(
+                            attempt, Topology(rank, len(self._ranks)), self._data, at
+                        )
+                        for rank, actor in enumerate(self._ranks)
+                    ]
+                    first, *_ = self._all(answers, stop, relay.raise_if_failed)
+                    trained = TrainingResult.from_json(first)
             except BaseException:
                 self.stop()
                 raise
         if trained.stopped:  # they will not be asked again
             self.stop()
         return trained
+
+    def _apart(self, attempt: RunAttempt, stop: Stop) -> dict[int, Any]:
+        """Return the workers, by rank, that do not see the run's directory, and let them have one.
+
+        A new file in it tells, which no node knows from before.
+        """
+        if len(self._cluster().node_cpus) == 1:
+            return {}
+        mark = attempt.directory / f".shared.{attempt.start.token}"
+        mark.touch()
+        try:
+            seen = self._all([actor.sees.remote(mark) for actor in self._ranks], stop)
+        finally:
+            mark.unlink()
+        apart = {rank: actor for rank, actor in enumerate(self._ranks) if not seen[rank]}
+        if apart:
+            _log.info("rank %s: not on a file system with %s", [*apart], attempt.directory)
+            from .node_files import given_to_nodes  # here: it imports torch
+
+            given = ray.put(given_to_nodes(attempt))
+            begun = [actor.work_apart.remote(rank, given) for rank, actor in apart.items()]
+            self._all(begun, stop)
+        return apart
 
     def stop(self) -> None:
         """End every worker, whatever it is doing, and give its room back."""
@@ -158,16 +187,20 @@ class _Ray:
         self._ranks = []
         self._held.close()
 
-    def _all(self, answers: Sequence[Any], stop: Stop) -> list[str]:
+    def _all(
+        self, answers: Sequence[Any], stop: Stop, check: Callable[[], None] = lambda: None
+    ) -> list[Any]:
         """Return every rank's answer; raise the failure that the others followed from.
 
-        Waits in Python: inside `ray.wait`, Ray turns SIGTERM into an exit of its own.
+        `check` is called while it waits, and may raise. Waits in Python: inside `ray.wait`, Ray
+        turns SIGTERM into an exit of its own.
         """
-        ranks: dict[Future[str], int] = {each.future(): rank for rank, each in enumerate(answers)}
+        ranks: dict[Future[Any], int] = {each.future(): rank for rank, each in enumerate(answers)}
         waiting, failures, deadline = set(ranks), [], math.inf
         stopping: list[Future[bool]] = []
         while waiting and time.monotonic() < deadline:
             done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
+            check()
             if not stopping and (stop.asked() or self._room_for_more()):
                 stopping = [actor.stop.remote().future() for actor in self._ranks]
             if stop.asked() and self._nothing_to_save(stopping):

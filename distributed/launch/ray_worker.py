@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -23,6 +25,8 @@ from .failures import RankError
 
 if TYPE_CHECKING:
     from heliotrope.data import Dataset
+
+    from .node_files import Changes, NodeDirectory
 
 __all__ = ["RayWorker", "shared"]
 
@@ -41,6 +45,7 @@ class RayWorker:
         import_module("torch._dynamo")
         import_module(".process", __package__)
         self._store: Any = None
+        self._files: NodeDirectory | None = None  # where the run's directory is not there
         self._stop = threading.Event()
         self._stepped = False
 
@@ -52,6 +57,29 @@ class RayWorker:
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         return host, self._store.port
 
+    def sees(self, path: Path) -> bool:
+        """Return whether a file of the driver's is there on this node."""
+        return path.exists()
+
+    def work_apart(self, rank: int, given: Mapping[str, bytes]) -> None:
+        """Work in a directory of this node that begins with `given`, not in that of the run."""
+        from .node_files import NodeDirectory
+
+        self._files = NodeDirectory(rank, given)
+
+    def changes(self, *, last: bool) -> Changes:
+        """Return what has changed in that directory since the call before; `last` removes it."""
+        assert self._files is not None
+        found = self._files.changes()
+        if last:
+            self._files.remove()
+        return found
+
+    def receive(self, changes: Changes) -> None:
+        """Write what other workers have written into that directory."""
+        assert self._files is not None
+        self._files.write(changes)
+
     def train(
         self, attempt: RunAttempt, topology: Topology, dataset: Dataset, at: tuple[str, int]
     ) -> str:
@@ -61,6 +89,8 @@ class RayWorker:
         which is `RankError` for any other failure: the driver may not have its class.
         """
         attempt = replace(attempt, start=attempt.start.received())
+        if self._files is not None:
+            attempt = replace(attempt, directory=self._files.path)
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         from .process import train_process

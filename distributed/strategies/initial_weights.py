@@ -18,11 +18,14 @@ from heliotrope.models import build
 from heliotrope.models.mapped import mapped_model, release_values, write_values
 from heliotrope.tasks import Task
 
-__all__ = ["initial_model", "initial_weights"]
+__all__ = ["initial_model", "initial_weights", "initial_weights_file"]
 
 _log = logging.getLogger(__name__)
 
-_FILE = ".initial.safetensors"
+
+def initial_weights_file(directory: Path) -> Path:
+    """Return the file that the values are in, below the directory of a run."""
+    return directory / ".initial.safetensors"
 
 
 @contextmanager
@@ -32,7 +35,7 @@ def initial_weights(run: Run, model: nn.Module, directory: Path) -> Iterator[Non
     `model` itself is left without values. There is a file only for a strategy that divides weights;
     where there is no room for it, each worker builds the model.
     """
-    path = directory / _FILE
+    path = initial_weights_file(directory)
     try:
         if run.distributed.strategy == "fsdp":
             _write(model, path)
@@ -52,7 +55,7 @@ def _write(model: nn.Module, path: Path) -> None:
 
 def initial_model(run: Run, task: Task, directory: Path) -> nn.Module:
     """Return the model as it begins, on the CPU: mapped from the file if there is one, or built."""
-    path = directory / _FILE
+    path = initial_weights_file(directory)
     mapped = mapped_model(run.model, task, run.seed, path) if path.exists() else None
     if mapped is not None:
         return mapped
