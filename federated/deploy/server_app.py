@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ def _serve(run: Run, directory: Path, components: Components, grid: Grid, second
     RunDirectory(directory).refuse_if_taken(run, "federated")
     check_deployable(run, bool(components.context.personal))
     torch.set_num_threads(threads_of(available_cpus()))
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each look for replies
 
     @contextmanager
     def pool(run_dir: RunDirectory, _: Tracker, display: Display) -> Iterator[Pool]:

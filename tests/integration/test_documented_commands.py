@@ -135,6 +135,7 @@ KEPT = (
         "--clients 5 --parameters 100 --neighbours 4 --lost 1 --patience 0",
         slow=True,
     ),
+    Kept(r"/deployed_round\.py", "--rounds 2 --patience 0", slow=True),
     Kept(r"/privacy\.py", "--studies dpsgd --cells 'noise 1.3'", slow=True),
     Kept(r"/dpsgd_step\.py", "--pairs 1 --patience 0", slow=True),
     Kept(r"/gpt_step\.py$", "--pairs 1 --epochs 2 --patience 0", slow=True),
@@ -345,6 +346,7 @@ def test_the_documents_have_commands() -> None:
         "dpsgd_step.py",
         "secure_aggregation.py",
         "beyond_memory.py",
+        "deployed_round.py",
     ],
 )
 def test_a_benchmark_finds_all_that_it_imports(

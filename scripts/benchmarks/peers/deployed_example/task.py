@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Net(nn.Module):
-    """784-200-200-10, over images [B, 1, 28, 28] of 0 to 1."""
+    """784-200-200-10, over images [B, 1, 28, 28] of -1 to 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Net(nn.Module):
 def load_data(folder: str, batch_size: int) -> DataLoader[tuple[torch.Tensor, ...]]:
     """Return batches of the rows in a node's data folder, in a new order each epoch."""
     with np.load(Path(folder) / "example.npz") as file:
-        images = torch.from_numpy(file["images"]).unsqueeze(1).float() / 255
+        images = (torch.from_numpy(file["images"]).unsqueeze(1).float() / 255 - 0.5) / 0.5
         labels = torch.from_numpy(file["labels"])
     return DataLoader(TensorDataset(images, labels), batch_size=batch_size, shuffle=True)
 
