@@ -199,6 +199,23 @@ def test_memory_is_counted_by_what_holds_it() -> None:
     assert local.memory.copies == 3 * weights  # agreed weights, their gradient, and a momentum
 
 
+@pytest.mark.parametrize(
+    ("outer", "units", "half", "whole"),
+    [
+        (0, (8, 8, 8, 8), 1, 24),  # weights of two layers, gradients of a third
+        (0, (8, 8, 8, 8), 2, 16),  # weights in half precision
+        (0, (1, 8, 8, 2), 1, 18),  # the two large layers, when the last one's gradients leave
+        (0, (8,), 1, 8),
+        (6, (), 1, 12),  # weights and gradients
+        (6, (2, 4), 2, 9 + 5),  # in the pass of the first
+    ],
+)
+def test_of_sharded_layers_those_beside_the_one_in_work_are_whole(
+    outer: int, units: tuple[int, ...], half: int, whole: int
+) -> None:
+    assert Units(outer, units, ()).gathered_bytes(half) == whole
+
+
 def test_a_step_grows_evenly_from_two_examples_on() -> None:
     time = StepTime(examples=10, seconds=0.9, least=0.1, update=0.05)
     assert time.of(10) == pytest.approx(0.95)
