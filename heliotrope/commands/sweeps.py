@@ -20,6 +20,7 @@ from heliotrope.config.redaction import without_passwords
 from heliotrope.errors import ConfigError, RunDirectoryError
 from heliotrope.runs.directory import RunDirectory, flat
 from heliotrope.system.console import plain_console
+from heliotrope.system.durable import write_whole
 from heliotrope.system.redaction import masked
 
 __all__ = ["Job", "directory_of", "is_completed", "note", "place", "summarise"]
@@ -58,7 +59,8 @@ def directory_of(job: Job, numbered: Path, taken: Collection[Path]) -> Path:
     `taken` belong to jobs before it.
     """
     root = numbered.parent
-    others = {path.parent: _read(path) for path in sorted(root.glob(f"*/{_NOTE}"))}
+    read = {path.parent: _read(path) for path in sorted(root.glob(f"*/{_NOTE}"))}
+    others = {path: other for path, other in read.items() if other is not None}
     same = [path for path, other in others.items() if path not in taken and job.is_that_of(other)]
     same.sort(key=lambda path: others[path].overrides != job.overrides)
     if same:
@@ -75,12 +77,16 @@ def directory_of(job: Job, numbered: Path, taken: Collection[Path]) -> Path:
 
 
 def note(job: Job, directory: Path, *, only_if_empty: bool) -> None:
-    """Leave in its directory what a job is, unless there is a job, or any file, already."""
+    """Leave in its directory what a job is, unless there is a job, or any file, already.
+
+    A file that cannot be read as one, such as of a full disk, is written anew.
+    """
+    path = directory / _NOTE
     with suppress(OSError):  # a directory that takes no file is refused when the run claims it
-        if only_if_empty and any(directory.iterdir()):
+        if any(directory.iterdir()) if only_if_empty else _read(path) is not None:
             return
-        with (directory / _NOTE).open("x") as file:
-            json.dump({"overrides": sorted(job.overrides), "swept": sorted(job.swept)}, file)
+        saved = {"overrides": sorted(job.overrides), "swept": sorted(job.swept)}
+        write_whole(path, json.dumps(saved).encode())
 
 
 def is_completed(run: Run, mode: Mode, directory: Path) -> bool:
@@ -120,6 +126,10 @@ def summarise(directories: Sequence[Path], whole: Path) -> None:
             sys.stderr.write(f"error: {error}\n")
 
 
-def _read(path: Path) -> Job:
-    saved = json.loads(path.read_text())
-    return Job(frozenset(saved["overrides"]), frozenset(saved["swept"]))
+def _read(path: Path) -> Job | None:
+    """Return the job that a file says; None if it is not there, or damaged."""
+    try:
+        saved = json.loads(path.read_text())
+        return Job(frozenset(saved["overrides"]), frozenset(saved["swept"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

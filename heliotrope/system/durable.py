@@ -23,12 +23,16 @@ def sync_folder(path: Path) -> None:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all, and is on the disk when this returns.
 
-    Raises `OSError`.
+    Raises `OSError`; then nothing of it is left.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)

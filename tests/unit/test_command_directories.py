@@ -151,6 +151,17 @@ def test_jobs_that_differ_in_what_may_change_keep_to_their_own(type_: Type) -> N
     assert [path.name for path in again.directories] == ["2", "1", "0"]
 
 
+@pytest.mark.parametrize("left", ["", "{", "[]", '{"overrides": 1, "swept": []}'])
+def test_a_job_whose_overrides_a_full_disk_has_cut_off_goes_on(left: str, type_: Type) -> None:
+    assert _resumed(type_, "seed=1,2,3") == {1: "0", 2: "1", 3: "2"}
+    note = Path("sweep/1/overrides.json")
+    whole = note.read_text()
+    note.write_text(left)
+    assert _resumed(type_, "seed=1,2,3", "resume=true") == {1: "0", 2: "1", 3: "2"}
+    assert note.read_text() == whole
+    assert _resumed(type_, "seed=2", "resume=true") == {2: "1"}
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
 def test_a_stopped_sweep_says_how_to_continue_all_of_it(
     stop: BaseException, type_: Type, capsys: pytest.CaptureFixture[str]
