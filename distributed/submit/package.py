@@ -10,6 +10,7 @@ from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
+from heliotrope.config.own_files import matches
 from heliotrope.errors import ConfigError
 from heliotrope.report.units import bytes_text
 
@@ -59,12 +60,17 @@ class Package:
         return sum(path.stat().st_size for path in self.files.values())
 
     def name_of(self, path: Path) -> str | None:
-        """Return what a file or folder on this machine is called on the cluster, if it is sent."""
+        """Return what a file or folder on this machine is called on the cluster, if it is sent.
+
+        `path` may also be a pattern, of Parquet files.
+        """
         if not path.is_relative_to(self.root):
             return None
         name = str(path.relative_to(self.root))
         inside = name in self.files or any(each.startswith(f"{name}/") for each in self.files)
-        return name if inside else None
+        found = matches(path)
+        sent = {*self.files.values()}
+        return name if inside or (found and sent.issuperset(found)) else None
 
     def with_code(self, path: Path, files: Mapping[str, Path]) -> str:
         """Return the name on the cluster of a file or folder of code, added if it is elsewhere.

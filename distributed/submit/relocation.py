@@ -13,8 +13,14 @@ from .package import Package
 
 __all__ = ["relocated"]
 
-_PATHS = ("run", "input", "output")
+_PATHS = ("run", "input", "output", "ledger")
 """Keys of commands that are no mode, which name a file or a directory."""
+
+_RUN_PATHS = ("data.path", "data.test", "privacy.ledger")
+"""Keys of a run that do: as they are typed, if they are not among the paths of a command."""
+
+_VERBS_OF_DIRECTORIES = ("compare", "runs", "watch")
+"""Commands that take directories without a key."""
 
 
 def relocated(command: Command, package: Package) -> tuple[str, ...]:
@@ -23,7 +29,10 @@ def relocated(command: Command, package: Package) -> tuple[str, ...]:
     Code that lies elsewhere is added to the package. Other paths become absolute unless they are
     in the package: data and results are where both machines see them.
     """
-    words = [_word(word, package) for word in command.words]
+    verb, *arguments = command.words
+    if verb in _VERBS_OF_DIRECTORIES:
+        arguments = [_path(word, package) if Path(word).exists() else word for word in arguments]
+    words = [verb, *(_word(word, package) for word in arguments)]
     for key, path in command.paths.items():
         name = package.name_of(path) or str(path)
         words = [word for word in words if word.partition("=")[0].lstrip("+") != key]
@@ -37,17 +46,33 @@ def relocated(command: Command, package: Package) -> tuple[str, ...]:
 
 
 def _word(word: str, package: Package) -> str:
-    """Return an argument with the path in it, if it is one, as it holds for the job."""
+    """Return an argument with the paths in it, if it has any, as they hold for the job."""
     key, equals, value = word.partition("=")
-    if key == "experiment" and own_experiment(value) is not None:
-        path = named_experiment(value)
-        assert path is not None
-        path = path.resolve()
-        return f"experiment={quoted(package.with_code(path, {path.name: path}))}"
     if key in _PATHS and equals:
-        path = Path(value).absolute()
-        return f"{key}={package.name_of(path) or path}"
+        return f"{key}={_path(value, package)}"
+    # A sweep goes over several values; what else Hydra can list them by is left as it is.
+    values = [] if set(value) & set("\"'()[]{}$") else value.split(",")
+    if key == "experiment":
+        return f"{key}={','.join(_experiment(each, package) for each in values or [value])}"
+    if key.lstrip("+") in _RUN_PATHS and values:
+        paths = [quoted(_path(each, package)) if each != "null" else each for each in values]
+        return f"{key}={','.join(paths)}"
     return word
+
+
+def _experiment(value: str, package: Package) -> str:
+    """Return the choice of an experiment; one's own file is added if it is elsewhere."""
+    if own_experiment(value) is None:
+        return value
+    path = named_experiment(value)
+    assert path is not None
+    path = path.resolve()
+    return quoted(package.with_code(path, {path.name: path}))
+
+
+def _path(text: str, package: Package) -> str:
+    path = Path(text).absolute()
+    return package.name_of(path) or str(path)
 
 
 def _plugin(source: Source, package: Package) -> str:

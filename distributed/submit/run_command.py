@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from heliotrope import config, plugin_loading
 from heliotrope.cli import VERBS, register_resolvers
 from heliotrope.commands.overrides import checked, prepared
-from heliotrope.config import ClusterConfig, Mode, Run
+from heliotrope.config import ClusterConfig, Mode
 from heliotrope.config.explain import composing
 from heliotrope.config.own_files import KEYS, OWN_FILES
 from heliotrope.errors import ConfigError, closest
@@ -71,11 +71,11 @@ def _run(mode: Mode, arguments: list[str]) -> Command:
             directory = Path((composed.hydra.sweep if sweeping else composed.hydra.run).dir)
             cluster = OmegaConf.to_object(composed.cluster)
             assert isinstance(cluster, ClusterConfig)
-            paths = {}
             if not sweeping:  # a job of a sweep has choices that others have not
                 with open_dict(composed):
                     del composed["hydra"]
-                paths = _own_paths(config.load(composed, mode))
+                config.load(composed, mode)
+            paths = _own_paths(composed)
     directory = directory.absolute()
     kept = [word for word in arguments if word.partition("=")[0] not in (*_DIRECTORIES, "resume")]
     named = f"{_DIRECTORIES[sweeping]}={quoted(str(directory))}"
@@ -83,12 +83,13 @@ def _run(mode: Mode, arguments: list[str]) -> Command:
     return Command((mode, *kept, named, "resume=true"), directory, plugins, paths, cluster)
 
 
-def _own_paths(run: Run) -> dict[str, Path]:
-    """Return the user's own files that a run names, by key."""
-    found = {"privacy.ledger": run.privacy.ledger}
-    if run.data.name in OWN_FILES:
-        found |= {f"data.{key}": getattr(run.data, key) for key in KEYS}
-    return {key: Path(path) for key, path in found.items() if path}
+def _own_paths(composed: DictConfig) -> dict[str, Path]:
+    """Return the user's own files by key; of a sweep, those that it does not go over."""
+    keys = ["privacy.ledger"]
+    if OmegaConf.select(composed, "data.name") in OWN_FILES:
+        keys += [f"data.{key}" for key in KEYS]
+    found = {key: OmegaConf.select(composed, key) for key in keys}
+    return {key: Path(path).resolve() for key, path in found.items() if path}
 
 
 def _composed(overrides: list[str], mode: RunMode) -> DictConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import threading
 import time
 import zipfile
@@ -96,6 +97,55 @@ def test_code_from_elsewhere_is_sent_and_data_from_elsewhere_is_named(
     assert outside.endswith("/theirs.py")
     within = _plan(capsys, *run, f"data.path={project / 'rows.csv'}")
     assert "data.path=rows.csv" in str(within["entrypoint"]).split()
+
+
+def _words(capsys: pytest.CaptureFixture[str], *command: str) -> list[str]:
+    """Return the words of the command that would be sent."""
+    return shlex.split(str(_plan(capsys, "--", *command)["entrypoint"]))
+
+
+def test_paths_of_a_sweep_hold_for_its_jobs(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = project.parent / "theirs.yaml"
+    theirs.write_text(
+        "# @package _global_\ndefaults:\n  - override /data: table\n"
+        "data: {path: rows.csv, target: label}\n"
+    )
+    sweep = ("federated", "-m", "seed=1,2", "privacy.ledger=runs/spent.jsonl")
+    words = _words(capsys, *sweep, "experiment=../theirs.yaml")
+    assert f"data.path={project.parent / 'rows.csv'}" in words
+    assert f"privacy.ledger={project / 'runs/spent.jsonl'}" in words
+    # Those that it goes over, too.
+    big = project / "data/big.bin"
+    words = _words(capsys, *sweep, "data=table", "data.path=rows.csv,data/big.bin")
+    assert f"data.path=rows.csv,{big}" in words
+    words = _words(capsys, *sweep, "experiment=quickstart,../theirs.yaml")
+    (experiments,) = [word for word in words if word.startswith("experiment=")]
+    assert experiments.startswith("experiment=quickstart,submitted/")
+
+
+def test_paths_of_commands_that_train_nothing_hold_for_the_job(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, big = project / "runs/a", project / "data/big.bin"
+    assert _words(capsys, "compare", "runs/a", "src")[4:] == ["compare", str(run), "src"]
+    assert _words(capsys, "runs", "diff", "runs/a", "src")[5:] == ["diff", str(run), "src"]
+    ledger = f"ledger={project / 'runs/spent.jsonl'}"
+    assert _words(capsys, "privacy", "ledger=runs/spent.jsonl")[5:] == [ledger]
+    told = _words(capsys, "stats", "data=table", "data.path=data/big.bin", "data.test=rows.csv")
+    assert told[5:] == ["data=table", f"data.path={big}", "data.test=rows.csv"]
+
+
+def test_a_pattern_keeps_its_name_if_all_its_files_are_sent(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("src", "data"):
+        (project / folder / "1.parquet").touch()
+    run = ("federated", "data=table", "data.target=label")
+    assert "data.path=src/*.parquet" in _words(capsys, *run, "data.path=src/*.parquet")
+    outside = f"data.path={project}/*/*.parquet"  # one of its files is not sent
+    assert outside in _words(capsys, *run, "data.path=*/*.parquet")
 
 
 def test_with_a_storage_the_job_mirrors_the_directory_and_names_none_here(
