@@ -160,8 +160,8 @@ def run_mode(
             jobs.run_planned()
 
     outside = guarded(composed)
-    jobs.tell()
-    return outside or jobs.code
+    untold = guarded(jobs.tell)
+    return outside or jobs.code or untold
 
 
 def register_resolvers(mode: Mode, stamp: Callable[[], str] = new_stamp) -> None:

@@ -111,12 +111,15 @@ def closest(word: str, choices: Iterable[str]) -> str:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raise a `RunFailedError` that names `path`, of a run's directory, if it takes no more."""
+def writing(path: Path, key: str = "hydra.run.dir") -> Iterator[None]:
+    """Raise a `RunFailedError` that names `path` if it takes no more.
+
+    Its folder is that of a run, or what else `key` names.
+    """
     try:
         yield
     except OSError as error:
         raise RunFailedError(
             f"{path} could not be written: {error}. Make room there and continue with resume=true "
-            f"{typed('hydra.run.dir', path.parent)}."
+            f"{typed(key, path.parent)}."
         ) from error

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from heliotrope.config import Mode, Run
 from heliotrope.config.redaction import without_passwords
+from heliotrope.errors import writing
 from heliotrope.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class CrossValidation:
 
     def reopen(self) -> None:
         """Take back the result: a fold is trained further."""
-        RunDirectory(self.directory).result.unlink(missing_ok=True)
+        result = RunDirectory(self.directory).result
+        with writing(result):
+            result.unlink(missing_ok=True)
 
     def write_result(self, mode: Mode, done: Collection[Path]) -> None:
         """Write config.yaml and result.json of all folds together, once all are `done`.
@@ -60,7 +63,8 @@ class CrossValidation:
         folds = [read_run(directory) for directory in self.directories]
         there = RunDirectory(self.directory)
         text = OmegaConf.to_yaml(OmegaConf.structured(without_passwords(self.run)))
-        there.config.write_text(text)
+        with writing(there.config):
+            there.config.write_text(text)
         there.write_result(_combined(self.run, mode, folds))
 
 

@@ -117,7 +117,7 @@ class Drawing:
         """Leave in the directory of the sweep what was drawn, durably: it is not drawn again."""
         if self.trials is None or (sweep / TRIALS).exists():
             return
-        with writing(sweep / TRIALS):
+        with writing(sweep / TRIALS, "hydra.sweep.dir"):
             write_whole(sweep / TRIALS, json.dumps(asdict(self.trials), indent=1).encode())
 
     def _mean(self) -> float:

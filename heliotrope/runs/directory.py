@@ -237,12 +237,13 @@ class RunDirectory:
         NaN, such as the loss of a run that diverged, is written as null.
         """
         temporary = self.result.with_suffix(".tmp")
-        with writing(self.result), temporary.open("w") as file:
-            json.dump(strict(result), file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.result)
+        with writing(self.result):
+            with temporary.open("w") as file:
+                json.dump(strict(result), file, indent=2, allow_nan=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.result)
 
 
 def _as_typed(value: Any) -> str:

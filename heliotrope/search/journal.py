@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -43,7 +44,7 @@ class Journal:
         self.path = directory / JOURNAL
         self.settings: dict[str, Any] | None = None
         self.trials: list[Trial] = []
-        with writing(self.path):
+        with writing(self.path, "hydra.sweep.dir"):
             directory.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = self.path.open("a+b")
             sync_folder(directory)
@@ -80,14 +81,15 @@ class Journal:
 
     def close(self) -> None:
         """Give the search up to other processes."""
-        self._file.close()
+        with suppress(OSError):  # a disk that is full: what could not be written has been told of
+            self._file.close()
 
     def remove(self) -> None:
         """Take the journal of a search away that came to nothing."""
         self.path.unlink()
 
     def _write(self, event: Mapping[str, Any]) -> None:
-        with writing(self.path):
+        with writing(self.path, "hydra.sweep.dir"):
             self._file.write(json.dumps(event, allow_nan=False).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -62,6 +62,28 @@ def test_each_fold_is_a_run_and_all_have_one_result(
 
 
 @pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("name", ["config.yaml", "result.json"])
+def test_a_result_of_all_folds_that_cannot_be_written_is_named(
+    name: str, type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def blocks(run: Run, directory: Path) -> None:
+        train(run, directory)
+        (directory.parent / name).mkdir(exist_ok=True)  # what stands for a full disk
+
+    words = ("federated", "folds=3", "hydra.run.dir=cv")
+    assert type_(*words, job=Started(blocks)) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert f"{name} could not be written" in err
+    assert "resume=true hydra.run.dir=" in err
+    Path("cv", name).rmdir()
+    again = Started(train)
+    assert type_(*words, "resume=true", job=again) == 0
+    assert not again.runs, "what each fold has reached is there"
+    assert result(Path("cv"))["status"] == "completed"
+
+
+@pytest.mark.usefixtures("no_report")
 def test_only_folds_that_are_not_completed_are_run_again(
     type_: Type, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

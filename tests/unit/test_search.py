@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+import resource
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +317,23 @@ def test_a_journal_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert again.settings == {"seed": 3}
     assert repr(again.trials) == repr(journal.trials)  # NaN equals none
     again.close()
+
+
+def test_a_disk_that_takes_no_more_is_told_of(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin({})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.path.stat().st_size, hard))
+    try:
+        with (
+            pytest.raises(RunFailedError, match=r"resume=true hydra\.sweep\.dir="),
+            closing(journal),
+        ):
+            journal.ask(Trial(0, {"seed": 1}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with closing(Journal(tmp_path)) as again:
+        assert (again.settings, again.trials) == ({}, [])
 
 
 @pytest.mark.parametrize(
