@@ -18,6 +18,7 @@ from heliotrope.data.fingerprint import fingerprint
 from heliotrope.data.mapped import Mapped
 from heliotrope.data.partition import Partition
 from heliotrope.data.sources import parquet_files
+from heliotrope.data.sources.table_conversion import ABOUT
 from heliotrope.data.summary import duplicates, missing_shares, summarize
 from heliotrope.errors import DataError
 from tests.support import compose
@@ -228,6 +229,12 @@ def test_damage_is_named(tmp_path: Path, cache: Path, rng: np.random.Generator) 
     file.write_bytes(sound)
     _load(path, *_KEYS)
     (records,) = cache.glob("*/rows.bin")
-    records.write_bytes(records.read_bytes()[:-8])
-    with pytest.raises(DataError, match=r"rows\.bin is damaged\. Remove"):
-        _load(path, *_KEYS)
+    for made in records.parent.iterdir():  # a disk that was full, or lost power
+        whole = made.read_bytes()
+        made.write_bytes(whole[:-8] if made == records else whole[: len(whole) // 2])
+        with pytest.raises(DataError, match=rf"{records.parent} is damaged .*Remove it"):
+            _load(path, *_KEYS)
+        made.write_bytes(whole)
+    (records.parent / ABOUT).unlink()
+    _load(path, *_KEYS)  # is made again
+    assert (records.parent / ABOUT).exists()

@@ -113,7 +113,12 @@ def stored_table(
             f"{error.strerror or error}. Make room there, or set the environment variable "
             "XDG_CACHE_HOME to another folder."
         ) from error
-    return _opened(folder, conversion)
+    try:
+        return _opened(folder, conversion)
+    except (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{folder} is damaged ({error}). Remove it: it is made of {files.path} again."
+        ) from error
 
 
 def _convert(conversion: Conversion, folder: Path) -> None:
@@ -122,7 +127,8 @@ def _convert(conversion: Conversion, folder: Path) -> None:
 
     files = conversion.files
     _log.info("%s: %s rows are converted once into %s", files.path, f"{files.rows:,}", folder)
-    for left in folder.parent.glob(f"{folder.name}.*.part"):  # of a process that was killed
+    lefts = folder.parent.glob(f"{folder.name}.*.part")  # of a process that was killed
+    for left in (folder, *lefts):  # a folder that is not whole is of nobody
         shutil.rmtree(left, ignore_errors=True)
     with _beside(folder) as part:
         conversion.write(part)
@@ -145,15 +151,15 @@ def _beside(folder: Path) -> Iterator[Path]:
 
 
 def _opened(folder: Path, conversion: Conversion) -> TableSplit:
-    """Return a table that has been converted."""
+    """Return a table that has been converted; what it raises for damage names no folder."""
     roles, files = conversion.roles, conversion.files
     about = json.loads((folder / ABOUT).read_text())
     kinds, words, rows = about["kinds"], about["words"], about["rows"]
     of_numbers, of_words = (inputs_of(kinds, kind, roles.target) for kind in ("number", "word"))
     width = len(of_numbers) + len(of_words)
     path, stride = folder / ROWS, width * CELL
-    if path.stat().st_size != rows * stride:
-        raise DataError(f"{path} is damaged. Remove {folder}: it is made of {files.path} again.")
+    if (size := path.stat().st_size) != rows * stride:
+        raise ValueError(f"{path.name} has {size:,} bytes, not {rows * stride:,}")
     selection = Selection(range(rows))
     columns: dict[str, Column] = {}
 
