@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def divided(rng: np.random.Generator, whole: pa.Table, folder: Path) -> Path:
         if rng.random() < 0.5:
             place = some.column_names.index("kind")
             some = some.set_column(place, "kind", some["kind"].dictionary_encode())
-        file = folder / f"part={number}" / f"{number}.parquet"
+        file = folder / f"part-{number}" / f"{number}.parquet"
         file.parent.mkdir(parents=True)
         pyarrow.parquet.write_table(some, file, row_group_size=int(rng.integers(1, 30)))
     (folder / "_metadata.parquet").write_bytes(b"what others write beside them")
@@ -115,11 +116,27 @@ def test_a_file_that_does_not_belong_to_the_others_is_named(case: str, tmp_path:
     assert refused.value.exit_code == 2
 
 
+def test_a_column_that_names_of_folders_alone_tell_is_refused(tmp_path: Path) -> None:
+    for number, site in enumerate("ab"):
+        folder = tmp_path / "2026" / f"site={site}"
+        folder.mkdir(parents=True)
+        _written(x=range(9), sick=[0, 1, 2] * 3)(folder / f"{number}.parquet")
+    pattern = re.escape(f"data.path={tmp_path}/*/*/*.parquet")
+    with pytest.raises(DataError, match=rf"0\.parquet: the column site is in no file.*{pattern}"):
+        table(tmp_path, ignore=[])
+    found = table(tmp_path / "*" / "*" / "*.parquet", ignore=[])
+    assert len(found.train) + len(found.test) == 18
+    for file in tmp_path.rglob("*.parquet"):  # some write it into the files, too
+        _written(x=range(9), sick=[0, 1, 2] * 3, site=["a", "b", "a"] * 3)(file)
+    assert "site" in table(tmp_path, ignore=[]).train.columns
+
+
 def test_paths_without_rows_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the folder holds no \.parquet files"):
         table(tmp_path)
-    with pytest.raises(DataError, match="there is no such file"):
-        table(tmp_path / "*.parquet")
+    for nothing in ("*.parquet", "rows"):
+        with pytest.raises(DataError, match="there is no such file"):
+            table(tmp_path / nothing)
     _written(x=pa.array([], pa.int64()), sick=pa.array([], pa.int64()))(tmp_path / "a.parquet")
     with pytest.raises(DataError, match="holds no rows"):
         table(tmp_path / "*.parquet", ignore=[])

@@ -7,13 +7,14 @@ not belong to the others is refused before any row is read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heliotrope.config.own_files import absent, matches
 from heliotrope.errors import DataError
+from heliotrope.shell import typed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +66,8 @@ class ParquetFiles:
         ------
         DataError
             If there is no file, one is empty, cut off or of another kind, there are no rows, or a
-            column is not the same in all of them; names file and column.
+            column is not the same in all of them, or in the names of folders alone; names file and
+            column.
         """
         found: list[tuple[Path, int]] = []
         types: dict[str, pa.DataType] = {}
@@ -87,6 +89,8 @@ class ParquetFiles:
             stamp.update(f"{file.resolve()} {file.stat().st_mtime_ns}\n".encode() + footer)
         if not sum(rows for _, rows in found):
             raise DataError(f"{path} holds no rows.")
+        if path.is_dir():
+            _refuse_partitions(path, key, [file for file, _ in found], types)
         types = {name: _plain(kind) for name, kind in types.items()}
         return cls(
             path, tuple(found), types, size, stamp.hexdigest(), content.hexdigest()[:_DIGITS]
@@ -166,6 +170,23 @@ def _files_at(path: Path, key: str) -> list[Path]:
     return found
 
 
+def _refuse_partitions(
+    path: Path, key: str, files: Sequence[Path], types: Mapping[str, pa.DataType]
+) -> None:
+    """Raise `DataError` for a column that only names of folders tell, as in Hive: region=north."""
+    for file in files:
+        for folder in file.relative_to(path).parts[:-1]:
+            column, equals, _ = folder.partition("=")
+            if equals and column not in types:
+                below = "/".join("*" for _ in file.relative_to(path).parts[:-1])
+                pattern = typed(key, f"{path}/{below}/*.parquet")
+                raise DataError(
+                    f"{file}: the column {column} is in no file, only in the name of a folder, "
+                    "which is not read. Write it into the files, or name them by a pattern to "
+                    f"leave it out: {pattern}."
+                )
+
+
 def _opened(file: Path, columns: int = 1) -> parquet.ParquetFile:
     """Open a file, whose footer is read, to read so many columns at once; raises `DataError`."""
     import pyarrow as pa
@@ -180,7 +201,8 @@ def _opened(file: Path, columns: int = 1) -> parquet.ParquetFile:
         if file.stat().st_size == 0:
             raise DataError(f"{file} is no Parquet file: it is empty. Write it again.") from error
         raise DataError(
-            f"{file} is no Parquet file: {error}. It is cut off or of another kind: write it again."
+            f"{file} is no Parquet file: {str(error).rstrip('.')}. It is cut off or of another "
+            "kind: write it again."
         ) from error
 
 

@@ -109,14 +109,14 @@ def read_rows(path: Path, *, key: str, skip_bad: bool, csv_format: CsvFormat = A
     """
     if is_parquet(path):
         return read_parquet(ParquetFiles.of(path, key), csv_format.decimal)
+    if not path.exists():
+        raise absent(key, path)
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         raise DataError(
             f"{path} is none of the tables that can be read: {', '.join(TABLES)}. Convert it, or "
             "give it the ending of what it is."
         )
-    if not path.exists():
-        raise absent(key, path)
     try:
         rows = _READERS[suffix](path, skip_bad, csv_format)
     except OSError as error:
