@@ -19,6 +19,7 @@ _ASK_SECONDS = 2.0  # between two questions to Slurm, which serves all of its us
 _READ_SECONDS = 0.2
 _LATE_SECONDS = 2.0  # that a shared file system may take to show the last lines
 _STOP_SECONDS = 120.0  # that a job may take to save a checkpoint
+_LOST_SECONDS = 120.0  # that Slurm may be too busy to answer, or restarting
 
 _ENDED = {
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"),
@@ -65,7 +66,8 @@ class SlurmJob(Job):
         return state.exit_code
 
     def stop(self) -> None:
-        if self._state().name == "RUNNING":
+        state = self._state()
+        if state is not None and state.name == "RUNNING":
             subprocess.run(["scancel", "--batch", "--signal=INT", self._number], check=False)
             try:
                 self._followed(_STOP_SECONDS)
@@ -75,15 +77,28 @@ class SlurmJob(Job):
             self._cancel()
 
     def _cancel(self) -> None:
-        if self._state().name not in _ENDED:
+        state = self._state()
+        if state is None or state.name not in _ENDED:
             subprocess.run(["scancel", self._number], check=False)
 
     def _followed(self, seconds: float = float("inf")) -> _State:
-        """Show what the job prints until it has ended, `seconds` at most; return its state."""
+        """Show what the job prints until it has ended, `seconds` at most; return its state.
+
+        Raises `RunFailedError` if Slurm does not know the job, or does not answer, for long.
+        """
         deadline, ask, told = time.monotonic() + seconds, 0.0, ""
+        answered, state = time.monotonic(), _State("PENDING")
         while True:
             if time.monotonic() >= ask:
-                state = self._state()
+                found = self._state()
+                if found is not None:
+                    answered, state = time.monotonic(), found
+                elif time.monotonic() - answered > _LOST_SECONDS:
+                    raise RunFailedError(
+                        f"neither scontrol nor sacct has known {self.name} for {_LOST_SECONDS:g} "
+                        f"s; it may be running. What it printed is in {self._log}. Send the same "
+                        "words again to continue the run once it has ended."
+                    )
                 ask = time.monotonic() + _ASK_SECONDS
                 if str(state) != told and state.name not in _ENDED:
                     told = str(state)
@@ -114,8 +129,11 @@ class SlurmJob(Job):
         while self._show() or (not self._log.exists() and time.monotonic() < deadline):
             time.sleep(_READ_SECONDS)
 
-    def _state(self) -> _State:
-        """Ask Slurm, which forgets a job minutes after its end; then its accounting."""
+    def _state(self) -> _State | None:
+        """Ask Slurm, which forgets a job minutes after its end; then its accounting.
+
+        None if neither answers, or knows it.
+        """
         shown = _output(["scontrol", "show", "job", self._number])
         if shown is not None:
             fields = dict(re.findall(r"\b(JobState|Reason|ExitCode)=(\S+)", shown))
@@ -125,10 +143,7 @@ class SlurmJob(Job):
             ["sacct", "-X", "-n", "-P", "--format=State,Reason,ExitCode", "-j", self._number]
         )
         if not shown or not shown.strip():
-            raise RunFailedError(
-                f"Slurm knows nothing of {self.name} any more, neither scontrol nor sacct. What "
-                f"it printed is in {self._log}."
-            )
+            return None
         name, reason, exit_code = shown.splitlines()[-1].split("|")
         code, _, number = exit_code.partition(":")
         return _State(name.split()[0], reason, int(code), int(number or 0))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from distributed.submit import slurm_job
 from heliotrope.cli import main
-from heliotrope.errors import ConfigError
+from heliotrope.errors import ConfigError, RunFailedError
 
 
 def _script(capsys: pytest.CaptureFixture[str], *words: str, run: str = "list") -> str:
@@ -101,3 +104,40 @@ def test_what_cannot_be_sent_is_refused(
     code = main(["submit", "cluster=slurm", "dry_run=true", word, "--", "list"])
     assert code == ConfigError.exit_code
     assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A scontrol that says what is in this file, and fails while there is none."""
+    said = tmp_path / "said"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (("scontrol", f"cat {said} 2>/dev/null"), ("sacct", "exit 1")):
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm_job, "_ASK_SECONDS", 0.01)
+    return said
+
+
+def test_a_controller_that_does_not_answer_for_a_while_is_asked_again(
+    controller: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "slurm-7.log"
+    log.touch()
+    answer = "JobId=7 JobState=COMPLETED Reason=None ExitCode=0:0\n"
+    later = threading.Timer(0.3, lambda: controller.write_text(answer))
+    later.start()
+    try:
+        assert slurm_job.SlurmJob("7", log).follow() == 0
+    finally:
+        later.join()
+
+
+def test_a_job_that_slurm_does_not_know_is_named(
+    controller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_job, "_LOST_SECONDS", 0.1)
+    assert not controller.exists()
+    with pytest.raises(RunFailedError, match=r"job 7 for 0\.1 s; it may be running"):
+        slurm_job.SlurmJob("7", tmp_path / "slurm-7.log").follow()
