@@ -140,7 +140,7 @@ def _set(values: DictConfig, name: str, word: str) -> None:
         OmegaConf.update(values, inner, parsed.value(), merge=True)
     except (HydraException, OmegaConfBaseException) as error:
         kind = _keys(name).get(inner)
-        meant = f"Set a {shown(kind.type)}." if kind else "Quote it, or leave it out."
+        meant = f"Its type is {shown(kind.type)}." if kind else "Quote it, or leave it out."
         raise ConfigError(f"{word} cannot be read. {meant}") from error
 
 

@@ -7,7 +7,8 @@
     single     = "(", condition, ")" | name, operator, value
     operator   = "=" | "==" | "!=" | "<" | "<=" | ">" | ">="
 
-A value is a number, a word, or a text in quotes. Nothing of it is ever executed.
+A value is a number, a word, or a text in quotes; of a comparison by size, a number. Nothing of it
+is ever executed.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_BY_SIZE = ("<", "<=", ">", ">=")
 _MOST_TOKENS = 200
 
 
@@ -101,6 +103,8 @@ class _Parser:
             self._refuse(f"'{sign}' after '{name}' is no operator")
         if any(word in _COMPARISONS or word in "()" for word in (name, value)):
             self._refuse(f"'{name} {sign} {value}' compares no name with a value")
+        if sign in _BY_SIZE and _number(value) is None:
+            self._refuse(f"'{value}' after '{name} {sign}' is no number (an age is in seconds)")
         self._names.add(name)
         compare = _comparison(sign, value)
         return lambda values: compare(values(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import traceback
@@ -42,6 +43,9 @@ def guarded(action: Callable[[], object], *, interruptible: bool = True) -> int:
             raise
         _tell(f"error: {said}\n")
         return HeliotropeError.exit_code
+    except OSError as error:
+        _tell(_full(error) or traceback.format_exc())
+        return HeliotropeError.exit_code
     except Exception:  # noqa: BLE001 - not foreseen: tell all, and let a sweep go on
         _tell(traceback.format_exc())
         return HeliotropeError.exit_code
@@ -52,6 +56,17 @@ def guarded(action: Callable[[], object], *, interruptible: bool = True) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _full(error: OSError) -> str | None:
+    """Return what to say of a disk that is full, such as below the output; None of other errors."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    what = error.filename or "a file, or what is printed,"
+    return (
+        f"error: {what} could not be written: {error.strerror}. Make room there; a run goes on "
+        "with resume=true.\n"
+    )
 
 
 def _tell(text: str) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,23 @@ def test_an_unforeseen_error_is_a_failure_with_its_traceback(
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert err.rstrip().endswith("ZeroDivisionError: not foreseen")
+
+
+def test_a_full_disk_below_the_output_is_one_line(
+    type_: Type, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prints(_run: Run, _directory: Path) -> None:
+        with open("/dev/full", "w", buffering=1) as full:  # noqa: PTH123 - as sys.stdout is opened
+            full.write("a line\n")
+
+    assert type_("federated", job=Started(prints)) == 1
+    with suppress(OSError), open("/dev/full", "w", buffering=1) as full:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["runs"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("error: a file, or what is printed, could not be written: No space")
 
 
 @pytest.mark.parametrize(

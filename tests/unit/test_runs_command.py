@@ -156,6 +156,7 @@ def test_there_are_none_before_the_first(
         (["where=optimiser.lr>0"], "Did you mean 'optimizer.lr'?"),
         (["sort=wall_second"], "Did you mean 'wall_seconds'?"),
         (["where=seed"], "an operator is missing"),
+        (["where=age>1d"], "'1d' after 'age >' is no number (an age is in seconds)"),
         (["where=(seed=1"], "a ) is missing"),
         (["where=seed=1 seed"], "'seed' is one too many"),
         (["where=" + "(" * 5000], "more than 200 words"),
