@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -50,8 +51,10 @@ class Package:
                 found.files[str(path.relative_to(root))] = path
 
         patterns = [*_ALWAYS_LEFT_OUT, *left_out]
-        excludes = [packaging._get_excludes(root, patterns)]  # noqa: SLF001 - Ray's own rules
-        packaging._dir_travel(root, excludes, add, include_gitignore=True, logger=_Silent())  # noqa: SLF001
+        rules = packaging._get_excludes(root, patterns)  # noqa: SLF001 - Ray's own
+        packaging._dir_travel(  # noqa: SLF001
+            root, [rules, _leads_up], add, include_gitignore=True, logger=_Silent()
+        )
         return found
 
     @property
@@ -118,6 +121,14 @@ class Package:
     def listed(self) -> list[str]:
         """Return a line for each file: its name, and its size in bytes."""
         return [f"{name}  {path.stat().st_size}" for name, path in sorted(self.files.items())]
+
+
+def _leads_up(path: Path) -> bool:
+    """Return whether a path is a link to a folder that it is below: its files would have no end."""
+    if not path.is_symlink():
+        return False
+    real = os.path.realpath(path)
+    return any(os.path.realpath(above) == real for above in path.parents)
 
 
 def _mode(file: Path) -> int:

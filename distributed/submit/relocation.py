@@ -22,6 +22,8 @@ _RUN_PATHS = ("data.path", "data.test", "privacy.ledger")
 _VERBS_OF_DIRECTORIES = ("compare", "runs", "watch")
 """Commands that take directories without a key."""
 
+_SUBCOMMANDS = ("diff", "rm")  # of `runs`
+
 
 def relocated(command: Command, package: Package) -> tuple[str, ...]:
     """Return the words of `command` for a job whose working directory holds `package`.
@@ -31,7 +33,7 @@ def relocated(command: Command, package: Package) -> tuple[str, ...]:
     """
     verb, *arguments = command.words
     if verb in _VERBS_OF_DIRECTORIES:
-        arguments = [_path(word, package) if Path(word).exists() else word for word in arguments]
+        arguments = [_directory(word, package) for word in arguments]
     words = [verb, *(_word(word, package) for word in arguments)]
     for key, path in command.paths.items():
         name = package.name_of(path) or str(path)
@@ -58,6 +60,13 @@ def _word(word: str, package: Package) -> str:
         paths = [quoted(_path(each, package)) if each != "null" else each for each in values]
         return f"{key}={','.join(paths)}"
     return word
+
+
+def _directory(word: str, package: Package) -> str:
+    """Return an argument without a key, as it holds for the job."""
+    if word in _SUBCOMMANDS or "=" in word or "://" in word:  # the last is a storage
+        return word
+    return _path(word, package)
 
 
 def _experiment(value: str, package: Package) -> str:

@@ -30,6 +30,7 @@ from .base import Command
 
 __all__ = ["command_of"]
 
+_PROGRAMS = ("heliotrope", "python", "python3")  # what one types before a command elsewhere
 _DIRECTORIES = ("hydra.run.dir", "hydra.sweep.dir")
 
 
@@ -42,6 +43,11 @@ def command_of(words: Sequence[str]) -> Command:
         )
     verb, *arguments = words
     known = [each for each in VERBS if each not in ("submit", "mirror")]
+    if verb in _PROGRAMS:
+        raise ConfigError(
+            f"submit runs commands of heliotrope, and {verb} is none. Write the command alone, "
+            "such as: -- federated experiment=quickstart."
+        )
     if verb not in known:
         raise ConfigError(
             f"submit: {verb} is not one of the commands {', '.join(known)}.{closest(verb, known)}"

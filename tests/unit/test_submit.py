@@ -63,6 +63,7 @@ def test_a_verb_that_trains_nothing_is_sent_as_it_is(capsys: pytest.CaptureFixtu
         (["--"], "needs a command after --"),
         (["--", "fedrated"], "Did you mean 'federated'?"),
         (["--", "submit"], "submit is not one of the commands"),
+        (["--", "python", "-m", "federated"], "Write the command alone, such as: -- federated"),
         (["cluster=locl", "--", "federated"], "Did you mean 'local'?"),
         (["cluster.nodes=2", "--", "federated"], "cluster=local has no key nodes"),
         (["dry_run=yes", "--", "federated"], "dry_run=yes must be true or false"),

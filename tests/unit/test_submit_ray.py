@@ -99,6 +99,17 @@ def test_code_from_elsewhere_is_sent_and_data_from_elsewhere_is_named(
     assert "data.path=rows.csv" in str(within["entrypoint"]).split()
 
 
+def test_a_link_to_a_folder_above_is_not_followed(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = _names(_plan(capsys, "--", "list"))
+    for name in ("here", "again", "src/above"):
+        (project / name).symlink_to(project if name != "src/above" else project.parent)
+    (project / "src/a").symlink_to(project / "src/a")
+    (project / "notes").symlink_to(project / "src")  # one that leads elsewhere is
+    assert _names(_plan(capsys, "--", "list")) == {*before, "notes/data/x.py"}
+
+
 def _words(capsys: pytest.CaptureFixture[str], *command: str) -> list[str]:
     """Return the words of the command that would be sent."""
     return shlex.split(str(_plan(capsys, "--", *command)["entrypoint"]))
