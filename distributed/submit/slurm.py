@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from heliotrope.errors import ConfigError, ResourceError, closest
+from heliotrope.errors import ConfigError, ResourceError, RunDirectoryError, closest
 
 from .base import Cluster, Command, Job, Plan
 from .slurm_job import SlurmJob
@@ -154,7 +154,14 @@ class _Slurm(Cluster[SlurmPlan]):
 
     def send(self, plan: SlurmPlan) -> Job:
         _check_partition(plan.partition)
-        Path(plan.log).parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(plan.log.replace("%%", "%")).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{folder} cannot be made for the log of the job: {error.strerror}. Set "
+                "hydra.run.dir, or hydra.sweep.dir, to a directory that the nodes share."
+            ) from error
         answer = _asked(["sbatch", "--parsable"], plan.text)
         if answer.returncode:
             raise ConfigError(f"sbatch refuses the job: {_said(answer)}")

@@ -14,7 +14,7 @@ from heliotrope.commands.overrides import checked
 from heliotrope.config import Run
 from heliotrope.config.explain import composing
 from heliotrope.config.names import plain_name
-from heliotrope.errors import ConfigError
+from heliotrope.errors import ConfigError, RunDirectoryError, closest
 from heliotrope.runs.stamp import new_stamp
 
 from .deployment import prepare
@@ -33,6 +33,9 @@ def deploy_command(arguments: Sequence[str]) -> None:
     which `nodes` (3) are clients, and compares the result with the simulation's.
     """
     trial = bool(arguments) and arguments[0] == "trial"
+    if arguments and not trial and "=" not in arguments[0]:
+        near = closest(arguments[0], ["trial"])
+        raise ConfigError(f"deploy: {arguments[0]} is neither trial nor key=value.{near}")
     own, overrides = _divided(arguments[1:] if trial else arguments)
     nodes = _number(own["nodes"]) if "nodes" in own else _TRIAL_NODES if trial else None
     run, notes = _composed(overrides, nodes)
@@ -42,7 +45,14 @@ def deploy_command(arguments: Sequence[str]) -> None:
     kind = "trial" if trial else "deployment"
     root = own.get("output") or f"runs/{plain_name(run.name)}/{kind}/{new_stamp()}"
     hosts = hosts or ["localhost", "127.0.0.1"]
-    deployment = prepare(run, Path(root), ["127.0.0.1", *hosts] if trial else hosts, nodes)
+    try:
+        deployment = prepare(run, Path(root), ["127.0.0.1", *hosts] if trial else hosts, nodes)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"output={root}: {error.filename or 'a file'} cannot be written: "
+            f"{error.strerror or error}. Make room there and set resume=true, or choose another "
+            "folder."
+        ) from error
     if trial:
         run_trial(deployment)
     else:

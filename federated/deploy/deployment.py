@@ -71,8 +71,8 @@ def prepare(run: Run, root: Path, hosts: Sequence[str], nodes: int | None = None
     Raises
     ------
     ConfigError
-        If the run cannot be deployed, a certificate has expired or is for another host, or a key
-        is not the node's.
+        If the run cannot be deployed, a certificate has expired or is for another host, a key is
+        not the node's, or `root` holds the rows of other settings.
     """
     layout = Layout(root.absolute())
     if layout.app.exists() and not run.resume:
@@ -105,15 +105,17 @@ def prepare(run: Run, root: Path, hosts: Sequence[str], nodes: int | None = None
 
 
 def _write_data(run: Run, layout: Layout, components: Components) -> None:
-    """Write the data folders of the server and of each client that there are none of yet."""
+    """Write the data folders of the server and of each client; rows that are there must be these.
+
+    Raises `DataError` if they are others.
+    """
     dataset = load(run.data, run.seed, task=run.task_name)
     partition = divide(run, dataset)
     training = len(components.context.population.training())
     assert dataset.fitting is not None
     for client in range(len(partition)):
-        if not layout.node(client).exists():
-            who = NodeData(client, int(partition.identities[client]), training)
-            rows = dataset.fitting.train.subset(partition[client])
-            write_node_data(layout.node(client), who, rows)
-    if can_be_apart(dataset) and not components.context.releases and not layout.server.exists():
+        who = NodeData(client, int(partition.identities[client]), training)
+        rows = dataset.fitting.train.subset(partition[client])
+        write_node_data(layout.node(client), who, rows)
+    if can_be_apart(dataset) and not components.context.releases:
         write_server_data(layout.server, components, dataset)

@@ -22,6 +22,7 @@ from heliotrope.data import Dataset, Partition
 from heliotrope.data.columns import Column, Pieces, Raw, Strings, Texts, Values
 from heliotrope.data.preparation import from_json
 from heliotrope.errors import DataError
+from heliotrope.system.durable import write_whole
 from heliotrope.tasks import task_of
 
 from ..engine.context import TrainingContext, assemble
@@ -56,9 +57,10 @@ class NodeData:
 
 
 def write_node_data(folder: Path, who: NodeData, rows: Raw) -> None:
-    """Write the training rows of one client.
+    """Write the training rows of one client, unless the folder has them.
 
-    Raises `DataError` if they are items of a user's own dataset, which are read on demand.
+    Raises `DataError` if the folder has other rows, or if these are items of a user's own dataset,
+    which are read on demand.
     """
     write_rows(folder, rows, {"who": asdict(who)})
 
@@ -67,10 +69,31 @@ def write_rows(folder: Path, rows: Raw, facts: Mapping[str, Any]) -> None:
     """Write rows, and facts that JSON has; raises `DataError` as `write_node_data`."""
     arrays: dict[str, Any] = {}
     columns = {name: _described(name, column, arrays) for name, column in rows.columns.items()}
+    rest = json.dumps({**facts, "origin": rows.origin, "columns": columns})
+    if (folder / _REST).exists():  # written last
+        if not _are_in(folder, rest, arrays):
+            raise DataError(
+                f"{folder} holds other rows than these settings give it: the data, the seed or "
+                "the partition was another, or a file is damaged. Set them as they were, or "
+                "choose another output."
+            )
+        return
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / _ARRAYS, **arrays)
-    rest = {**facts, "origin": rows.origin, "columns": columns}
-    (folder / _REST).write_text(json.dumps(rest))
+    write_whole(folder / _REST, rest.encode())
+
+
+def _are_in(folder: Path, rest: str, arrays: Mapping[str, Any]) -> bool:
+    """Return whether a folder holds exactly this."""
+    try:
+        with np.load(folder / _ARRAYS, allow_pickle=False) as there:
+            same = {*there.files} == {*arrays} and all(
+                there[name].dtype == values.dtype and there[name].tobytes() == values.tobytes()
+                for name, values in arrays.items()
+            )
+        return same and (folder / _REST).read_text() == rest
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def _described(name: str, column: Column, arrays: dict[str, Any]) -> dict[str, Any]:

@@ -149,6 +149,28 @@ def test_a_deployment_has_what_flower_and_each_site_need(
     assert [path.read_bytes() for path in keys] == before
     code, _, error = heliotrope("deploy", *typed, "hosts=elsewhere.org", "resume=true")
     assert (code, "not for elsewhere.org" in error) == (2, True)
+    again = (*typed, "hosts=example.org", "resume=true")
+    code, _, error = heliotrope("deploy", *again, "seed=999")
+    assert (code, "client-0 holds other rows" in error) == (2, True), "of another partition"
+    (site / "nodes" / "client-1" / "rows.json").unlink()  # as a command leaves it that was killed
+    (site / "nodes" / "client-2" / "rows.npz").write_bytes(b"")
+    code, _, error = heliotrope("deploy", *again)
+    assert (code, "client-2 holds other rows" in error) == (2, True)
+    assert (site / "nodes" / "client-1" / "rows.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("trail",), "Did you mean 'trial'?"),
+        (("output=/proc/none",), "output=/proc/none: /proc/none cannot be written"),
+    ],
+)
+def test_what_deploy_cannot_use_is_named(
+    words: tuple[str, ...], said: str, heliotrope: Command
+) -> None:
+    code, _, error = heliotrope("deploy", *words, "experiment=quickstart", *_CLIENTS)
+    assert (code, said in error) == (2, True), error
 
 
 def test_a_key_on_its_clients_machine_alone_stays_there_and_starts_no_trial(

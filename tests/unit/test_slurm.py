@@ -108,11 +108,16 @@ def test_what_cannot_be_sent_is_refused(
 
 @pytest.fixture
 def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A scontrol that says what is in this file, and fails while there is none."""
+    """A Slurm whose scontrol says what is in this file, and fails while there is none."""
     said = tmp_path / "said"
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, text in (("scontrol", f"cat {said} 2>/dev/null"), ("sacct", "exit 1")):
+    for name, text in (
+        ("scontrol", f"cat {said} 2>/dev/null"),
+        ("sacct", "exit 1"),
+        ("sinfo", "echo main"),
+        ("sbatch", "echo 7"),
+    ):
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
@@ -141,3 +146,14 @@ def test_a_job_that_slurm_does_not_know_is_named(
     assert not controller.exists()
     with pytest.raises(RunFailedError, match=r"job 7 for 0\.1 s; it may be running"):
         slurm_job.SlurmJob("7", tmp_path / "slurm-7.log").follow()
+
+
+def test_the_directory_of_the_log_is_made_or_named(
+    controller: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    controller.write_text("JobId=7 JobState=COMPLETED Reason=None ExitCode=0:0\n")
+    submit = ("submit", "cluster=slurm", "--", "federated")
+    assert main([*submit, f"hydra.run.dir={tmp_path}/50%"]) == 0
+    assert (tmp_path / "50%").is_dir()
+    assert main([*submit, "hydra.run.dir=/proc/none"]) == ConfigError.exit_code
+    assert "/proc/none cannot be made for the log" in capsys.readouterr().err
