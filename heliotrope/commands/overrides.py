@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from heliotrope import registry
 from heliotrope.config import GROUPS, choice_names, conf_dir, left_out
 from heliotrope.config.files import choices
-from heliotrope.config.keys import known_keys
+from heliotrope.config.keys import known_keys, nearest_keys
 from heliotrope.errors import ConfigError, closest
 from heliotrope.shell import offending, quoted, typed
 
@@ -133,7 +133,7 @@ def _removed(override: str, name: str) -> str:
         raise ConfigError(
             f"{override}: no experiment here sets it, so it cannot be left out. Write {name}=VALUE."
         )
-    raise ConfigError(f"{override}: there is no such key.{closest(name, known_keys())}")
+    raise ConfigError(f"{override}: there is no such key.{nearest_keys(name)}")
 
 
 def _parse(override: str) -> Override:

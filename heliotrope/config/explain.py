@@ -21,7 +21,7 @@ from heliotrope.config.files import (
     keys_in_experiments,
 )
 from heliotrope.config.groups import GROUPS, choice_names, keys_of, shown_choice
-from heliotrope.config.keys import known_keys, typed_value, unknown_key
+from heliotrope.config.keys import known_keys, nearest_keys, typed_value, unknown_key
 from heliotrope.errors import ConfigError, closest
 from heliotrope.signatures import shown
 
@@ -100,7 +100,7 @@ def _of_a_reference(text: str) -> str | None:
     if match:
         reference = f"${{{match[1]}}}"
         typed = next((arg for arg in sys.argv[1:] if reference in arg), reference)
-        return f"{typed}: there is no key {match[1]}.{closest(match[1], known_keys())}"
+        return f"{typed}: there is no key {match[1]}.{nearest_keys(match[1])}"
     match = re.search(
         r"resolving interpolation: (.*)|(Unsupported interpolation type \S+)|(Recursive inter.*)",
         text,

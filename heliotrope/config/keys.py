@@ -14,12 +14,13 @@ from heliotrope.config.search import SearchConfig
 from heliotrope.errors import closest
 from heliotrope.signatures import shown
 
-__all__ = ["known_keys", "typed_value", "unknown_key"]
+__all__ = ["known_keys", "nearest_keys", "typed_value", "unknown_key"]
+
+_MOST_MEANT = 3  # keys that an error names
 
 
 def unknown_key(key: str, value: object = None) -> str:
     """Return what to say of a key that the composed config does not have."""
-    keys = known_keys()
     given = typed_value(key) or (f"={value}" if value is not None else "")
     parent, _, name = key.rpartition(".")
     group = parent.replace(".", "/")
@@ -29,7 +30,22 @@ def unknown_key(key: str, value: object = None) -> str:
             f"{key}{given}: the chosen {group} has no such key. Leave it out, or choose "
             f"{' or '.join(f'{group}={choice}' for choice in having)}."
         )
-    return f"{key}{given}: there is no such key.{closest(key, keys)}"
+    return f"{key}{given}: there is no such key.{nearest_keys(key)}"
+
+
+def nearest_keys(key: str) -> str:
+    """Return `" Did you mean 'x'?"` for the keys that `key` may stand for, or an empty string.
+
+    Those of the same name elsewhere come before one that is written alike.
+    """
+    keys = known_keys()
+    name = key.rpartition(".")[2]
+    elsewhere = [each for each in keys if each != key and each.rpartition(".")[2] == name]
+    if near := closest(key, elsewhere):
+        return near
+    if 0 < len(elsewhere) <= _MOST_MEANT:
+        return f" Did you mean {' or '.join(map(repr, elsewhere))}?"
+    return closest(key, keys)
 
 
 def known_keys() -> dict[str, str]:

@@ -14,6 +14,10 @@ from tests.support import Started, type_command
 WRONG: list[tuple[str, tuple[str, ...]]] = [
     # unknown keys and groups
     ("federated.roundz=3", ("federated.roundz=3", "no such key", "'federated.rounds'")),
+    ("federated.clients=3", ("federated.clients=3", "'federated.partition.clients'")),
+    ("epochs=3", ("epochs=3", "Did you mean 'distributed.epochs'?")),
+    ("batch_size=3", ("Did you mean 'distributed.batch_size' or 'federated.batch_size'?",)),
+    ("optimizr.lr=0.1", ("Did you mean 'optimizer.lr'?",)),
     ("fedrated.rounds=3", ("fedrated.rounds=3", "'federated.rounds'")),
     ("sed=3", ("sed=3", "'seed'")),
     ("optimizer.lrr=0.1", ("optimizer.lrr=0.1", "'optimizer.lr'")),
