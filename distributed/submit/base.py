@@ -5,6 +5,7 @@ What `dry_run=true` prints is the `Plan` that would be sent: nothing is decided 
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Generic, TypeVar
 from heliotrope.config import ClusterConfig
 from heliotrope.registry import Source
 
-__all__ = ["Cluster", "Command", "Job", "Plan"]
+__all__ = ["Cluster", "Command", "Job", "NobodyReadsError", "Plan", "show"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,22 @@ class Plan:
     text: str
 
 
+class NobodyReadsError(Exception):
+    """The output is closed, as with `| head`; not one of the errors of a connection."""
+
+
+def show(printed: str | bytes) -> None:
+    """Print a part of what a job has printed; raises `NobodyReadsError` once nobody reads it."""
+    try:
+        if isinstance(printed, bytes):
+            sys.stdout.buffer.write(printed)
+        else:
+            sys.stdout.write(printed)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise NobodyReadsError from error
+
+
 class Job(ABC):
     """A job that was sent."""
 
@@ -68,7 +85,7 @@ class Job(ABC):
     def follow(self) -> int:
         """Print what the job prints until it ends; return its exit code.
 
-        Raises `RunFailedError` if the cluster loses it.
+        Raises `RunFailedError` if the cluster loses it, `NobodyReadsError` as `show` does.
         """
 
     @abstractmethod

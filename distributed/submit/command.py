@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from heliotrope.commands.output import say
+from heliotrope.commands.output import say, to_nobody
 from heliotrope.errors import ConfigError, HeliotropeError
 from heliotrope.runs.storage import Storage
 from heliotrope.system.redaction import masked
 from heliotrope.system.signals import held_back
 
+from .base import NobodyReadsError
 from .mirror import mirrored
 from .options import options_of
 from .run_command import command_of
@@ -53,6 +55,10 @@ def submit_command(arguments: Sequence[str]) -> None:
     except (KeyboardInterrupt, SystemExit):
         job.stop()
         raise
+    except NobodyReadsError as error:
+        to_nobody()
+        sys.stderr.write(f"nobody reads the output any more; {job.name} goes on\n")
+        raise SystemExit(128 + signal.SIGPIPE) from error
     finally:
         if url is not None and directory is not None:
             _bring_back(url, directory)

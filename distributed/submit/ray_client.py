@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 from heliotrope.cluster.address import AUTHENTICATION, token
 from heliotrope.errors import ResourceError, RunFailedError
 
-from .base import Job
+from .base import Job, show
 from .package import Package
 
 __all__ = ["Client", "RayJob"]
@@ -188,8 +187,7 @@ class RayJob(Job):
                 seen += len(text)
                 if start < len(text):
                     self._printed = seen
-                    sys.stdout.write(text[start:])
-                    sys.stdout.flush()
+                    show(text[start:])
         except (RuntimeError, OSError, import_module("aiohttp").ClientError):
             pass  # whoever calls looks at the job, and comes back
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from heliotrope.errors import RunFailedError
 
-from .base import Job
+from .base import Job, show
 
 __all__ = ["SlurmJob"]
 
@@ -120,8 +120,7 @@ class SlurmJob(Job):
         except FileNotFoundError:  # not begun yet
             return False
         self._read += len(new)
-        sys.stdout.buffer.write(new)
-        sys.stdout.buffer.flush()
+        show(new)
         return bool(new)
 
     def _show_rest(self) -> None:

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from heliotrope.system.signals import output_closed
 
-__all__ = ["aligned", "say", "standard_output"]
+__all__ = ["aligned", "say", "standard_output", "to_nobody"]
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def standard_output() -> Iterator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has read enough
-        _to_nobody()
+        to_nobody()
 
 
 def say(line: str) -> None:
@@ -29,7 +29,7 @@ def say(line: str) -> None:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        _to_nobody()
+        to_nobody()
         output_closed()
 
 
@@ -41,5 +41,6 @@ def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
     return ["  " + "  ".join(row).rstrip() for row in cells]
 
 
-def _to_nobody() -> None:
+def to_nobody() -> None:
+    """Let what is printed from now on be read by nobody, without an error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

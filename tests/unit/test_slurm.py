@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,21 @@ def test_the_directory_of_the_log_is_made_or_named(
     assert (tmp_path / "50%").is_dir()
     assert main([*submit, "hydra.run.dir=/proc/none"]) == ConfigError.exit_code
     assert "/proc/none cannot be made for the log" in capsys.readouterr().err
+
+
+def test_an_output_that_nobody_reads_leaves_the_job_to_go_on(
+    controller: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    controller.write_text("JobId=7 JobState=RUNNING Reason=None ExitCode=0:0\n")
+    (tmp_path / "slurm-7.log").write_text("a line\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with suppress(BrokenPipeError), open(writer, "w") as closed:  # noqa: PTH123 - a descriptor
+        monkeypatch.setattr(sys, "stdout", closed)
+        with pytest.raises(SystemExit) as ended:
+            main(["submit", "cluster=slurm", "--", "federated", f"hydra.run.dir={tmp_path}"])
+    assert ended.value.code == 128 + signal.SIGPIPE
+    assert "nobody reads the output any more; job 7 goes on" in capsys.readouterr().err
