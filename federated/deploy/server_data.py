@@ -21,7 +21,7 @@ from heliotrope.tasks import task_of
 
 from ..components import Components, components_of
 from ..engine.context import assemble
-from ..flower.node_data import read_rows, write_rows
+from ..flower.node_data import DAMAGE, read_rows, write_rows
 
 __all__ = ["can_be_apart", "server_components", "write_server_data"]
 
@@ -77,7 +77,7 @@ def server_components(run: Run, folder: Path, preparation: Preparation) -> Compo
             weights, offsets, identities = (
                 file[name] for name in ("weights", "offsets", "identities")
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGE as error:
         raise DataError(
             f"{folder} is not the server's data folder: {error!r:.200}. Let heliotrope deploy "
             "write it again."

@@ -28,10 +28,21 @@ from heliotrope.tasks import task_of
 from ..engine.context import TrainingContext, assemble
 from ..fractions import fractions_rounded_down
 
-__all__ = ["FOLDER", "NodeData", "node_context", "read_rows", "write_node_data", "write_rows"]
+__all__ = [
+    "DAMAGE",
+    "FOLDER",
+    "NodeData",
+    "node_context",
+    "read_rows",
+    "write_node_data",
+    "write_rows",
+]
 
 FOLDER = "data-folder"
 """In a node's config, the folder of its own rows."""
+
+DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
+"""What reading a file raises that is missing, cut off or of another kind."""
 
 _ARRAYS, _REST = "rows.npz", "rows.json"
 _MEND = "Let heliotrope deploy write the folder again."
@@ -92,7 +103,7 @@ def _are_in(folder: Path, rest: str, arrays: Mapping[str, Any]) -> bool:
                 for name, values in arrays.items()
             )
         return same and (folder / _REST).read_text() == rest
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except DAMAGE:
         return False
 
 
@@ -145,7 +156,7 @@ def read_rows(folder: Path) -> tuple[dict[str, Any], Raw]:
         with (folder / _ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             columns = {n: _column(n, each, arrays) for n, each in rest.pop("columns").items()}
         return rest, Raw(columns, origin=rest.pop("origin"))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise DataError(f"{folder} holds no rows: {error!r:.200}. {_MEND}") from error
 
 

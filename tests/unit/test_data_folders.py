@@ -110,6 +110,11 @@ def test_arrays_of_images_and_of_numbers(rng: np.random.Generator, tmp_path: Pat
     ):
         with pytest.raises(DataError, match=words):
             arrays(**{"path": str(path), **changes})
+    whole = path.read_bytes()
+    for cut in (0, 1, len(whole) // 2, len(whole) - 30):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(DataError, match=r"cannot be read as an \.npz file"):
+            arrays(path=str(path))
 
 
 def test_columns_of_one_length_only() -> None:

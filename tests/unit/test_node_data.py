@@ -101,9 +101,10 @@ def test_a_folder_without_rows_is_named(tmp_path: Path) -> None:
     text = json.dumps(asdict(run))
     with pytest.raises(DataError, match=r"data-folder=.*empty .*no rows of a client"):
         node_context(text, preparation, tmp_path / "empty")
-    (tmp_path / "node" / "rows.npz").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(DataError, match="no rows of a client"):
-        node_context(text, preparation, tmp_path / "node")
+    for left in (b"PK\x03\x04 cut off", b""):
+        (tmp_path / "node" / "rows.npz").write_bytes(left)
+        with pytest.raises(DataError, match="no rows of a client"):
+            node_context(text, preparation, tmp_path / "node")
 
 
 def test_data_that_is_read_on_demand_is_refused(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def read_npz(key: str, path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as an .npz file of arrays: {error}.") from error
 
 
