@@ -73,7 +73,7 @@ def server_components(run: Run, folder: Path, preparation: Preparation) -> Compo
     try:
         facts = json.loads((folder / _FACTS).read_text())
         exchange = Exchange(**facts["exchange"] | {"told": tuple(facts["exchange"]["told"])})
-        with np.load(folder / _COUNTS, allow_pickle=False) as file:
+        with (folder / _COUNTS).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             weights, offsets, identities = (
                 file[name] for name in ("weights", "offsets", "identities")
             )

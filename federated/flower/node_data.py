@@ -97,7 +97,7 @@ def write_rows(folder: Path, rows: Raw, facts: Mapping[str, Any]) -> None:
 def _are_in(folder: Path, rest: str, arrays: Mapping[str, Any]) -> bool:
     """Return whether a folder holds exactly this."""
     try:
-        with np.load(folder / _ARRAYS, allow_pickle=False) as there:
+        with (folder / _ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as there:
             same = {*there.files} == {*arrays} and all(
                 there[name].dtype == values.dtype and there[name].tobytes() == values.tobytes()
                 for name, values in arrays.items()

@@ -125,7 +125,8 @@ def read_npz(key: str, path: Path) -> dict[str, NDArray[Any]]:
     if not path.exists():
         raise absent(key, path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # np.load itself would leave a damaged file open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as an .npz file of arrays: {error}.") from error
