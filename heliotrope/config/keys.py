@@ -41,7 +41,7 @@ def nearest_keys(key: str) -> str:
     keys = known_keys()
     name = key.rpartition(".")[2]
     elsewhere = [each for each in keys if each != key and each.rpartition(".")[2] == name]
-    if near := closest(key, elsewhere):
+    if "." in key and (near := closest(key, elsewhere)):
         return near
     if 0 < len(elsewhere) <= _MOST_MEANT:
         return f" Did you mean {' or '.join(map(repr, elsewhere))}?"

@@ -143,7 +143,7 @@ def _below(root: str) -> Iterator[FoundRun]:
         except OSError as error:
             yield FoundRun(Path(path), FOREIGN, 0.0, note=f"cannot be read: {error.strerror}")
             continue
-        if names & _RUN_FILES or (".lock" in names and not folders):
+        if names & _RUN_FILES or (names & _MADE_FIRST and not folders):
             yield _read_run(path, names | folders, changed)
             of_a_run = True
             folders.discard(_CHECKPOINTS)
@@ -160,7 +160,8 @@ def _read_run(path: str, names: set[str], changed: float) -> FoundRun:
     if not start and not ("name" in config and config.keys() & set(get_args(Mode))):
         if names <= _MADE_FIRST:
             state = "running" if _held(path) else "never begun"
-            return FoundRun(Path(path), state, changed)
+            overrides = _overrides(path) if "overrides.json" in names else None
+            return FoundRun(Path(path), state, changed, overrides=overrides)
         return FoundRun(Path(path), FOREIGN, changed, note="; ".join(notes) or "of another program")
     told = result.get("metrics") if result else evaluated
     return FoundRun(

@@ -69,6 +69,16 @@ def test_every_directory_has_its_state(runs: Path) -> None:
     }
 
 
+def test_a_job_that_a_sweep_or_cross_validation_has_planned_is_never_begun(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = runs / "sweep" / "2"
+    planned.mkdir()
+    (planned / "overrides.json").write_text('{"overrides": ["seed=3", "a=1"], "swept": ["seed=3"]}')
+    assert _states(runs)["sweep/2"] == "never begun"
+    assert "seed=3 a=1" in _printed(capsys, "where=state='never begun'")
+
+
 def test_a_run_is_running_while_its_lock_is_held(runs: Path) -> None:
     with (runs / "failed" / ".lock").open("a+") as file:
         assert lock(file)
