@@ -118,7 +118,13 @@ def _cluster(folder: Path) -> Iterator[tuple[str, str]]:
     command += [f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
     command += [f"--dashboard-agent-listen-port={agent}", "--node-ip-address=127.0.0.1"]
     command += ["--disable-usage-stats", "--include-dashboard=true"]
-    node = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where jobs find `python`
+    node = subprocess.Popen(
+        command,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         _wait_for(dashboard)
         yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
