@@ -171,7 +171,7 @@ class Jobs:
 
     def search_by(self, search: Search) -> None:
         """Let the command be a search, which is told how each of its trials ends."""
-        self._search = search
+        self._search, self._whole = search, search.directory
 
     @property
     def code(self) -> int:

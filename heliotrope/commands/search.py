@@ -61,8 +61,7 @@ def searching(mode: Mode, begin: Callable[[Search], None]) -> Iterator[None]:
             _refuse_intervals(overrides)
             return before(sweeper, arguments)
         search = Search(mode, sweeper, overrides)
-        begin(search)
-        search.run()
+        search.run(begin)
         return None
 
     basic.sweep = sweep
@@ -104,10 +103,19 @@ class Search:
         self._queue = TrialQueue(self._journal, self._space, self._cfg)
         self._refused = False
 
-    def run(self) -> None:
-        """Run the trials that have not ended, and as many more as are wanted."""
+    @property
+    def directory(self) -> Path:
+        """Where the search is, with a directory for each trial."""
+        return self._directory
+
+    def run(self, begin: Callable[[Search], None]) -> None:
+        """Run the trials that have not ended, and as many more as are wanted.
+
+        `begin` is told of a search that is not refused, before its trials.
+        """
         with closing(self._journal):
             self._settle()
+            begin(self)
             self._run()
 
     def _run(self) -> None:

@@ -117,6 +117,20 @@ def test_a_search_goes_on_with_the_trial_that_was_interrupted(type_: Type) -> No
     assert _values()[:2] == before
 
 
+def test_a_search_that_is_refused_or_complete_leaves_nothing_elsewhere(
+    type_: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert type_("federated", *_SEARCH, job=Started(_train)) == 0
+    before = sorted(Path.cwd().iterdir())
+    capsys.readouterr()
+    assert type_("federated", *_SEARCH, job=Started(_train)) == 2
+    out, err = capsys.readouterr()
+    assert (out, "holds a search" in err) == ("", True)
+    assert type_("federated", *_SEARCH, "resume=true", job=Started(_train)) == 0
+    assert f"compare {_FOUND.absolute()}/*/" in capsys.readouterr().out
+    assert sorted(Path.cwd().iterdir()) == before
+
+
 def test_a_failing_trial_does_not_stop_a_search(
     type_: Type, capsys: pytest.CaptureFixture[str]
 ) -> None:
