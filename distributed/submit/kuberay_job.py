@@ -18,8 +18,9 @@ __all__ = ["KubeRayJob"]
 _ASK_SECONDS = 2.0
 _LOST_SECONDS = 120.0  # without an answer, after which the job counts as lost
 _LAST_LINES_SECONDS = 10.0  # that what is printed may take to arrive
-_ENDED = ("Complete", "Failed")
-_PRINTING = ("Running", *_ENDED)
+_REFUSED = "ValidationFailed"  # the operator starts nothing, and does not look again
+_ENDED = ("Complete", "Failed", _REFUSED)
+_PRINTING = ("Running", "Complete", "Failed")
 
 
 class KubeRayJob(Job):

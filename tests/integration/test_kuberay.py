@@ -44,6 +44,23 @@ def _state(name: str, **more: str) -> str:
     return f'{{"jobDeploymentStatus": "{name}"{also}}}'
 
 
+def test_a_job_that_the_operator_refuses_has_ended(tmp_path: Path) -> None:
+    said = "authOptions need Ray of 2.52 or later"
+    refused = _state("ValidationFailed", reason="ValidationFailed", message=said)
+    done = subprocess.run(
+        [*SUBMIT, "--", "list"],
+        cwd=ROOT,
+        env=_with_kubectl(tmp_path, refused),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"rayjob default/heliotrope-list-abcde: {said}\n" in done.stderr
+    assert "logs" not in (tmp_path / "calls").read_text()
+
+
 @pytest.mark.parametrize(
     ("last", "code"),
     [
