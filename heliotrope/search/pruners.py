@@ -43,7 +43,7 @@ class _Median:
         for step in sorted({step for curve in complete for step in curve}):
             values = [curve[step] for curve in complete if step in curve]
             known = [value for value in values if not math.isnan(value)]
-            if step >= self.warmup and known:
+            if step >= self.warmup and len(values) >= self.startup_trials and known:
                 limits[step] = statistics.median(known)
         return PruningRule(metric, lower, limits, best=True)
 
@@ -80,7 +80,8 @@ def median(*, startup_trials: int = 5, warmup: int = 0) -> Pruner:
     Parameters
     ----------
     startup_trials
-        So many must be complete before any is given up.
+        So many must be complete before any is given up, and have come as far: where most have
+        stopped early, the few that went on are no median.
     warmup
         The first epoch or round after which one is given up.
     """

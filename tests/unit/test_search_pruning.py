@@ -92,6 +92,25 @@ def test_a_rule_prunes_what_the_pruner_of_optuna_does(
     assert isinstance(theirs, optuna.pruners.NopPruner) or min(expected) < _LAST
 
 
+@pytest.mark.parametrize("lower", [True, False])
+def test_the_few_trials_that_went_on_when_most_stopped_early_are_no_median(lower: bool) -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    draw = random.Random(fresh_seed())
+    short = [_curve(draw, 3) for _ in range(3)]
+    long = _curve(draw, _LAST)
+    ended = [
+        Ended("complete", _METRIC, lower, curve[-1], dict(enumerate(curve, 1)))
+        for curve in (*short, long)
+    ]
+    rule = median(startup_trials=3).rule(ended, _METRIC, lower)
+    assert rule is not None
+    assert sorted(rule.limits) == [1, 2, 3]
+    curves = [_curve(draw, draw.choice((2, 3, _LAST))) for _ in range(60)]
+    theirs = optuna.pruners.MedianPruner(3, n_min_trials=3)
+    expected = _with_optuna(theirs, curves, lower=lower)
+    assert _search(median(startup_trials=3), curves, lower=lower) == expected
+
+
 def _rule(**limits: float) -> PruningRule:
     found = {int(step.removeprefix("at_")): limit for step, limit in limits.items()}
     return PruningRule(_METRIC, lower=False, limits=found, best=True)
