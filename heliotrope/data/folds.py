@@ -6,6 +6,7 @@ Shape legend: N rows, k folds.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,9 +82,9 @@ def holding_out(found: Unprepared, fold: Fold, run_seed: int, name: str) -> Unpr
         f"fold {fold.index} of 0 to {fold.count - 1}, {how}: {kept.sum():,} examples for "
         f"training, {len(held_out):,} for testing"
     )
-    rare = classes.rarer_than(fold.count) if classes is not None else []
+    lacking = classes.lacking(parts) if classes is not None else []
     train, test = rows.subset(np.flatnonzero(kept)), rows.subset(held_out)
-    return replace(found, train=train, test=test, notes=(*found.notes, note, *rare))
+    return replace(found, train=train, test=test, notes=(*found.notes, note, *lacking))
 
 
 def _by_class(
@@ -173,18 +174,23 @@ class _Classes:
         """Rows of each class."""
         return np.bincount(self.of_rows)
 
-    def rarer_than(self, folds: int) -> list[str]:
-        """Return what to say of classes that not every fold has an example of: a line, or none."""
-        few = [
-            f"{name} ({size})"
-            for name, size in zip(self.names, self.sizes.tolist(), strict=True)
-            if size < folds
+    def lacking(self, parts: Sequence[NDArray[np.int64]]) -> list[str]:
+        """Return what to say of classes that a fold is tested, or trained, without: lines.
+
+        `parts` are the rows that each fold tests.
+        """
+        tested = np.stack([np.bincount(self.of_rows[p], minlength=len(self.names)) for p in parts])
+        untested, untrained = (tested == 0).any(axis=0), (tested == self.sizes).any(axis=0)
+        return [
+            f"some of {len(parts)} folds have no example of class {self._named(lacking)} for {use}"
+            for lacking, use in ((untested, "testing"), (untrained, "training"))
+            if lacking.any()
         ]
-        if not few:
-            return []
-        more = f" and {len(few) - _MOST_NAMED} more" if len(few) > _MOST_NAMED else ""
-        named = ", ".join(few[:_MOST_NAMED])
-        return [f"some of {folds} folds have no example of class {named}{more} for testing"]
+
+    def _named(self, chosen: NDArray[np.bool_]) -> str:
+        found = [f"{self.names[i]} ({self.sizes[i]})" for i in np.flatnonzero(chosen)]
+        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+        return f"{', '.join(found[:_MOST_NAMED])}{more}"
 
 
 def _rejoined(train: Raw, test: Raw) -> Raw:

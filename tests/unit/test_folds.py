@@ -111,6 +111,19 @@ def test_a_rare_class_is_told_of_and_an_empty_one_is_none() -> None:
     assert told == "some of 5 folds have no example of class 2 (3) for testing"
 
 
+def test_classes_that_keys_keep_out_of_a_fold_are_told_of() -> None:
+    keys = np.repeat(np.arange(3), 20)
+    labels = np.where(keys == 0, 0, np.where(keys == 1, np.arange(60) % 2, 1))
+    labels[-1] = 2  # of one key alone
+    notes = holding_out(rows_of(labels, keys), Fold(3, 0, "key"), fresh_seed(), "d").notes
+    assert notes[-2:] == (
+        "some of 3 folds have no example of class 0 (30), 1 (29), 2 (1) for testing",
+        "some of 3 folds have no example of class 2 (1) for training",
+    )
+    balanced = holding_out(rows_of(np.arange(60) % 3, keys), Fold(3, 0, "key"), 0, "d").notes
+    assert not any("no example" in note for note in balanced)
+
+
 @pytest.mark.parametrize(
     ("found", "count", "by", "message"),
     [
