@@ -13,6 +13,7 @@ from heliotrope.config import Mode, Run
 from heliotrope.config.redaction import without_passwords
 from heliotrope.errors import writing
 from heliotrope.runs.directory import RunDirectory
+from heliotrope.system.durable import write_whole
 
 if TYPE_CHECKING:
     from heliotrope.report import RunRecord
@@ -44,11 +45,20 @@ class CrossValidation:
         assert self.run.folds is not None
         return [self.directory / f"{_PREFIX}{fold}" for fold in range(self.run.folds)]
 
-    def reopen(self) -> None:
-        """Take back the result: a fold is trained further."""
+    def reopen(self) -> bytes | None:
+        """Take back the result, as a fold is trained further; return its content, if any."""
         result = RunDirectory(self.directory).result
         with writing(result):
-            result.unlink(missing_ok=True)
+            try:
+                content = result.read_bytes()
+            except FileNotFoundError:
+                return None
+            result.unlink()
+        return content
+
+    def restore(self, content: bytes) -> None:
+        """Put back the result that `reopen` took: nothing was trained after all."""
+        write_whole(RunDirectory(self.directory).result, content)
 
     def write_result(self, mode: Mode, done: Collection[Path]) -> None:
         """Write config.yaml and result.json of all folds together, once all are `done`.

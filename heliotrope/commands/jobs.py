@@ -62,6 +62,7 @@ class Jobs:
         self._begun: dict[Path, None] = {}  # those that runs are in
         self._planned: list[PlannedJob] = []
         self._validations: dict[Path, CrossValidation] = {}  # by the directory of each fold
+        self._reopened: dict[Path, bytes] = {}  # results of all folds that were taken back
         self._whole = Path()  # the whole command's directory
         self._named = ""  # the same, as one types it
 
@@ -145,8 +146,8 @@ class Jobs:
                 if sweeps.is_completed(job.run, self._mode, job.directory):
                     say(f"[{job.name}] is completed: {job.directory}")
                     return
-                if validation is not None:
-                    validation.reopen()
+                if validation is not None and (content := validation.reopen()) is not None:
+                    self._reopened[validation.directory] = content
             if job.run.sweep.parallel != 1:
                 self._planned.append(job)
                 folds = 1 if validation is None else len(validation.directories)
@@ -184,11 +185,15 @@ class Jobs:
         self.codes.append(code)
         if self._search is not None:
             self._search.ended(directory, code)
+        validation = self._validations.get(directory)
+        content = validation and self._reopened.pop(validation.directory, None)
         if not code:
             self.done.append(directory)
         elif code == ConfigError.exit_code:
             _remove_if_unused(directory)
-            if (validation := self._validations.get(directory)) is not None:
+            if validation is not None:
+                if content is not None:
+                    validation.restore(content)
                 for each in (*validation.directories, validation.directory):
                     _remove_if_unused(each)
 

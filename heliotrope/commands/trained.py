@@ -11,6 +11,7 @@ from typing import Any, get_args
 from torch import nn
 
 from heliotrope import config
+from heliotrope.commands.folds import fold_directories
 from heliotrope.config import Mode, Run
 from heliotrope.data import Dataset, Examples
 from heliotrope.data.preparation import Preparation, from_json
@@ -21,6 +22,7 @@ from heliotrope.plugin_loading import raised
 from heliotrope.runs import checkpoint
 from heliotrope.runs.checkpoint import Checkpoint
 from heliotrope.runs.directory import RunDirectory
+from heliotrope.shell import typed
 from heliotrope.system.console import plain_console
 from heliotrope.system.resources import pick_device
 from heliotrope.tasks import Task, task_of
@@ -105,6 +107,12 @@ def read_checkpoint(directory: Path, name: str | None) -> tuple[Checkpoint, Prep
         else checkpoint.latest(root, lambda line: console.print(line, style="red"))
     )
     if saved is None:
+        first = fold_directories(directory)[0]
+        if first != directory:
+            raise ConfigError(
+                f"run={directory} is a cross-validation. Name one of its folds, such as "
+                f"{typed('run', first)}."
+            )
         raise ConfigError(f"run={directory} has no checkpoint yet.")
     if "preparation" not in saved.state:
         raise ConfigError(

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from heliotrope import cli
+from heliotrope.commands.evaluate import evaluate_run
 from heliotrope.config import Run
-from heliotrope.errors import DataError, WorkerError
+from heliotrope.errors import ConfigError, DataError, WorkerError
 from heliotrope.runs.directory import RunDirectory
 from tests.support import Started, Type
 
@@ -107,6 +108,21 @@ def test_only_folds_that_are_not_completed_are_run_again(
     assert type_("federated", *longer, job=stopped) == 1
     assert len(stopped.runs) == 3
     assert not (tmp_path / "cv" / "result.json").exists(), "it is that of shorter runs"
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_refused_resume_leaves_the_result_as_it_was(type_: Type, tmp_path: Path) -> None:
+    def refuse(_run: Run, _directory: Path) -> None:
+        raise ConfigError("federated.rounds=2: it cannot change")
+
+    words = ("folds=2", "hydra.run.dir=cv")
+    assert type_("federated", *words, job=Started(train)) == 0
+    before = (tmp_path / "cv" / "result.json").read_bytes()
+    changed = (*words, "resume=true", "federated.rounds=2")
+    assert type_("federated", *changed, job=Started(refuse)) == 2
+    assert (tmp_path / "cv" / "result.json").read_bytes() == before
+    with pytest.raises(ConfigError, match=r"cross-validation.*run=.*/cv/fold-0"):
+        evaluate_run(tmp_path / "cv")
 
 
 def test_what_is_refused_is_refused_once(
