@@ -186,7 +186,9 @@ class Jobs:
         if self._search is not None:
             self._search.ended(directory, code)
         validation = self._validations.get(directory)
-        content = validation and self._reopened.pop(validation.directory, None)
+        content = self._reopened.pop(
+            directory if validation is None else validation.directory, None
+        )
         if not code:
             self.done.append(directory)
         elif code == ConfigError.exit_code:
