@@ -21,6 +21,7 @@ from ..communication.process_group import device_of, joined
 from ..loop.progress import POSITION, report_to_file
 from ..loop.worker import Worker
 from ..topology import Topology
+from .resources import returns_large_blocks
 
 __all__ = ["train_process", "train_rank"]
 
@@ -60,8 +61,7 @@ def train_rank(
     Rank 0 writes the events, shows them on `display` if the terminal is its own, and leaves its
     position in a file otherwise.
     """
-    divided = attempt.run.distributed.strategy == "fsdp"
-    (return_large_blocks if divided else keep_freed_memory)()
+    (return_large_blocks if returns_large_blocks(attempt.run) else keep_freed_memory)()
     run_dir = RunDirectory(attempt.directory)
     with worker_lock.held(run_dir.path):
         if topology.rank > 0:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -27,6 +28,7 @@ from heliotrope.config.workers import worker_range
 from heliotrope.errors import HeliotropeError
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.runs.display import Display
+from heliotrope.system.allocator import huge_pages
 from heliotrope.system.process_exit import brief
 from heliotrope.system.signals import held_back
 
@@ -36,7 +38,7 @@ from ..topology import Topology
 from .base import Launcher
 from .failures import lost_a_peer, reason_of
 from .ray_worker import RayWorker, shared
-from .resources import fitting_resources
+from .resources import fitting_resources, returns_large_blocks
 
 if TYPE_CHECKING:
     from heliotrope.data import Dataset
@@ -89,6 +91,9 @@ class _Ray:
             RayWorker
         )
         environment = driver_environment(self._run.cluster, inherited=not cluster.can_grow)
+        if returns_large_blocks(self._run):
+            settings = {**environment.settings, **huge_pages(environment.settings)}
+            environment = replace(environment, settings=settings)
         for rank in range(workers):
             scheduling = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
             # Two threads: it trains in one and hears in the other.

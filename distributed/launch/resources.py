@@ -15,7 +15,7 @@ from heliotrope.system.resources import check_cpus, threads_of
 
 from ..attempt import WorkerResources
 
-__all__ = ["fitting_resources", "worker_resources"]
+__all__ = ["fitting_resources", "returns_large_blocks", "worker_resources"]
 
 _log = logging.getLogger(__name__)
 
@@ -83,3 +83,8 @@ def _device(run: Run, workers: int, gpus: int) -> str:
     if run.device == "auto" and 0 < gpus < workers:
         _log.warning("%d workers, but %d GPU(s): training on CPUs instead", workers, gpus)
     return "cuda" if run.device != "cpu" and gpus >= workers else "cpu"
+
+
+def returns_large_blocks(run: Run) -> bool:
+    """Return whether ranks give freed blocks back: those of layers that are whole for a moment."""
+    return run.distributed.strategy == "fsdp"

@@ -29,6 +29,7 @@ from heliotrope.config import Run
 from heliotrope.data import Dataset
 from heliotrope.runs.directory import RunDirectory
 from heliotrope.runs.display import Display
+from heliotrope.system.allocator import huge_pages
 from heliotrope.system.background import in_background
 from heliotrope.system.processes import children, end
 from heliotrope.system.resources import available_cpus
@@ -38,7 +39,7 @@ from ..attempt import RunAttempt, TrainingResult, WorkerFailure, WorkerResources
 from ..loop.progress import POSITION, shown_from_files
 from .base import Launcher
 from .failures import reason_of, root_cause
-from .resources import worker_resources
+from .resources import returns_large_blocks, worker_resources
 from .torchrun_files import ABORT, ANSWER, STEPPED, STOP, TRACKED
 
 __all__ = ["torchrun_launcher"]
@@ -119,7 +120,7 @@ def _run_agent(attempt: RunAttempt, scratch: str) -> None:
         "device": attempt.resources.device,
         "scratch": scratch,
     }
-    with _agent_logged(), _environment(attempt.resources.threads, attempt.run.tracking.mlflow):
+    with _agent_logged(), _environment(attempt):
         try:
             elastic_launch(config, sys.executable)(
                 "-m", f"{__package__}.torchrun_worker", json.dumps(order)
@@ -140,15 +141,18 @@ def _agent_logged() -> Iterator[None]:
 
 
 @contextmanager
-def _environment(threads: int, tracked: str | None) -> Iterator[None]:
+def _environment(attempt: RunAttempt) -> Iterator[None]:
     """Set what the workers inherit: their thread count, and where this very package is.
 
     Also the address of the MLflow server: config.yaml has it without its password.
     """
     root = Path(__file__).resolve().parents[(__package__ or "").count(".") + 1]
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    added = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    added = {"OMP_NUM_THREADS": str(attempt.resources.threads), "PYTHONPATH": path}
+    tracked = attempt.run.tracking.mlflow
     added |= {} if tracked is None else {TRACKED: tracked}
+    if returns_large_blocks(attempt.run):
+        added |= huge_pages(os.environ)
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     try:
