@@ -119,7 +119,10 @@ def dimension_of(override: Override) -> Dimension:
             return _logarithmic(Dimension("int", int(low), int(high)), override)
         return _logarithmic(Dimension("float", low, high), override)
     if isinstance(value, RangeSweep) and not value.shuffle:
-        return _logarithmic(_of_range(list(value.range()), value.step), override)
+        numbers = list(value.range())
+        if not numbers:
+            raise ConfigError(f"{line} holds no number. Write such as '{key}=range(1,5)'.")
+        return _logarithmic(_of_range(numbers, value.step), override)
     choices = tuple(dict.fromkeys(override.sweep_string_iterator()))
     return _logarithmic(Dimension("choice", choices=choices), override)
 

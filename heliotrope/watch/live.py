@@ -25,7 +25,7 @@ __all__ = ["LiveRuns"]
 _WAIT = 1.0  # seconds between two looks
 _WAIT_STORAGE = 5.0  # as often as `heliotrope mirror` saves
 _SHARE = 0.25  # of the time that looking may take
-_AT_ONCE = 1 << 23  # bytes of events that are read for one answer
+_AT_ONCE = 1 << 23  # bytes of events, of a run and about of all, that are read for one answer
 _MOST_RUNS = 500  # the newest
 _FILES = ("config.yaml", "metrics.jsonl", "result.json", "overrides.json")
 
@@ -115,7 +115,7 @@ class LiveRuns:
             feed = feeds[run.path] or Feed(run.path, number, self._version)
             self._feeds[run.path] = feed
             if left > 0:
-                left -= feed.read(self._version, left)
+                left -= feed.read(self._version, _AT_ONCE)  # what a line is depends on no other run
         return left <= 0 or any(feed.behind for feed in self._feeds.values())
 
     def _state(self, run: FoundRun) -> str:

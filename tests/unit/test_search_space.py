@@ -51,6 +51,7 @@ def test_a_dimension_has_the_values_that_a_sweep_says(override: str, expected: D
         ("optimizer.lr=tag(log,interval(0,1))", "above 0"),
         ("optimizer.lr=tag(log,range(0.1,1,0.1))", "without steps"),
         ("model=tag(log,choice(mlp,cnn))", "without steps"),
+        ("federated.local_epochs=range(5,5)", "holds no number"),
     ],
 )
 def test_what_can_be_no_dimension_is_refused(override: str, reason: str) -> None:

@@ -185,6 +185,30 @@ def test_bad_rows_are_named_by_file_or_left_out(tmp_path: Path, rng: np.random.G
         assert set(range(1, 101)) - set(numbers.tolist()) == {54, 60}
 
 
+@pytest.mark.parametrize("memory", [0, 99])
+def test_a_table_of_bad_rows_alone_is_refused(memory: int, tmp_path: Path) -> None:
+    rows = {"x": [float("inf")] * 10 + [1.0] * 11, "y": [1.5] * 10 + [None] * 11}
+    pyarrow.parquet.write_table(pa.table(rows), tmp_path / "0.parquet")
+    with pytest.raises(DataError, match=r"no good row. The first: .*row 1, column x"):
+        _load(tmp_path, "data.target=y", "data.bad_rows=skip", memory=memory)
+
+
+def test_a_class_of_bad_rows_alone_is_none(tmp_path: Path, rng: np.random.Generator) -> None:
+    whole = _rows(rng, 50)
+    targets = ["no", "yes"] * 24 + ["no", "none"]
+    size = [1.0] * 49 + [float("inf")]
+    for name, values in (("sick", targets), ("size", size)):
+        at = whole.schema.get_field_index(name)
+        whole = whole.set_column(at, name, pa.array(values))
+    pyarrow.parquet.write_table(whole, tmp_path / "0.parquet")
+    loaded, stored = (
+        _load(tmp_path, *_KEYS, "data.bad_rows=skip", memory=memory) for memory in (99, 0)
+    )
+    assert stored.info == loaded.info
+    rows = torch.arange(len(loaded.train))
+    assert torch.equal(stored.train.take(rows)["label"], loaded.train.take(rows)["label"])
+
+
 def test_numbers_too_large_for_float32_are_named_by_their_file(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:

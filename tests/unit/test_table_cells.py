@@ -16,6 +16,7 @@ from heliotrope.data import Batch
 from heliotrope.data.posing import posing
 from heliotrope.data.preparation import Preparation, Statistics
 from heliotrope.data.sources.arrays import arrays
+from heliotrope.data.sources.cells import as_text
 from heliotrope.data.sources.new_rows import read_new_rows
 from heliotrope.data.sources.table import table
 from heliotrope.data.sources.table_files import CsvFormat, read_rows
@@ -81,6 +82,21 @@ def test_a_word_is_the_same_in_a_file_of_another_kind(ending: str, tmp_path: Pat
     found = whole(preparation, read_new_rows(new, preparation).raw)["category"]
     # 0 is what training has not seen, 1 a missing word; false is before true.
     assert found.tolist() == [[2, 3], [3, 2], [1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_a_number_is_the_same_word_whatever_others_a_file_has(kind: pa.DataType) -> None:
+    cells = pa.array(np.array([1, 2, 1.5, -0.0, np.nan], np.float16)).cast(kind)
+    words = as_text(cells).to_pylist()
+    assert words == ["1", "2", "1.5", "0", None]
+    assert words == [as_text(cells.slice(row, 1))[0].as_py() for row in range(len(cells))]
+
+
+def test_numbers_of_any_size_are_words_of_their_own() -> None:
+    numbers = [1e300, 2e300, -1e19, float("inf"), 2.0**53, 2.0**53 + 2, 4.0, None, float("nan")]
+    found = as_text(pa.array(numbers)).to_pylist()
+    assert found[6:] == ["4", None, None]
+    assert [float(word) for word in found[:6]] == numbers[:6]
 
 
 def test_classes_are_found_however_the_test_file_writes_them(tmp_path: Path) -> None:

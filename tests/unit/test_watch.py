@@ -130,6 +130,22 @@ def test_a_line_that_is_too_long_is_left_out(tmp_path: Path) -> None:
     assert reader.read(100) == (False, [])
 
 
+def test_no_line_is_lost_to_what_other_runs_leave_to_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        told = [event("evaluate", **progress(i), **{"test/accuracy": i / 50}) for i in range(50)]
+        for each in told:
+            each["note"] = "x" * (40 * number)
+        make_run(tmp_path / str(number), events=told)
+    for most in (2000, 5000, 7000, 11_000, 20_000):
+        monkeypatch.setattr(live, "_AT_ONCE", most)
+        runs = LiveRuns(tmp_path)
+        while not (changes := runs.changes(0))["wait"]:
+            pass
+        assert [len(run["events"]) for run in changes["runs"]] == [50] * 6, most
+
+
 def test_long_curves_are_thinned_and_keep_their_ends(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     generator = random.Random(seed)

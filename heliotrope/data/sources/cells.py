@@ -32,6 +32,8 @@ __all__ = [
     "require",
 ]
 
+_MOST_EXACT = float(1 << 53)  # floating-point numbers below it have their last digit
+
 
 def require(path: Path, names: Collection[str], key: str, name: str) -> None:
     """Raise `DataError` unless a file has the column `name`, which `key` asks for."""
@@ -223,23 +225,26 @@ def as_words(array: pa.Array) -> Strings:
     return Strings(code_of[codes], tuple(words[index] for index in order))
 
 
-def as_text(array: pa.Array, *, whole: bool | None = None) -> pa.Array:
+def as_text(array: pa.Array) -> pa.Array:
     """Return cells as text without spaces around it; NaN is a missing one.
 
-    Floating-point numbers are written as 1, not 1.0, if all are whole: `whole`, or None to look.
+    Floating-point numbers that are whole are written as 1, not 1.0: what a cell is called does not
+    depend on others, such as those of another file.
     """
     import pyarrow as pa
     from pyarrow import compute
 
     if pa.types.is_string(array.type):
         return compute.utf8_trim_whitespace(array)
-    if pa.types.is_floating(array.type):
-        array = compute.if_else(compute.is_nan(array), pa.scalar(None, array.type), array)
-        if whole is None:
-            whole = compute.all(compute.equal(array, compute.floor(array))).as_py()
-        if whole:
-            array = array.cast(pa.int64(), safe=False)
-    return array.cast(pa.string())
+    if not pa.types.is_floating(array.type):
+        return array.cast(pa.string())
+    if array.type == pa.float16():  # of which Arrow can tell little
+        array = array.cast(pa.float32())
+    array = compute.if_else(compute.is_nan(array), pa.scalar(None, array.type), array)
+    exact = compute.less(compute.abs(array), _MOST_EXACT)
+    whole = compute.and_(compute.equal(array, compute.floor(array)), exact)
+    integers = compute.if_else(whole, array, pa.scalar(0, array.type)).cast(pa.int64())
+    return compute.if_else(whole, integers.cast(pa.string()), array.cast(pa.string()))
 
 
 def present(array: pa.Array) -> NDArray[np.bool_]:

@@ -116,18 +116,6 @@ class Cells:
         return not pa.types.is_string(self.kind) or not self.is_number or self.whole
 
     @property
-    def all_whole(self) -> bool:
-        """Whether numbers that are words are all whole; they must be kept."""
-        import pyarrow as pa
-        from pyarrow import compute
-
-        floating = pa.types.is_floating(self.kind) and self.different is not None
-        return (
-            floating
-            and compute.all(compute.equal(self.different, compute.floor(self.different))).as_py()
-        )
-
-    @property
     def words(self) -> Strings:
         """The different words, each once; there must be some that are kept."""
         assert self.different is not None

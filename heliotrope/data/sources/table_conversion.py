@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from heliotrope.data.columns import Column, Raw, Strings, Values
 from heliotrope.data.preparation import Kind
 from heliotrope.data.preparation.numbers import numbers
-from heliotrope.data.sources.cells import as_text, good_rows, raw_of
+from heliotrope.data.sources.cells import good_rows, raw_of
 from heliotrope.data.sources.inference import Cells, Roles, cells_of, different_cells, infer, said
 from heliotrope.data.sources.parquet_files import ParquetFiles
 from heliotrope.data.sources.table_files import Rows
@@ -39,7 +39,7 @@ ABOUT = "about.json"
 CELL = 4
 """Bytes of a cell."""
 
-_VERSION = 1  # of these files
+_VERSION = 2  # of these files
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,6 @@ class _Writer:
             for name in self.names
             if kinds.get(name) == "word" or name == roles.client
         }
-        self._whole = {name: cells[name].all_whole for name in self._words}
         self._codes = {
             name: {word: code for code, word in enumerate(words)}
             for name, words in self._words.items()
@@ -151,9 +150,6 @@ class _Writer:
 
     def record(self, block: Rows) -> NDArray[np.int32]:
         """Return the records of these rows that are good, [R, width]; numbers by their bits."""
-        # Whether numbers that are words are all whole is known of all rows alone.
-        for name, whole in self._whole.items():
-            block.columns[name] = as_text(block.columns[name], whole=whole)
         skip_bad = self._conversion.skip_bad
         good = good_rows(block, self._kinds, self._needed, skip_bad=skip_bad, categories=True)
         if good.bad:
@@ -198,12 +194,21 @@ class _Writer:
         if not rows:
             path = self._conversion.files.path
             raise DataError(f"{path} has no good row. The first: {self._first_bad}.")
-        np.save(folder / TARGET, np.concatenate(self._target))
+        np.save(folder / TARGET, self._targets())
         if self._keys:
             np.save(folder / KEYS, np.concatenate(self._keys))
         if self._bad:
             np.save(folder / NUMBERS, np.concatenate(self._numbers))
         return {"rows": rows, "kinds": self._kinds, "words": self._words}
+
+    def _targets(self) -> NDArray[Any]:
+        """Return what is to be predicted; of classes, keep those that a good row has."""
+        name, found = self._conversion.roles.target, np.concatenate(self._target)
+        if name in self._words:
+            used, places = np.unique(found, return_inverse=True)
+            words, found = self._words[name], places.astype(np.int32)
+            self._words[name] = tuple(words[code] for code in used.tolist())
+        return found
 
 
 def inputs_of(kinds: Mapping[str, Kind], kind: Kind, target: str) -> tuple[str, ...]:

@@ -90,7 +90,10 @@ class Rows:
 
     def keep(self, rows: list[int], bad: list[str]) -> Rows:
         """Return these rows alone; `bad` says why the others go."""
-        columns = {name: column.take(rows) for name, column in self.columns.items()}
+        import pyarrow as pa
+
+        places = pa.array(rows, pa.int64())  # of none, too, it has a type
+        columns = {name: column.take(places) for name, column in self.columns.items()}
         numbers = [self.numbers[row] for row in rows]
         return replace(self, columns=columns, numbers=numbers, bad=self.bad + bad)
 
