@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from hydra._internal.utils import get_args_parser  # not public: Hydra has no other list of flags
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import HydraException
 
 from heliotrope import registry
@@ -54,7 +54,10 @@ def checked(overrides: Sequence[str], *, sweeping: bool = False) -> list[str]:
     away. Raises `ConfigError` naming the override, and what to type instead.
     """
     done = left_out(overrides)
-    return [_checked(override, sweeping) for override in overrides if override not in done]
+    found = [_checked(override, sweeping) for override in overrides if override not in done]
+    if sweeping:
+        _refuse_replaced(found)
+    return found
 
 
 def _checked(override: str, sweeping: bool) -> str:
@@ -112,6 +115,24 @@ def _checked(override: str, sweeping: bool) -> str:
     if not list(parsed.sweep_iterator()):
         raise ConfigError(f"{override} holds no value: the sweep has no jobs.")
     return override
+
+
+def _refuse_replaced(overrides: Sequence[str]) -> None:
+    """Raise `ConfigError` if a sweep would drop keys: it takes the last of several mappings."""
+    mappings: dict[str, str] = {}
+    for override in overrides:
+        parsed = _parse(override)
+        given = parsed.value()
+        values = given.list if isinstance(given, ChoiceSweep) else [given]
+        if not any(isinstance(value, dict) for value in values):
+            continue
+        key = parsed.get_key_element()
+        if key in mappings:
+            raise ConfigError(
+                f"{override} would replace all of {mappings[key]} in a sweep, where a single run "
+                f"joins them. Write one, or keys by themselves, such as {key}.KEY=VALUE."
+            )
+        mappings[key] = override
 
 
 def _without_schemas(chosen: Glob, group: str, override: str) -> str:

@@ -82,6 +82,8 @@ WRONG: list[tuple[str, tuple[str, ...]]] = [
     ("federated/strategy=glob(*)", ("federated/strategy=glob(*)", "add -m")),
     ("data=[digits,mnist]", ("data=[digits,mnist]", "data=CHOICE")),
     ("-m seed=interval(1,2)", ("seed=interval(1,2)", "'seed=range(1,4)'")),
+    ("-m target={value:1} target={metric:a}", ("in a sweep", "target.KEY=VALUE")),
+    ("-m target={value:1},null target={metric:a}", ("target={metric:a}", "target.KEY=VALUE")),
     ("-m seed=rang(1,2)", ("seed=rang(1,2)", "'range'")),
     ("-m federated/strategy=glob(zzz*)", ("zzz*", "no jobs")),
     ("-m seed=range(1,1)", ("seed=range(1,1)", "no jobs")),
