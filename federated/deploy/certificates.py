@@ -139,10 +139,10 @@ def check_server_certificate(folder: Path, host: str) -> None:
             "refuse it. Put the authority there that has signed it."
         ) from error
     hosts = _hosts(server)
-    if host not in hosts:
+    if not any(_matches(host, each) for each in hosts):
         raise ConfigError(
             f"{path} is for {', '.join(hosts) or 'no host'}, not for {host}: SuperNodes would "
-            f"refuse it. Make a certificate for that host, such as with hosts=[{host}]."
+            f"refuse it. Make a certificate for that host, such as with hosts={host}."
         )
     try:
         key = serialization.load_pem_private_key((folder / SERVER_KEY).read_bytes(), None)
@@ -183,6 +183,14 @@ def _hosts(certificate: x509.Certificate) -> list[str]:
         return []
     addresses = map(str, names.get_values_for_type(x509.IPAddress))
     return [*names.get_values_for_type(x509.DNSName), *addresses]
+
+
+def _matches(host: str, name: str) -> bool:
+    """Return whether a certificate for `name`, which may begin with `*.`, is for `host`."""
+    if host.lower() == name.lower():
+        return True
+    wild, _, domain = name.lower().partition(".")  # a star stands for one label (RFC 9525, 6.3)
+    return wild == "*" and bool(domain) and host.lower().partition(".")[2] == domain
 
 
 def _named(name: str) -> x509.Name:

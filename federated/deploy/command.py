@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -41,7 +44,7 @@ def deploy_command(arguments: Sequence[str]) -> None:
     run, notes = _composed(overrides, nodes)
     for note in notes:
         say(note)
-    hosts = [host for host in own.get("hosts", "").split(",") if host]
+    hosts = [_host(host) for host in own.get("hosts", "").split(",") if host]
     kind = "trial" if trial else "deployment"
     root = own.get("output") or f"runs/{plain_name(run.name)}/{kind}/{new_stamp()}"
     hosts = hosts or ["localhost", "127.0.0.1"]
@@ -57,6 +60,19 @@ def deploy_command(arguments: Sequence[str]) -> None:
         run_trial(deployment)
     else:
         say(f"{deployment.clients} clients, in {deployment.layout.root}")
+
+
+def _host(written: str) -> str:
+    """Return the name or address of a machine; `[::1]` and `[a,b]` are taken, too."""
+    host = written.strip("[] ")
+    with suppress(ValueError):
+        return str(ip_address(host))
+    if re.fullmatch(r"[\w-]+(\.[\w-]+)*", host, re.ASCII):
+        return host
+    raise ConfigError(
+        f"deploy: hosts: {written!r} is no name or address of a machine. Write it without a scheme "
+        "and a port, such as hosts=server.example.org."
+    )
 
 
 def _divided(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:

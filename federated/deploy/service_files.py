@@ -87,9 +87,11 @@ def write_service_files(layout: Layout, host: str, clients: int) -> None:
     clients
         How many there are.
     """
-    address, root = f"{host}:{PORT}", layout.root
+    version_6, root = ":" in host, layout.root
+    address = f"[{host}]:{PORT}" if version_6 else f"{host}:{PORT}"
     write_connection(layout, address)
-    command = superlink_command(layout, "0.0.0.0", PORT, relative=True)  # noqa: S104 - a server's
+    every = "::" if version_6 else "0.0.0.0"  # noqa: S104 - a server's
+    command = superlink_command(layout, every, PORT, relative=True)
     start = f'export FLWR_HOME="$PWD/flower"\nexec {shlex.join(command)}\n'
     node = supernode_command(
         address,

@@ -50,6 +50,15 @@ def test_a_certificate_for_its_host_and_a_key_pair_pass(tmp_path: Path) -> None:
     assert [stat.S_IMODE(path.stat().st_mode) for path in _private_files(tmp_path)] == [0o600] * 2
 
 
+def test_a_certificate_for_a_domain_is_for_its_hosts_in_any_case(tmp_path: Path) -> None:
+    write_certificates(tmp_path, ["*.example.org", "*"])
+    for host in ("server.example.org", "Server.Example.ORG"):
+        check_server_certificate(tmp_path, host)
+    for host in ("example.org", "a.server.example.org", "localhost", "10.0.0.1"):
+        with pytest.raises(ConfigError, match=f"not for {host}: .* hosts={host}"):
+            check_server_certificate(tmp_path, host)
+
+
 def test_openssl_trusts_what_is_written(tmp_path: Path) -> None:
     write_certificates(tmp_path, ["example.org"])
     command = ["openssl", "verify", "-x509_strict", "-verify_hostname", "example.org"]
@@ -210,6 +219,38 @@ def _site(tmp_path: Path) -> Layout:
     layout.root.mkdir()
     write_service_files(layout, "example.org", clients=2)
     return layout
+
+
+def test_an_address_of_version_6_is_told_from_its_port(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    write_service_files(layout, "2001:db8::5", clients=1)
+    assert _said(tmp_path, "start-client.sh", "0")[:2] == ["--superlink", "[2001:db8::5]:9092"]
+    assert _said(tmp_path, "start-superlink.sh")[:2] == ["--host", "::"]
+    connection = tomllib.loads((layout.flower / "config.toml").read_text())["superlink"]
+    assert connection["heliotrope"]["address"] == "[2001:db8::5]:9092"
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        ("[a.org,b-1.org]", ["a.org", "b-1.org"]),
+        ("[::1],2001:DB8::5", ["::1", "2001:db8::5"]),
+        ("https://a.org", None),
+        ("a.org:9092", None),
+        ("a.org/x", None),
+    ],
+)
+def test_hosts_are_names_and_addresses(
+    typed: str, names: list[str] | None, tmp_path: Path, heliotrope: Command
+) -> None:
+    words = ("experiment=quickstart", *_CLIENTS, f"output={tmp_path / 'site'}", f"hosts={typed}")
+    code, _, error = heliotrope("deploy", *words)
+    if names is None:
+        assert (code, "is no name or address of a machine" in error) == (2, True)
+        return
+    assert code == 0, error
+    for name in names:
+        check_server_certificate(tmp_path / "site/certificates", name)
 
 
 def test_scripts_start_what_a_trial_starts(tmp_path: Path) -> None:
