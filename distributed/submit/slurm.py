@@ -24,6 +24,8 @@ from .slurm_job import SlurmJob
 
 __all__ = ["slurm"]
 
+_OF_NO_JOB = {"SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS"}  # how Slurm is reached
+
 
 def slurm(
     *,
@@ -191,10 +193,17 @@ def _asked(command: Sequence[str], text: str | None = None) -> subprocess.Comple
 
 
 def _environment(script: str) -> dict[str, str]:
-    """Return this process's variables without those that overrule an option of `script`."""
+    """Return this process's variables without those that overrule an option of `script`.
+
+    If this process is part of a job, the variables of that job are left out, too: what the new job
+    does not set anew, such as SLURM_CPU_BIND or SLURM_MEM_PER_CPU, its `srun` would obey.
+    """
     options = re.findall(r"^#SBATCH --(?:no-)?([\w-]+)", script, re.MULTILINE)
     named = {name.upper().replace("-", "_") for name in options}
     overruling = {f"SBATCH_{name}" for name in {*named, "NO_REQUEUE", "TIMELIMIT"}}
+    if "SLURM_JOB_ID" in os.environ:
+        overruling |= {each for each in os.environ if each.startswith(("SLURM_", "SRUN_"))}
+        overruling -= _OF_NO_JOB
     return {name: value for name, value in os.environ.items() if name not in overruling}
 
 

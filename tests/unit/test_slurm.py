@@ -161,6 +161,28 @@ def test_the_directory_of_the_log_is_made_or_named(
     assert "/proc/none cannot be made for the log" in capsys.readouterr().err
 
 
+def test_a_job_that_is_sent_from_another_has_no_variables_of_that(
+    controller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller.write_text("JobId=7 JobState=COMPLETED Reason=None ExitCode=0:0\n")
+    sbatch = Path(os.environ["PATH"].partition(":")[0]) / "sbatch"
+    sbatch.write_text(f"#!/bin/sh\nenv >{tmp_path}/seen\necho 7\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("SLURM_CONF", "SLURM_CPU_BIND", "SLURM_MEM_PER_CPU", "SRUN_CPUS_PER_TASK"):
+        monkeypatch.setenv(name, "set")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    kept = []
+    for job in (None, "6"):
+        if job is not None:
+            monkeypatch.setenv("SLURM_JOB_ID", job)
+        assert main(["submit", "cluster=slurm", "--", "list"]) == 0
+        kept.append(
+            set(re.findall(r"^(S(?:LURM|RUN)_\w+)=", (tmp_path / "seen").read_text(), re.M))
+        )
+    assert kept[0] == {"SLURM_CONF", "SLURM_CPU_BIND", "SLURM_MEM_PER_CPU", "SRUN_CPUS_PER_TASK"}
+    assert kept[1] == {"SLURM_CONF"}
+
+
 def test_an_output_that_nobody_reads_leaves_the_job_to_go_on(
     controller: Path,
     tmp_path: Path,
