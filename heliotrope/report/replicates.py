@@ -81,7 +81,7 @@ class Average:
         if not known:
             return None
         if not all(map(drawable, known)):  # NaN, or a run that diverged
-            return cls(sum(known), None)
+            return cls(sum(known) / len(known), None)
         deviation = statistics.stdev(known) if len(known) > 1 else None
         return cls(statistics.fmean(known), deviation)
 

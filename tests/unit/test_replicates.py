@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from heliotrope.report import RunRecord, read_run
-from heliotrope.report.replicates import averaged, replicates
+from heliotrope.report.replicates import Average, averaged, replicates
 from tests.report_runs import Page, make_run, page_of, printed, result, row_of
 
 Made = Callable[..., Path]
@@ -84,6 +84,11 @@ def test_runs_are_put_together_only_if_they_are_samples_of_one_setting(made: Mad
 def test_a_run_that_diverged_does_not_lend_the_others_a_deviation(made: Made) -> None:
     runs = records([made(1, 0.5), made(2, float("nan"))])
     assert row_of(printed(runs), "test accuracy") == ["nan (not finite)"]
+
+
+def test_values_that_no_chart_can_show_have_a_mean_all_the_same() -> None:
+    assert Average.of([2.0**101, 3 * 2.0**101]) == Average(2.0**102, None)
+    assert Average.of([1.0, float("inf"), None]) == Average(float("inf"), None)
 
 
 def test_the_page_draws_bands_and_says_what_they_are(made: Made) -> None:
