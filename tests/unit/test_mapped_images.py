@@ -81,6 +81,7 @@ def test_numbers_of_a_folder_are_those_of_an_npz_file(
     [
         ({}, (), "holds no .npy files"),
         ({"x": np.ones((9, 3), complex)}, (), "expected images in bytes"),
+        ({"x": np.ones((9, 3), np.longdouble)}, (), "expected images in bytes"),
         ({"x": np.ones((9, 3, 2))}, (), "or numbers"),
         ({"x": np.full((9, 3), 1e300)}, (), "row 1, column x0: the number is infinite"),
         ({"x": np.ones((9, 2, 2), np.uint8), "y": np.ones(8)}, (), "a value for each row of x"),

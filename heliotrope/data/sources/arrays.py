@@ -24,6 +24,7 @@ from heliotrope.errors import DataError, closest
 
 __all__ = ["arrays", "columns_of", "read_npz"]
 
+_LARGEST_NUMBER = 8  # bytes: torch knows no longer ones
 _Arrays = Mapping[str, NDArray[Any]] | Mapping[str, MappedArray]
 
 
@@ -173,7 +174,8 @@ def _mapped_columns(path: Path, name: str, inputs: MappedArray) -> tuple[dict[st
         image = (1, *shape) if len(shape) == 2 else tuple(shape)
         column = MappedRows.of(replace(inputs, shape=(rows, *image)))
         return {"image": column}, Pixels(image)
-    if len(shape) != 1 or inputs.dtype.kind not in "iuf" or 0 in inputs.shape:
+    numbers = inputs.dtype.kind in "iuf" and inputs.dtype.itemsize <= _LARGEST_NUMBER
+    if len(shape) != 1 or not numbers or 0 in inputs.shape:
         raise DataError(
             f"{inputs.path} holds {inputs.dtype} of the shape {inputs.shape}; expected images "
             "in bytes (uint8), [N, channels, height, width] or [N, height, width], or numbers "
