@@ -42,6 +42,7 @@ def test_the_default_launcher_leaves_all_that_a_run_promises(tmp_path: Path) -> 
         "checkpoints",
         "config.yaml",
         "metrics.jsonl",
+        "overrides.json",
         "report.html",
         "result.json",
         "run.log",
