@@ -267,25 +267,7 @@ def assemble(
     """
     with isolated_rng(seed(run.seed, "init of a client")):
         model = model_of_client(build(run.model, task, run.seed))
-    if PersonalWeights.of(model) and run.federated.partition.name != "natural":
-        raise ConfigError(
-            f"model={run.model.name} keeps weights for each client, which must be one group of the "
-            f"data, but federated/partition={run.federated.partition.name} mixes the groups. "
-            "Set federated/partition=natural."
-        )
-    if PersonalWeights.of(model) and run.federated.strategy.name == "fltrust":
-        raise ConfigError(
-            f"model={run.model.name} keeps weights for each client, and the server of federated/"
-            "strategy=fltrust, which trains on its own examples, is none. Choose another "
-            "federated/strategy, such as geometric_median."
-        )
-    for name, value in model.state_dict().items():
-        if value.dtype == torch.bfloat16:
-            raise ConfigError(
-                f"model={run.model.name}: {name} is {value.dtype}, which Flower's arrays cannot "
-                "hold. Keep the weights in float32; federated clients compute in the type of the "
-                "weights."
-            )
+    _check_model(run, model)
     context = TrainingContext(
         model=model,
         task=task,
@@ -306,6 +288,29 @@ def assemble(
         kept = Population(partition, run.federated.holdout_fraction, run.seed, weightless)
         context = replace(context, population=kept)
     return context
+
+
+def _check_model(run: Run, model: nn.Module) -> None:
+    """Raise `ConfigError` if clients cannot keep or send the weights of `model`."""
+    if PersonalWeights.of(model) and run.federated.partition.name != "natural":
+        raise ConfigError(
+            f"model={run.model.name} keeps weights for each client, which must be one group of the "
+            f"data, but federated/partition={run.federated.partition.name} mixes the groups. "
+            "Set federated/partition=natural."
+        )
+    if PersonalWeights.of(model) and run.federated.strategy.name == "fltrust":
+        raise ConfigError(
+            f"model={run.model.name} keeps weights for each client, and the server of federated/"
+            "strategy=fltrust, which trains on its own examples, is none. Choose another "
+            "federated/strategy, such as geometric_median."
+        )
+    for name, value in model.state_dict().items():
+        if value.dtype == torch.bfloat16:
+            raise ConfigError(
+                f"model={run.model.name}: {name} is {value.dtype}, which Flower's arrays cannot "
+                "hold. Keep the weights in float32; federated clients compute in the type of the "
+                "weights."
+            )
 
 
 def _weightless(context: TrainingContext) -> list[int]:
