@@ -93,9 +93,10 @@ def _wait_for(agent: Future[None], scratch: Path, stop: Stop) -> None:
         agent.result()
     except BaseException as error:
         (scratch / ABORT).touch()
-        if code_of(error) is not None:
-            end(children())  # they may not hear it: they import for seconds
-        wait([agent])
+        while not agent.done():
+            if code_of(error) is not None:
+                end(children())  # they may not hear it: they import for seconds
+            wait([agent], timeout=0.1)  # and the agent may be about to start them
         raise
 
 

@@ -52,12 +52,14 @@ def _send(job: Job, sent: signal.Signals, to: str) -> list[int]:
     return family
 
 
-def _assert_ended(job: Job, directory: Path, family: list[int], code: int, began: float) -> str:
+def _assert_ended(
+    job: Job, directory: Path, family: list[int], code: int, began: float, within: float = 3.0
+) -> str:
     """Fail unless the command ends as it should and leaves nothing; return what it printed."""
     output = job.ended()
     seconds = time.monotonic() - began
     assert job.returncode == code, output
-    assert seconds < 3, output
+    assert seconds < within, output
     for noise in ("Traceback", "***", " E ", "terminate called"):
         assert noise not in output, output
     wait_until(lambda: not any(map(alive, family)), 5)
@@ -149,11 +151,13 @@ def test_a_signal_while_ray_starts_ends_the_run_at_once(to: str, tmp_path: Path)
 def test_a_signal_before_the_first_step_does_not_wait_for_it(launcher: str, tmp_path: Path) -> None:
     directory, draw = tmp_path / "run", random.Random(fresh_seed())
     choice = (f"distributed.launcher={launcher}", "distributed.workers=2")
+    # Workers of torchrun that start after it must be ended too: they import torch for two seconds.
+    within = 1.5 if launcher == "torchrun" else 3.0
     with process(directory, *_ENDLESS["distributed"], *choice) as job:
         wait_until((directory / "config.yaml").exists, 60)
-        time.sleep(draw.uniform(0.0, 0.5))
+        time.sleep(draw.choice([0.0, draw.uniform(0.0, 0.5)]))
         began, family = time.monotonic(), _send(job, signal.SIGTERM, "group")
-        output = _assert_ended(job, directory, family, 143, began)
+        output = _assert_ended(job, directory, family, 143, began, within)
     assert f"continue it: resume=true hydra.run.dir={directory}" in output
 
 
