@@ -6,9 +6,9 @@ requests with an ECDSA key on the curve P-384, the only kind that Flower 1.41 ta
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from cryptography import x509
@@ -23,6 +23,7 @@ __all__ = [
     "CA_CERTIFICATE",
     "SERVER_CERTIFICATE",
     "SERVER_KEY",
+    "address_of",
     "check_node_key",
     "check_server_certificate",
     "node_key",
@@ -197,11 +198,17 @@ def _named(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
 
 
-def _general_name(host: str) -> x509.GeneralName:
+def address_of(host: str) -> IPv4Address | IPv6Address | None:
+    """Return the address that `host` is; None of a name."""
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        return ip_address(host)
     except ValueError:
-        return x509.DNSName(host)
+        return None
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    address = address_of(host)
+    return x509.DNSName(host) if address is None else x509.IPAddress(address)
 
 
 def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -20,6 +18,7 @@ from heliotrope.config.names import plain_name
 from heliotrope.errors import ConfigError, RunDirectoryError, closest
 from heliotrope.runs.stamp import new_stamp
 
+from .certificates import address_of
 from .deployment import prepare
 from .trial import run_trial
 
@@ -65,8 +64,8 @@ def deploy_command(arguments: Sequence[str]) -> None:
 def _host(written: str) -> str:
     """Return the name or address of a machine; `[::1]` and `[a,b]` are taken, too."""
     host = written.strip("[] ")
-    with suppress(ValueError):
-        return str(ip_address(host))
+    if (address := address_of(host)) is not None:
+        return str(address)
     if re.fullmatch(r"[\w-]+(\.[\w-]+)*", host, re.ASCII):
         return host
     raise ConfigError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tomli_w
 
-from .certificates import CA_CERTIFICATE
+from .certificates import CA_CERTIFICATE, address_of
 from .flower_commands import (
     CONNECTION,
     register_command,
@@ -164,7 +164,9 @@ def _compose(layout: Layout, host: str, clients: int) -> str:
         }
 
     server = service([f"./{_SUPERLINK}"], "")
-    server |= {"ports": [f"{PORT}:{PORT}"], "networks": {"default": {"aliases": [host]}}}
+    server["ports"] = [f"{PORT}:{PORT}"]
+    if address_of(host) is None:  # an address is reached by the port of this machine
+        server["networks"] = {"default": {"aliases": [host]}}
     services = {"superlink": server}
     for client in range(clients):
         name = node_name(client)

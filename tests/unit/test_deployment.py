@@ -228,6 +228,8 @@ def test_an_address_of_version_6_is_told_from_its_port(tmp_path: Path) -> None:
     assert _said(tmp_path, "start-superlink.sh")[:2] == ["--host", "::"]
     connection = tomllib.loads((layout.flower / "config.toml").read_text())["superlink"]
     assert connection["heliotrope"]["address"] == "[2001:db8::5]:9092"
+    services = json.loads((tmp_path / "compose.yaml").read_text())["services"]
+    assert "networks" not in services["superlink"]  # Docker has names for aliases only
 
 
 @pytest.mark.parametrize(
@@ -280,6 +282,7 @@ def test_containers_see_their_own_key_and_rows_and_no_others(tmp_path: Path) -> 
     layout = _site(tmp_path)
     services = json.loads((layout.root / "compose.yaml").read_text())["services"]
     assert set(services) == {"superlink", "client-0", "client-1"}
+    assert services["superlink"]["networks"] == {"default": {"aliases": ["example.org"]}}
     for number in range(2):
         volumes = [volume.replace("$$", "$") for volume in services[f"client-{number}"]["volumes"]]
         assert f"{layout.key(number)}:{layout.key(number)}:ro" in volumes
