@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["sync_folder", "write_whole"]
+__all__ = ["sync_file", "sync_folder", "write_whole"]
 
 
 def sync_folder(path: Path) -> None:
@@ -13,11 +13,19 @@ def sync_folder(path: Path) -> None:
 
     Raises `OSError`.
     """
-    folder = os.open(path, os.O_RDONLY)
+    sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Return when the content of the file `path`, which is written, is on the disk.
+
+    Raises `OSError`.
+    """
+    opened = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def write_whole(path: Path, data: bytes) -> None:

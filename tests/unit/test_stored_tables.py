@@ -18,7 +18,7 @@ from heliotrope.data.fingerprint import fingerprint
 from heliotrope.data.mapped import Mapped
 from heliotrope.data.partition import Partition
 from heliotrope.data.sources import parquet_files
-from heliotrope.data.sources.table_conversion import ABOUT
+from heliotrope.data.sources.table_conversion import ABOUT, ROWS
 from heliotrope.data.summary import duplicates, missing_shares, summarize
 from heliotrope.errors import DataError
 from tests.support import compose
@@ -262,3 +262,13 @@ def test_damage_is_named(tmp_path: Path, cache: Path, rng: np.random.Generator) 
     (records.parent / ABOUT).unlink()
     _load(path, *_KEYS)  # is made again
     assert (records.parent / ABOUT).exists()
+
+
+def test_what_is_converted_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, cache: Path, rng: np.random.Generator, synced: list[Path]
+) -> None:
+    _load(_files(tmp_path / "files", _rows(rng, 40), rng), *_KEYS)
+    *written, part, named = synced
+    assert named == cache
+    assert part.parent == cache
+    assert {path.name for path in written if path.parent == part} >= {ABOUT, ROWS}

@@ -35,6 +35,7 @@ from heliotrope.data.sources.table_conversion import (
 )
 from heliotrope.data.stored import Selection, StoredNumbers, StoredWords
 from heliotrope.errors import DataError
+from heliotrope.system.durable import sync_file, sync_folder
 from heliotrope.system.locks import NoLocksError, lock
 
 __all__ = ["TableSplit", "stored_table"]
@@ -141,11 +142,15 @@ def _beside(folder: Path) -> Iterator[Path]:
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         yield part
+        for path in part.iterdir():
+            sync_file(path)
+        sync_folder(part)
         try:
             part.rename(folder)
         except OSError:  # without locks another process may have been faster
             if not (folder / ABOUT).exists():
                 raise
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
