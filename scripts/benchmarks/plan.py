@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ from heliotrope.config import Run
 from heliotrope.data import Dataset, load
 from heliotrope.models import build
 from heliotrope.planning.network import Network
-from heliotrope.system.allocator import keep_freed_memory, return_large_blocks
+from heliotrope.system.allocator import huge_pages, keep_freed_memory, return_large_blocks
 from heliotrope.system.resources import available_cpus
 from heliotrope.tasks import example_weights, task_of
 from heliotrope.training.loop import TrainingBatch, TrainTotals
@@ -135,7 +136,10 @@ def _members(options: argparse.Namespace, strategy: str, workers: int) -> dict[s
     keys = [f"--hidden={options.hidden}", f"--batch-size={options.batch_size}"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*launcher, f"--nproc-per-node={workers}", __file__, f"--member={strategy}", *keys]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    # As the engine's own launchers start them.
+    pages = huge_pages(os.environ) if strategy == "fsdp" else {}
+    env = os.environ | pages
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     said: dict[str, Any] = json.loads(lines[-1])
     return said
