@@ -21,6 +21,7 @@ import hydra
 from omegaconf import OmegaConf
 
 from heliotrope import config, registry
+from heliotrope.commands.composed_jobs import composed_once
 from heliotrope.commands.guarded import guarded
 from heliotrope.commands.jobs import Jobs, other_mode
 from heliotrope.commands.overrides import prepared
@@ -154,6 +155,7 @@ def run_mode(
         with (
             drawn_trials(sys.argv[1:]) as jobs.drawing,
             searching(mode, jobs.search_by),
+            composed_once(jobs.expect),
             parallel,
         ):
             _composed(decorated)

@@ -15,7 +15,7 @@ from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser  # not public: Hydra has no other list of flags
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from heliotrope import config, plugin_loading
 from heliotrope.cli import VERBS, register_resolvers
@@ -78,9 +78,7 @@ def _run(mode: Mode, arguments: list[str]) -> Command:
             cluster = OmegaConf.to_object(composed.cluster)
             assert isinstance(cluster, ClusterConfig)
             if not sweeping:  # a job of a sweep has choices that others have not
-                with open_dict(composed):
-                    del composed["hydra"]
-                config.load(composed, mode)
+                config.load(config.without_hydra(composed), mode)
             paths = _own_paths(composed)
     directory = directory.absolute()
     kept = [word for word in arguments if word.partition("=")[0] not in (*_DIRECTORIES, "resume")]

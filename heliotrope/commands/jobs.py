@@ -14,6 +14,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from heliotrope import config
 from heliotrope.commands import sweeps
@@ -21,7 +22,7 @@ from heliotrope.commands.directories import is_generated, refuse_unnamed
 from heliotrope.commands.folds import CrossValidation
 from heliotrope.commands.guarded import guarded
 from heliotrope.commands.output import say
-from heliotrope.commands.parallel_jobs import ParallelJobs, PlannedJob, expected_jobs
+from heliotrope.commands.parallel_jobs import ParallelJobs, PlannedJob
 from heliotrope.commands.search import Search
 from heliotrope.commands.trials import Drawing
 from heliotrope.config import Mode, Run
@@ -65,6 +66,16 @@ class Jobs:
         self._reopened: dict[Path, bytes] = {}  # results of all folds that were taken back
         self._whole = Path()  # the whole command's directory
         self._named = ""  # the same, as one types it
+
+    def expect(self, cfg: DictConfig, count: int) -> None:
+        """Prepare for `count` jobs at a time such as that of `cfg`, before it is known to be one.
+
+        A job that is refused says so by itself; those that are resumed may be completed.
+        """
+        with suppress(ConfigError, OmegaConfBaseException, ValueError):
+            run = config.load(config.without_hydra(cfg), self._mode)
+            if run.sweep.parallel != 1 and not run.resume:
+                self._parallel.prepare(run, count * (run.folds or 1))
 
     def task(self, cfg: DictConfig) -> None:
         """Run one job in the directory that Hydra has made for it; errors become its code."""
@@ -150,8 +161,6 @@ class Jobs:
                     self._reopened[validation.directory] = content
             if job.run.sweep.parallel != 1:
                 self._planned.append(job)
-                folds = 1 if validation is None else len(validation.directories)
-                self._parallel.prepare(self._planned[0], expected_jobs(sys.argv[1:]) * folds)
                 return
             if validation is not None:
                 say(f"[{job.name}] begins in {job.directory}")

@@ -6,7 +6,6 @@ none themselves: their workers do. The caller passes Ray's module: this package 
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import sys
@@ -20,9 +19,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
-
 from heliotrope.cluster.connection import Cluster, session
 from heliotrope.cluster.environment import driver_environment
 from heliotrope.commands.job_processes import Share, Workers
@@ -33,7 +29,7 @@ from heliotrope.errors import ConfigError, HeliotropeError
 from heliotrope.system.resources import check_cpus
 from heliotrope.system.signals import Stop, signals_heard
 
-__all__ = ["ParallelJobs", "PlannedJob", "expected_jobs", "share_of"]
+__all__ = ["ParallelJobs", "PlannedJob", "share_of"]
 
 _LOOK_SECONDS = 0.1  # between two looks whether a signal has come
 
@@ -64,15 +60,15 @@ class ParallelJobs:
     def __exit__(self, *error: Any) -> None:
         self._held.__exit__(*error)
 
-    def prepare(self, job: PlannedJob, count: int) -> None:
-        """Start Ray, and processes for `count` jobs such as `job`, while others are composed.
+    def prepare(self, run: Run, count: int) -> None:
+        """Start Ray, and processes for `count` jobs such as `run`, while others are composed.
 
         They import torch meanwhile. What is wrong is said by `run`.
         """
         if self._cluster is not None or self._failed is not None:
             return
         try:
-            self._open([job] * count)
+            self._open([run] * count)
             assert self._share is not None
             assert self._workers is not None
             self._workers.prepare(self._share.jobs)
@@ -87,7 +83,7 @@ class ParallelJobs:
         """
         if self._failed is not None:
             raise self._failed
-        self._open(jobs)
+        self._open([job.run for job in jobs])
         assert self._share is not None
         assert self._workers is not None
         with signals_heard() as stop:
@@ -95,50 +91,39 @@ class ParallelJobs:
             if stop.asked():
                 stop.leave()
 
-    def _open(self, jobs: Sequence[PlannedJob]) -> None:
-        """Be connected to Ray, with processes of the share that each of `jobs` has."""
+    def _open(self, runs: Sequence[Run]) -> None:
+        """Be connected to Ray, with processes of the share that each of `runs` has."""
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise ConfigError("sweep.parallel cannot be used under torchrun. Set sweep.parallel=1.")
         ray = self._ray()
         if self._cluster is None:
             self._cluster = self._held.enter_context(session(ray))
-        share = share_of(jobs, self._mode, self._cluster)
+        share = share_of(runs, self._mode, self._cluster)
         if self._workers is not None and share == self._share:
             return
         if self._workers is not None:  # those that were prepared have another share
             self._workers.close()
         inherited = not self._cluster.can_grow
-        environment = driver_environment(jobs[0].run.cluster, inherited=inherited)
+        environment = driver_environment(runs[0].cluster, inherited=inherited)
         self._share, self._workers = share, Workers(ray, environment, self._mode, share)
         self._held.callback(self._workers.close)
 
 
-def expected_jobs(overrides: Sequence[str]) -> int:
-    """Return how many jobs a sweep over the typed `overrides` will probably have."""
-    words = [word for word in overrides if "=" in word and not word.startswith("-")]
-    swept = [each for each in OverridesParser.create().parse_overrides(words) if _is_listed(each)]
-    return math.prod(sum(1 for _ in each.sweep_iterator()) for each in swept)
-
-
-def _is_listed(override: Override) -> bool:
-    return override.is_sweep_override() and not isinstance(override.value(), Glob)
-
-
-def share_of(jobs: Sequence[PlannedJob], mode: Mode, cluster: Cluster) -> Share:
-    """Return how many jobs run at a time, as `sweep.parallel` says, and the share of each.
+def share_of(runs: Sequence[Run], mode: Mode, cluster: Cluster) -> Share:
+    """Return how many of `runs` go on at a time, as `sweep.parallel` says, and the share of each.
 
     Raises `ResourceError` if that many never fit.
     """
-    wanted = jobs[-1].run.sweep.parallel
-    placed = any(_placed_by_ray(job.run, mode) for job in jobs)
-    least = max(_least_cpus(job.run, mode) for job in jobs)
+    wanted = runs[-1].sweep.parallel
+    placed = any(_placed_by_ray(run, mode) for run in runs)
+    least = max(_least_cpus(run, mode) for run in runs)
     if wanted == "auto":
-        count = max(1, min(len(jobs), cluster.cpus // least))
+        count = max(1, min(len(runs), cluster.cpus // least))
     else:
         if not cluster.can_grow:
             check_cpus("sweep.parallel", wanted, least, cluster.cpus)
-        count = min(len(jobs), wanted)
-    on_gpu = cluster.gpus > 0 and any(job.run.device != "cpu" for job in jobs)
+        count = min(len(runs), wanted)
+    on_gpu = cluster.gpus > 0 and any(run.device != "cpu" for run in runs)
     gpus = cluster.gpus_per_worker("sweep.parallel", count, None) if on_gpu else 0.0
     return Share(count, max(least, cluster.cpus_per_worker(count)), gpus, placed)
 

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from heliotrope import config
 from heliotrope.commands.directories import is_generated, refuse_unnamed
@@ -225,9 +225,7 @@ class Search:
         loader = self._sweeper.hydra_context.config_loader
         composed = loader.load_sweep_config(self._sweeper.config, self._overrides(values))
         assert isinstance(composed, DictConfig)
-        with open_dict(composed):
-            del composed["hydra"]
-        return config.load(composed, self._mode, trial=True)
+        return config.load(config.without_hydra(composed), self._mode, trial=True)
 
     def _settle(self) -> None:
         """Begin the journal, or go on with it; `RunDirectoryError` if that is of another search."""

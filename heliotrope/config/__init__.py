@@ -26,7 +26,7 @@ from heliotrope.config.groups import (
     choice_names,
     chosen,
 )
-from heliotrope.config.loading import from_resolved, from_yaml, load
+from heliotrope.config.loading import from_resolved, from_yaml, load, without_hydra
 from heliotrope.config.run import Mode, Run
 from heliotrope.config.search import SearchConfig
 from heliotrope.config.sweep import SweepConfig
@@ -70,6 +70,7 @@ __all__ = [
     "load_plugins",
     "register",
     "register_for",
+    "without_hydra",
 ]
 
 _COMPOSING = {

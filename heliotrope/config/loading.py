@@ -6,12 +6,13 @@ entrypoint, into a plain `Run`; nothing below sees a `DictConfig`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -36,7 +37,7 @@ from heliotrope.config.written import refuse_blown_up, refuse_interpolations
 from heliotrope.errors import ConfigError
 from heliotrope.registry import Group, Source
 
-__all__ = ["from_resolved", "from_yaml", "load"]
+__all__ = ["from_resolved", "from_yaml", "load", "without_hydra"]
 
 # What OmegaConf and we make of a text that is no config: a number alone is an AssertionError.
 _NO_CONFIG = (
@@ -63,6 +64,14 @@ def load(cfg: DictConfig, mode: Mode, *, trial: bool = False) -> Run:
         if fewest == most:  # [2,2] is no range
             run.distributed.workers = most
     return run
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """Return a copy of what Hydra has composed without its own part, as jobs are given it."""
+    copied = copy.deepcopy(composed)
+    with open_dict(copied):
+        del copied["hydra"]
+    return copied
 
 
 def _recorded(run: Run) -> list[dict[str, str]]:

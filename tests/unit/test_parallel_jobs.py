@@ -16,7 +16,6 @@ from heliotrope.cluster.connection import Cluster
 from heliotrope.commands.parallel_jobs import (
     ParallelJobs,
     PlannedJob,
-    expected_jobs,
     share_of,
 )
 from heliotrope.commands.sweeps import is_completed, place
@@ -27,8 +26,7 @@ from tests.support import Started, Type, compose
 
 
 def _share(mode: Mode, cluster: Cluster, jobs: int, *overrides: str) -> tuple[int, int, float]:
-    planned = [PlannedJob(str(n), compose(mode, *overrides), Path(str(n))) for n in range(jobs)]
-    share = share_of(planned, mode, cluster)
+    share = share_of([compose(mode, *overrides)] * jobs, mode, cluster)
     return share.jobs, share.threads, share.gpus
 
 
@@ -178,7 +176,7 @@ def _run_six(ray: _FakeRay, prepared: int = 0) -> list[tuple[int, int]]:
     ended: list[tuple[int, int]] = []
     with ParallelJobs(lambda: ray, "federated") as parallel:
         if prepared:
-            parallel.prepare(jobs[0], prepared)
+            parallel.prepare(run, prepared)
         parallel.run(jobs, lambda path, code: ended.append((int(path.name), code)))
     return ended
 
@@ -216,20 +214,6 @@ def test_processes_that_were_prepared_take_the_jobs_unless_their_share_is_anothe
     ray.begin = lambda: ray.end(ray.started[-1], 0)
     assert sorted(_run_six(ray, prepared)) == [(number, 0) for number in range(6)]
     assert ray.actors == ray.killed == actors
-
-
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [
-        (["-m", "seed=range(20)", "sweep.parallel=2"], 20),
-        (["-m", "seed=1,2,3", "optimizer.lr=0.1,0.2", "model.hidden=[8,16]"], 6),
-        (["seed=1", "--multirun", "experiment=glob(*)"], 1),
-    ],
-)
-def test_the_jobs_of_a_sweep_are_counted_before_hydra_composes_them(
-    typed: list[str], expected: int
-) -> None:
-    assert expected_jobs(typed) == expected
 
 
 def test_a_signal_ends_the_jobs_under_way_and_begins_no_other(
