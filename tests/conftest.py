@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,8 +24,10 @@ from tests.support import Command, Started, Type, type_command
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep what two processes of tests start on Ray apart: runs look for a cluster to join."""
-    if hasattr(config, "workerinput"):  # this is one of them
+    """Let what tests start hear SIGINT, and keep what two processes of tests start on Ray apart."""
+    # Tests in the background ignore it, and what they start would.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, "workerinput"):  # one of two: runs look for a cluster to join
         folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)
         os.environ["RAY_TMPDIR"] = folder.name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -80,21 +79,16 @@ class Job(subprocess.Popen[str]):
 
     def __init__(self, command: list[str], output: Path, cwd: Path = ROOT) -> None:
         self._output = output
-        # Tests in the background ignore SIGINT, and their children would.
-        ours = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            with output.open("w") as file:
-                super().__init__(
-                    command,
-                    cwd=cwd,
-                    env=environment(),
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    start_new_session=True,
-                )
-        finally:
-            signal.signal(signal.SIGINT, ours)
+        with output.open("w") as file:
+            super().__init__(
+                command,
+                cwd=cwd,
+                env=environment(),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
 
     def ended(self, seconds: float = 60.0) -> str:
         """Wait until it has ended; return all that it printed."""

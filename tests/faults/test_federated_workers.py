@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from federated.job import run_job
 from federated.pools.local_channel import LocalChannels
 from federated.pools.ray_pool import RayPool
 from federated.updates import Instruction, Weights
+from tests.distributed_runs import process, wait_until
 from tests.federated_runs import SMALL, assert_same_end
 from tests.support import (
     ROOT,
@@ -60,20 +60,12 @@ def test_an_interrupted_run_stops_at_once_and_can_go_on(
 ) -> None:
     command = [sys.executable, "-m", "federated", *SMALL, f"hydra.run.dir={tmp_path}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    job = subprocess.Popen(
-        [*command, "federated.rounds=100000", "federated.checkpoint_every=100000"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 60
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 40:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    job.send_signal(sent)
-    _, error = job.communicate(timeout=60)
+    metrics = tmp_path / "metrics.jsonl"
+    long = ("federated.rounds=100000", "federated.checkpoint_every=100000")
+    with process(tmp_path, *SMALL, *long, mode="federated") as job:
+        wait_until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 40, 60)
+        job.send_signal(sent)
+        error = job.ended()
     assert job.returncode == code
     assert "Traceback" not in error
     assert f"continue it: resume=true hydra.run.dir={tmp_path}" in error
