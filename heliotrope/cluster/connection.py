@@ -19,6 +19,7 @@ from heliotrope.cluster.own_ray import (
     LOOPBACK,
     keep_token_private,
     listening_here_only,
+    seen_at_once,
     without_dashboard,
 )
 from heliotrope.errors import ResourceError
@@ -145,7 +146,12 @@ def _connect(ray: ModuleType) -> bool:
     address = running_cluster(ray)
     if address is None:
         keep_token_private()
-        with _set(_AUTOSCALER, "1"), listening_here_only(ray), without_dashboard(ray):
+        with (
+            _set(_AUTOSCALER, "1"),
+            listening_here_only(ray),
+            without_dashboard(ray),
+            seen_at_once(ray),
+        ):
             ray.init(num_cpus=available_cpus(), _node_ip_address=LOOPBACK, **_QUIET)
         return False
     try:

@@ -7,17 +7,28 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-__all__ = ["LOOPBACK", "keep_token_private", "listening_here_only", "without_dashboard"]
+__all__ = [
+    "LOOPBACK",
+    "keep_token_private",
+    "listening_here_only",
+    "seen_at_once",
+    "without_dashboard",
+]
 
 LOOPBACK = "127.0.0.1"
 _RESOLVE = "resolve_ip_for_localhost"
 _DASHBOARD = "get_dashboard_dependency_error"
+_API_SERVER = "start_api_server"
+_GET_NODE = "get_node"
+_LOOK_EVERY, _LOOK_FOR = 0.02, 30.0  # seconds
 
 
 @contextmanager
@@ -27,27 +38,58 @@ def listening_here_only(ray: ModuleType) -> Iterator[None]:
     Ray puts the machine's outward address in its place, and then listens on all of them.
     """
     services = import_module(f"{ray.__name__}._private.services")
-    real = getattr(services, _RESOLVE)
-    setattr(services, _RESOLVE, lambda host: host)
-    try:
+    with _replaced(services, _RESOLVE, lambda host: host):
         yield
-    finally:
-        setattr(services, _RESOLVE, real)
 
 
 @contextmanager
 def without_dashboard(ray: ModuleType) -> Iterator[None]:
-    """Let `ray.init` start a node as it does without `ray[default]`, inside the block.
+    """Let `ray.init` start a node without what nobody asks, inside the block.
 
-    With it, each node has an agent for the dashboard that nobody asks; it takes 1.6 s to start.
+    With `ray[default]`, each node has an agent for the dashboard, which takes 1.6 s to start. With
+    `include_dashboard=False` there still is a server, for statistics alone: 0.9 s.
     """
     utils = import_module(f"{ray.__name__}._private.utils")
-    real = getattr(utils, _DASHBOARD)
-    setattr(utils, _DASHBOARD, lambda: ImportError("no dashboard is wanted"))
+    services = import_module(f"{ray.__name__}._private.services")
+    with (
+        _replaced(utils, _DASHBOARD, lambda: ImportError("no dashboard is wanted")),
+        _replaced(services, _API_SERVER, lambda *_, **__: (None, None)),
+    ):
+        yield
+
+
+@contextmanager
+def seen_at_once(ray: ModuleType) -> Iterator[None]:
+    """Let `ray.init` see that its node is up when it is, inside the block; Ray looks once a second.
+
+    What is then asked for is there, so that Ray's own call does not wait.
+    """
+    services = import_module(f"{ray.__name__}._private.services")
+    state = import_module(f"{ray.__name__}._private.state")
+    real = getattr(services, _GET_NODE)
+
+    def get_node(gcs_address: str, node_id: str) -> Any:
+        nodes, deadline = state.GlobalState(), time.monotonic() + _LOOK_FOR
+        options = services._get_gcs_client_options(gcs_address)  # noqa: SLF001 - as Ray's own
+        nodes._initialize_global_state(options)  # noqa: SLF001
+        while time.monotonic() < deadline:
+            if any(node["NodeID"] == node_id for node in nodes.node_table()):
+                break
+            time.sleep(_LOOK_EVERY)
+        return real(gcs_address, node_id)
+
+    with _replaced(services, _GET_NODE, get_node):
+        yield
+
+
+@contextmanager
+def _replaced(module: ModuleType, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    real = getattr(module, name)
+    setattr(module, name, function)
     try:
         yield
     finally:
-        setattr(utils, _DASHBOARD, real)
+        setattr(module, name, real)
 
 
 def keep_token_private() -> None:

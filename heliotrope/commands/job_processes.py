@@ -28,6 +28,9 @@ from heliotrope.system.signals import code_of, held_back
 
 __all__ = ["JobWorker", "Share", "Workers"]
 
+# What `run_job` of a mode imports when it is called, beside what draws its report.
+_LATE: dict[Mode, str] = {"distributed": "driver", "federated": "simulation"}
+
 
 @dataclass(frozen=True)
 class Share:
@@ -65,6 +68,8 @@ class JobWorker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         self._node = str(ray.get_runtime_context().get_node_id())
         self._run_job: Callable[[Run, Path], None] = mode_module(mode, "job").run_job
+        mode_module(mode, _LATE[mode])
+        importlib.import_module("matplotlib.backends.backend_svg")
 
     def process(self) -> tuple[str, int]:
         """Return the id of the node that this process is on, and its own."""
