@@ -175,8 +175,9 @@ class Launch:
 
     @property
     def compute_seconds(self) -> float:
-        """A step without an exchange."""
-        return self.found.time.of(self.local_examples, self._share)
+        """A step without an exchange, but with what is copied into and out of messages."""
+        time = self.found.time
+        return time.of(self.local_examples, self._share) + self._copied_bytes * time.copied
 
     def exchange_seconds(self, network: Network) -> float:
         """Return how long an exchange takes, of which nothing is hidden behind computation."""
@@ -256,6 +257,14 @@ class Launch:
     def _share(self) -> float:
         """The part of the weights that the first rank updates."""
         return self.units.share(self._shards) if self.cfg.strategy == "fsdp" else 1.0
+
+    @property
+    def _copied_bytes(self) -> float:
+        """What a rank of FSDP copies in a step: weights after each gathering, gradients once."""
+        if self.cfg.strategy != "fsdp" or self._shards == 1:
+            return 0.0
+        gathered = 2 * self.cfg.accumulation_steps / (2 if self.cfg.precision in HALF else 1)
+        return (gathered + 1) * self.found.gradient_bytes
 
     @property
     def _messages(self) -> int:

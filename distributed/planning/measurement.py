@@ -7,11 +7,12 @@ zeros: no ledger would count what steps on others tell of them.
 
 from __future__ import annotations
 
+import mmap
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +41,7 @@ _TRIES = 7  # steps that are timed, of which the median counts
 _LONG = 10.0  # seconds, after which no more steps of a size are timed
 _FEW = 2  # examples: on a single one, BatchNorm has no variance
 _MANY = 4  # at least, to tell what examples take from what a step takes
+_MOST_COPIED = 16 << 20  # values
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,15 @@ class StepTime:
         The time of a step on two examples, without the update.
     update
         That of the optimizer's update of all weights.
+    copied
+        That of a byte that is copied into memory which is new, as what FSDP gathers is.
     """
 
     examples: int
     seconds: float
     least: float
     update: float
+    copied: float
 
     def of(self, examples: int, shard: float = 1.0) -> float:
         """Return the time of a step on `examples`, of a worker that updates a part of the weights.
@@ -158,6 +163,17 @@ def _found(worker: _Worker, examples: int, cpus: int) -> Measurement:
     )
 
 
+def _new_like(source: Tensor) -> Tensor:
+    """Return as many values, float32 [n], in memory that the system has just given."""
+    if source.device.type != "cpu":  # a GPU's allocator keeps what is freed
+        return torch.empty_like(source)
+    pages = mmap.mmap(-1, source.nbytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=source.dtype)
+
+
 class _Worker:
     """Takes steps on the first examples of a run's training data."""
 
@@ -195,7 +211,13 @@ class _Worker:
         update = self._seconds(self._worker.optimizer.step)
         least = self._seconds(lambda: self._step(_FEW))
         spent, least = max(0.0, seconds - update), max(0.0, least - update)
-        return StepTime(examples, spent, min(least, spent), update)
+        return StepTime(examples, spent, min(least, spent), update, self._copied())
+
+    def _copied(self) -> float:
+        """Return how long it takes to copy a byte into new memory."""
+        count = sum(value.numel() for value in self.model.parameters())
+        source = torch.ones(max(1, min(count, _MOST_COPIED)), device=self.device)
+        return self._seconds(lambda: _new_like(source).copy_(source)) / source.nbytes
 
     def _seconds(self, work: Callable[[], object]) -> float:
         """Return the median time of some runs of `work`, after one that does not count."""

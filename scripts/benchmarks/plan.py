@@ -7,7 +7,8 @@ engine's steps on a model of some million weights, with an exchange in 8 of them
 by themselves. Memory is the first rank's most anonymous memory in a step, above what it had when
 its libraries and its data were there and it had met the others; bytes are what the engine counts; a
 step's time is the median of some, where there are as many CPUs as workers. What is foretold comes
-from one process alone and from two timed messages, a short one and a long one.
+from one process alone and from two timed exchanges between all, a short one and a long one, by the
+operations of the strategy.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +37,7 @@ from heliotrope.distributed.strategies.build import build_engine, build_model
 from heliotrope.distributed.topology import Topology, topology_from_environment
 from rich.table import Table
 from running import wait_until_idle
+from torch import Tensor
 
 from heliotrope.commands.find import composed
 from heliotrope.config import Run
@@ -153,7 +156,7 @@ def _member(run: Run) -> None:
     run = replace(run, distributed=replace(run.distributed, workers=topology.world_size))
     with joined(topology, torch.device("cpu"), 120.0):
         dataset = load(run.data, run.seed)
-        bandwidth, latency = _links(topology)
+        bandwidth, latency = _links(topology, run.distributed.strategy)
         import_engines()
         memory = AnonymousMemory()
         member = _Member(run, dataset, topology)
@@ -204,25 +207,41 @@ class _Member:
         return sent
 
 
-def _links(topology: Topology) -> tuple[float, float]:
-    """Return the bandwidth and the latency of which two timed all-reduces tell."""
+def _links(topology: Topology, strategy: str) -> tuple[float, float]:
+    """Return the bandwidth and the latency of which two timed exchanges of a strategy tell.
+
+    Of the same bytes, gloo's all-gather may take several times as long as its all-reduce.
+    """
     world = topology.world_size
     if world == 1:
         return 1e9, 0.0
-    messages = 2 * (world - 1)
-    short, long = _all_reduce(1, topology), _all_reduce(_LONG, topology)
+    exchange, passes = (_gathers, 3) if strategy == "fsdp" else (_all_reduce, 2)
+    messages = passes * (world - 1)
+    short, long = _timed(exchange, 1, topology), _timed(exchange, _LONG, topology)
     sent = messages / world * 4 * _LONG
     return sent / max(1e-9, long - short), short / messages
 
 
-def _all_reduce(count: int, topology: Topology) -> float:
-    values, seconds = torch.zeros(count), []
+def _timed(exchange: Callable[[Tensor, Tensor], None], count: int, topology: Topology) -> float:
+    part = torch.zeros(max(1, count // topology.world_size))
+    whole, seconds = torch.zeros(len(part) * topology.world_size), []
     for _ in range(_MESSAGES):
         _meet(topology)
         started = time.perf_counter()
-        dist.all_reduce(values)
+        exchange(whole, part)
         seconds.append(time.perf_counter() - started)
     return median(seconds)
+
+
+def _all_reduce(whole: Tensor, _part: Tensor) -> None:
+    dist.all_reduce(whole)
+
+
+def _gathers(whole: Tensor, part: Tensor) -> None:
+    """Exchange as FSDP does: weights for both passes, then gradients."""
+    for _ in range(2):
+        dist.all_gather_into_tensor(whole, part)
+    dist.reduce_scatter_tensor(part, whole)
 
 
 def _meet(topology: Topology) -> None:

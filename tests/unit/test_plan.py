@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -217,12 +218,29 @@ def test_of_sharded_layers_those_beside_the_one_in_work_are_whole(
 
 
 def test_a_step_grows_evenly_from_two_examples_on() -> None:
-    time = StepTime(examples=10, seconds=0.9, least=0.1, update=0.05)
+    time = StepTime(examples=10, seconds=0.9, least=0.1, update=0.05, copied=0.0)
     assert time.of(10) == pytest.approx(0.95)
     assert time.of(6) == pytest.approx(0.55)
     assert time.of(0) == time.of(1) == time.of(2) == pytest.approx(0.15)
     assert time.of(18) == pytest.approx(1.75)
     assert time.of(10, shard=0.2) == pytest.approx(0.91)
+
+
+def test_what_is_gathered_and_reduced_is_copied_as_well() -> None:
+    ddp = launch_of(workers=4)
+    found = replace(ddp.found, time=StepTime(16, 0.9, 0.1, 0.0, copied=1e-6))
+    gradients = found.gradient_bytes
+    assert launch_of(workers=4, found=found).compute_seconds == found.time.of(8)
+    for more, times in (
+        ((), 3),
+        (("distributed.precision=bf16",), 2),
+        (("distributed.accumulation_steps=2",), 5),
+    ):
+        keys = ("distributed.strategy=fsdp", *more)
+        sharded = launch_of(*keys, workers=4, found=found)
+        copied = sharded.compute_seconds - found.time.of(sharded.local_examples)
+        assert copied == pytest.approx(times * gradients * 1e-6)
+        assert sharded.on(1).compute_seconds == found.time.of(sharded.on(1).local_examples)
 
 
 def test_a_ring_sends_almost_twice_the_gradients_and_waits_for_each_message() -> None:
