@@ -37,7 +37,7 @@ def run_job(run: Run, directory: Path) -> None:
         run_one_rank(run, directory)
         return
     RunDirectory(directory).refuse_if_taken(run, "distributed")
-    # Ray looks once a second whether it is up: it is to find the CPUs free.
+    # Ray's start takes longer than that: it is to find the CPUs free.
     gently = run.distributed.launcher == "ray"
     with ExitStack() as stack:
         with stoppable() if gently else nullcontext():

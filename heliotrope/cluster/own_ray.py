@@ -27,7 +27,7 @@ LOOPBACK = "127.0.0.1"
 _RESOLVE = "resolve_ip_for_localhost"
 _DASHBOARD = "get_dashboard_dependency_error"
 _API_SERVER = "start_api_server"
-_GET_NODE = "get_node"
+_GET_NODE, _OPTIONS = "get_node", "_get_gcs_client_options"
 _LOOK_EVERY, _LOOK_FOR = 0.02, 30.0  # seconds
 
 
@@ -38,6 +38,7 @@ def listening_here_only(ray: ModuleType) -> Iterator[None]:
     Ray puts the machine's outward address in its place, and then listens on all of them.
     """
     services = import_module(f"{ray.__name__}._private.services")
+    getattr(services, _RESOLVE)  # without it, Ray would listen on all addresses: an error
     with _replaced(services, _RESOLVE, lambda host: host):
         yield
 
@@ -47,7 +48,8 @@ def without_dashboard(ray: ModuleType) -> Iterator[None]:
     """Let `ray.init` start a node without what nobody asks, inside the block.
 
     With `ray[default]`, each node has an agent for the dashboard, which takes 1.6 s to start. With
-    `include_dashboard=False` there still is a server, for statistics alone: 0.9 s.
+    `include_dashboard=False` there still is a server, for statistics alone: 0.9 s. A Ray that has
+    neither of these functions starts as it does.
     """
     utils = import_module(f"{ray.__name__}._private.utils")
     services = import_module(f"{ray.__name__}._private.services")
@@ -62,16 +64,19 @@ def without_dashboard(ray: ModuleType) -> Iterator[None]:
 def seen_at_once(ray: ModuleType) -> Iterator[None]:
     """Let `ray.init` see that its node is up when it is, inside the block; Ray looks once a second.
 
-    What is then asked for is there, so that Ray's own call does not wait.
+    What is then asked for is there, so that Ray's own call does not wait. A Ray of other functions
+    starts as it does.
     """
     services = import_module(f"{ray.__name__}._private.services")
     state = import_module(f"{ray.__name__}._private.state")
-    real = getattr(services, _GET_NODE)
+    if not all(hasattr(services, name) for name in (_GET_NODE, _OPTIONS)):
+        yield
+        return
+    real, options_of = getattr(services, _GET_NODE), getattr(services, _OPTIONS)
 
     def get_node(gcs_address: str, node_id: str) -> Any:
         nodes, deadline = state.GlobalState(), time.monotonic() + _LOOK_FOR
-        options = services._get_gcs_client_options(gcs_address)  # noqa: SLF001 - as Ray's own
-        nodes._initialize_global_state(options)  # noqa: SLF001
+        nodes._initialize_global_state(options_of(gcs_address))  # noqa: SLF001 - as Ray's own
         while time.monotonic() < deadline:
             if any(node["NodeID"] == node_id for node in nodes.node_table()):
                 break
@@ -84,7 +89,10 @@ def seen_at_once(ray: ModuleType) -> Iterator[None]:
 
 @contextmanager
 def _replaced(module: ModuleType, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    real = getattr(module, name)
+    real = getattr(module, name, None)
+    if real is None:
+        yield
+        return
     setattr(module, name, function)
     try:
         yield

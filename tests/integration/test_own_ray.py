@@ -9,10 +9,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from heliotrope.cluster.own_ray import keep_token_private
+from heliotrope.cluster.own_ray import keep_token_private, seen_at_once
 from tests.support import ROOT, environment
 
 # Prints the local addresses that this process and those below it listen at.
@@ -52,6 +53,8 @@ with session(ray):
         return os.environ.get("RAY_AUTH_MODE"), ray.util.get_node_ip_address()
 
     mode, node = ray.get(work.remote())
+    started = [pid for pid in below(os.getpid()) if pid != os.getpid()]
+    commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in started]
     ours = {inode for pid in below(os.getpid()) for inode in sockets(pid)}
     found = []
     for name in ("tcp", "tcp6"):
@@ -60,7 +63,8 @@ with session(ray):
             if fields[3] == "0A" and fields[9] in ours:
                 at = address(fields[1].partition(":")[0])
                 found.append(str(getattr(at, "ipv4_mapped", None) or at))
-    print(json.dumps({"listening": found, "mode": mode, "node": node}))
+    asked = [command for command in commands if "dashboard.py" in command]
+    print(json.dumps({"listening": found, "mode": mode, "node": node, "dashboards": asked}))
 """
 
 
@@ -87,6 +91,7 @@ def test_a_ray_of_ours_listens_on_loopback_and_asks_for_a_token_that_is_ours(
     assert set(said["listening"]) == {"127.0.0.1"}
     assert said["node"] == "127.0.0.1"
     assert said["mode"] == "token"
+    assert said["dashboards"] == []
     token = tmp_path / ".ray" / "auth_token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
@@ -128,3 +133,36 @@ def test_who_keeps_a_token_elsewhere_or_wants_none_is_left_alone(
     monkeypatch.setenv(name, value)
     keep_token_private()
     assert not token.exists()
+
+
+class _Nodes:
+    """Stands in for Ray's global state: the node is there when it is asked for the third time."""
+
+    asked = 0
+
+    def _initialize_global_state(self, options: str) -> None:
+        assert options == "options of gcs"
+
+    def node_table(self) -> list[dict[str, str]]:
+        _Nodes.asked += 1
+        return [{"NodeID": "other"}, *([{"NodeID": "ours"}] if _Nodes.asked > 2 else [])]
+
+
+def test_a_node_is_asked_for_once_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    services, state = ModuleType("some_ray._private.services"), ModuleType("some_ray")
+    answers: list[int] = []
+    real = lambda _address, node: answers.append(_Nodes.asked) or node  # noqa: E731
+    options_of = "options of {}".format
+    vars(services).update(get_node=real, _get_gcs_client_options=options_of)
+    vars(state).update(GlobalState=_Nodes)
+    for name, module in (("services", services), ("state", state)):
+        monkeypatch.setitem(sys.modules, f"some_ray._private.{name}", module)
+    for package in ("some_ray", "some_ray._private"):
+        monkeypatch.setitem(sys.modules, package, ModuleType(package))
+    with seen_at_once(ModuleType("some_ray")):
+        assert services.get_node("gcs", "ours") == "ours"
+    assert answers == [3]
+    assert services.get_node is real
+    del services.get_node  # as a later Ray may have it
+    with seen_at_once(ModuleType("some_ray")):
+        assert not hasattr(services, "get_node")
