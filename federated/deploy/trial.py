@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from heliotrope.commands.output import say
 from heliotrope.errors import ConfigError, RunFailedError, WorkerError
+from heliotrope.system.resources import available_cpus, threads_of
 
 from ..job import run_job
 from .app_config import RESUME
@@ -71,8 +73,12 @@ class Federation:
         called(register_command(f"{public}", node_name(client)), self.environment)
 
     def start_node(self, client: int) -> None:
-        """Start the SuperNode of a client, which sees its own data folder."""
+        """Start the SuperNode of a client, which sees its own data folder.
+
+        It has its share of this machine's CPUs: processes with threads for all would starve.
+        """
         layout = self.deployment.layout
+        threads = threads_of(max(1, available_cpus() // self.deployment.clients))
         command = supernode_command(
             self.address,
             certificate=f"{layout.certificates / CA_CERTIFICATE}",
@@ -80,11 +86,13 @@ class Federation:
             port=f"{free_port()}",
             folder=f"{layout.node(client)}",
         )
-        self._start(node_name(client), command)
+        self._start(node_name(client), command, {"OMP_NUM_THREADS": f"{threads}"})
 
-    def _start(self, name: str, command: list[str]) -> None:
+    def _start(
+        self, name: str, command: list[str], more: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         log = self.deployment.layout.logs / f"{name}.log"
-        self.programs[name] = Program(name, command, self.environment, log)
+        self.programs[name] = Program(name, command, {**self.environment, **more}, log)
 
     def await_node(self, client: int) -> None:
         """Return when the SuperLink has let the SuperNode of a client in.
