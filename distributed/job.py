@@ -37,7 +37,7 @@ def run_job(run: Run, directory: Path) -> None:
         run_one_rank(run, directory)
         return
     RunDirectory(directory).refuse_if_taken(run, "distributed")
-    # Ray's start takes longer than that: it is to find the CPUs free.
+    # Ray's start takes longer than these imports, so they leave the CPUs to it.
     gently = run.distributed.launcher == "ray"
     with ExitStack() as stack:
         with stoppable() if gently else nullcontext():

@@ -32,7 +32,7 @@ def run_job(run: Run, directory: Path) -> None:
     do not fit the configuration, and a `RunFailedError` if training cannot be finished.
     """
     RunDirectory(directory).refuse_if_taken(run, "federated")
-    # Ray's start takes longer than that: it is to find the CPUs free.
+    # Ray's start takes longer than these imports, so they leave the CPUs to it.
     gently = run.federated.pool == "ray"
     with ExitStack() as stack:
         with stoppable() if gently else nullcontext():

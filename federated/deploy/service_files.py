@@ -153,9 +153,14 @@ def _compose(layout: Layout, host: str, clients: int) -> str:
     root = f"{layout.root}".replace("$", "$$")  # in which Compose fills in variables
     image = "${HELIOTROPE_IMAGE:?name an image in which heliotrope is installed}"
 
+    address = address_of(host)
+    # To a container, this is the container itself unless it has the machine's own network.
+    here = host == "localhost" or (address is not None and address.is_loopback)
+
     def service(command: list[str], *mounts: str) -> dict[str, object]:
         volumes = [f"{root}/{mount.removesuffix(':ro')}:{root}/{mount}" for mount in mounts]
         return {
+            **({"network_mode": "host"} if here else {}),
             "image": image,
             "restart": "on-failure",
             "working_dir": root,
@@ -164,8 +169,9 @@ def _compose(layout: Layout, host: str, clients: int) -> str:
         }
 
     server = service([f"./{_SUPERLINK}"], "")
-    server["ports"] = [f"{PORT}:{PORT}"]
-    if address_of(host) is None:  # an address is reached by the port of this machine
+    if not here:
+        server["ports"] = [f"{PORT}:{PORT}"]
+    if not here and address is None:  # an address is reached by the port of this machine
         server["networks"] = {"default": {"aliases": [host]}}
     services = {"superlink": server}
     for client in range(clients):

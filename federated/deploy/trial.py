@@ -75,10 +75,12 @@ class Federation:
     def start_node(self, client: int) -> None:
         """Start the SuperNode of a client, which sees its own data folder.
 
-        It has its share of this machine's CPUs: processes with threads for all would starve.
+        It has its share of this machine's CPUs, among those that train in a round: processes with
+        threads for all would starve.
         """
         layout = self.deployment.layout
-        threads = threads_of(max(1, available_cpus() // self.deployment.clients))
+        beside = min(self.deployment.clients, self.deployment.run.federated.clients_per_round)
+        threads = threads_of(max(1, available_cpus() // beside))
         command = supernode_command(
             self.address,
             certificate=f"{layout.certificates / CA_CERTIFICATE}",

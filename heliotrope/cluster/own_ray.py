@@ -38,18 +38,17 @@ def listening_here_only(ray: ModuleType) -> Iterator[None]:
     Ray puts the machine's outward address in its place, and then listens on all of them.
     """
     services = import_module(f"{ray.__name__}._private.services")
-    getattr(services, _RESOLVE)  # without it, Ray would listen on all addresses: an error
-    with _replaced(services, _RESOLVE, lambda host: host):
+    with _replaced(services, _RESOLVE, lambda host: host, required=True):
         yield
 
 
 @contextmanager
 def without_dashboard(ray: ModuleType) -> Iterator[None]:
-    """Let `ray.init` start a node without what nobody asks, inside the block.
+    """Let `ray.init` start a node without its dashboard's processes, inside the block.
 
     With `ray[default]`, each node has an agent for the dashboard, which takes 1.6 s to start. With
-    `include_dashboard=False` there still is a server, for statistics alone: 0.9 s. A Ray that has
-    neither of these functions starts as it does.
+    `include_dashboard=False` there still is a server, for statistics alone: 0.9 s. Where a version
+    of Ray lacks a function that is replaced, that part is started as usual.
     """
     utils = import_module(f"{ray.__name__}._private.utils")
     services = import_module(f"{ray.__name__}._private.services")
@@ -64,8 +63,8 @@ def without_dashboard(ray: ModuleType) -> Iterator[None]:
 def seen_at_once(ray: ModuleType) -> Iterator[None]:
     """Let `ray.init` see that its node is up when it is, inside the block; Ray looks once a second.
 
-    What is then asked for is there, so that Ray's own call does not wait. A Ray of other functions
-    starts as it does.
+    Ray's own call then finds it there, and does not wait. Where a version of Ray lacks a function
+    that is used for it, Ray looks as usual.
     """
     services = import_module(f"{ray.__name__}._private.services")
     state = import_module(f"{ray.__name__}._private.state")
@@ -88,11 +87,17 @@ def seen_at_once(ray: ModuleType) -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(module: ModuleType, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    real = getattr(module, name, None)
-    if real is None:
+def _replaced(
+    module: ModuleType, name: str, function: Callable[..., Any], *, required: bool = False
+) -> Iterator[None]:
+    """Have `function` in place of a module's own inside the block, if it has one of this name.
+
+    Raises `AttributeError` if it has none and it is `required`.
+    """
+    if not required and not hasattr(module, name):
         yield
         return
+    real = getattr(module, name)
     setattr(module, name, function)
     try:
         yield

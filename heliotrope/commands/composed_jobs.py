@@ -20,20 +20,24 @@ _MOST = 100  # that are kept, of somewhat less than 1 MB each; others are compos
 def composed_once(expect: Callable[[DictConfig, int], None]) -> Iterator[None]:
     """Let a sweep inside the block keep what it composes as it checks its jobs, until they run.
 
-    `expect` is told the first job of each batch, as soon as it is composed, and how many there are.
+    `expect` is told the first job as soon as it is composed, and how many there are in all: what is
+    wrong with the others is not known then.
     """
     kept: dict[tuple[str, ...], DictConfig] = {}
+    told = False
     basic, compose = basic_sweeper(), ConfigLoaderImpl.load_sweep_config
 
     def check(sweeper: Any, batch: Sequence[Sequence[str]]) -> None:
+        nonlocal told
         loader = sweeper.hydra_context.config_loader
         kept.clear()
-        for number, overrides in enumerate(batch):
+        for overrides in batch:
             composed = compose(loader, sweeper.config, list(overrides))
             if len(kept) < _MOST:
                 kept[tuple(overrides)] = composed
-            if number == 0:
-                expect(composed, len(batch))
+            if not told:
+                told = True
+                expect(composed, sum(map(len, sweeper.overrides)))
 
     def load(
         self: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]

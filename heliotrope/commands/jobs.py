@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from heliotrope import config
 from heliotrope.commands import sweeps
@@ -72,10 +72,28 @@ class Jobs:
 
         A job that is refused says so by itself; those that are resumed may be completed.
         """
-        with suppress(ConfigError, OmegaConfBaseException, ValueError):
-            run = config.load(config.without_hydra(cfg), self._mode)
-            if run.sweep.parallel != 1 and not run.resume:
-                self._parallel.prepare(run, count * (run.folds or 1))
+        if cfg.sweep.parallel == 1 or cfg.resume is True:
+            return
+        try:
+            run = self._checked(config.without_hydra(cfg), cfg.hydra.overrides, sweeping=True)
+        except Exception:  # noqa: BLE001 - raised again, and told, when the job's turn comes
+            return
+        folds = 1 if run.fold is not None else run.folds or 1
+        self._parallel.prepare(run, count * folds)
+
+    def _checked(self, cfg: DictConfig, overrides: Any, *, sweeping: bool) -> Run:
+        """Return the run of a job that Hydra has composed with its `overrides`.
+
+        Raises `ConfigError` if anything is wrong with it.
+        """
+        _refuse_other_mode(self._mode, overrides.task)
+        if sweeping:
+            _refuse_run_dir(overrides.hydra)
+        else:
+            _refuse_search(overrides.task)
+        run = config.load(cfg, self._mode, trial=self._search is not None)
+        refuse_absent(run)
+        return run
 
     def task(self, cfg: DictConfig) -> None:
         """Run one job in the directory that Hydra has made for it; errors become its code."""
@@ -100,15 +118,9 @@ class Jobs:
         found: list[PlannedJob] = []
 
         def check() -> None:
-            _refuse_other_mode(self._mode, overrides)
-            if sweeping:
-                _refuse_run_dir(hydra_cfg.overrides.hydra)
-            else:
-                _refuse_search(overrides)
             sweeps.note(this, directory, only_if_empty=not sweeping)
-            run = config.load(cfg, self._mode, trial=self._search is not None)
+            run = self._checked(cfg, hydra_cfg.overrides, sweeping=sweeping)
             self._ledger = run.privacy.ledger
-            refuse_absent(run)
             several = sweeping or (run.folds is not None and run.fold is None)
             if not several and run.sweep.parallel != 1:
                 raise ConfigError(
@@ -277,7 +289,7 @@ def other_mode(mode: Mode) -> Mode:
     return "federated" if mode == "distributed" else "distributed"
 
 
-def _refuse_other_mode(mode: Mode, overrides: list[str]) -> None:
+def _refuse_other_mode(mode: Mode, overrides: Iterable[str]) -> None:
     other = other_mode(mode)
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0]

@@ -52,7 +52,7 @@ class ParallelJobs:
         self._cluster: Cluster | None = None
         self._share: Share | None = None
         self._workers: Workers | None = None
-        self._failed: HeliotropeError | None = None
+        self._failed: Exception | None = None
 
     def __enter__(self) -> ParallelJobs:
         return self
@@ -61,9 +61,9 @@ class ParallelJobs:
         self._held.__exit__(*error)
 
     def prepare(self, run: Run, count: int) -> None:
-        """Start Ray, and processes for `count` jobs such as `run`, while others are composed.
+        """Start Ray, and processes for `count` jobs such as `run`, before all are composed.
 
-        They import torch meanwhile. What is wrong is said by `run`.
+        They import torch meanwhile. What is wrong is raised by `run`.
         """
         if self._cluster is not None or self._failed is not None:
             return
@@ -72,7 +72,7 @@ class ParallelJobs:
             assert self._share is not None
             assert self._workers is not None
             self._workers.prepare(self._share.jobs)
-        except HeliotropeError as error:
+        except Exception as error:  # noqa: BLE001 - raised by `run`
             self._failed = error
 
     def run(self, jobs: Sequence[PlannedJob], ended: Callable[[Path, int], None]) -> None:

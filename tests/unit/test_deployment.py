@@ -230,6 +230,16 @@ def test_an_address_of_version_6_is_told_from_its_port(tmp_path: Path) -> None:
     assert connection["heliotrope"]["address"] == "[2001:db8::5]:9092"
     services = json.loads((tmp_path / "compose.yaml").read_text())["services"]
     assert "networks" not in services["superlink"]  # Docker has names for aliases only
+    assert services["superlink"]["ports"] == ["9092:9092"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
+def test_containers_of_one_machine_have_its_network(host: str, tmp_path: Path) -> None:
+    write_service_files(Layout(tmp_path), host, clients=1)
+    services = json.loads((tmp_path / "compose.yaml").read_text())["services"]
+    for service in services.values():
+        assert service["network_mode"] == "host"
+        assert not {"ports", "networks"} & service.keys()
 
 
 @pytest.mark.parametrize(
