@@ -136,6 +136,7 @@ KEPT = (
         slow=True,
     ),
     Kept(r"/deployed_round\.py", "--rounds 2 --patience 0", slow=True),
+    Kept(r"/launches\.py sweep", "--jobs 2 --rounds 1 --patience 0", slow=True),
     Kept(r"/privacy\.py", "--studies dpsgd --cells 'noise 1.3'", slow=True),
     Kept(r"/dpsgd_step\.py", "--pairs 1 --patience 0", slow=True),
     Kept(r"/gpt_step\.py$", "--pairs 1 --epochs 2 --patience 0", slow=True),
@@ -347,6 +348,8 @@ def test_the_documents_have_commands() -> None:
         "secure_aggregation.py",
         "beyond_memory.py",
         "deployed_round.py",
+        "launches.py",
+        "streaming.py",
     ],
 )
 def test_a_benchmark_finds_all_that_it_imports(

@@ -104,7 +104,7 @@ def test_rows_that_come_from_a_disk_are_asked_for_together(
     monkeypatch.setattr(mapped, "_fetch", fetched)
     for array, first, step, size in ((windows, 0, 16, 18), (rows, rows.offset, 24_000, 24_000)):
         for number in range(4):
-            indices = rng.integers(0, 60, int(rng.integers(0, 9)))
+            indices = rng.integers(0, 60, int(rng.integers(1, 9)))
             assert np.array_equal(array.read(indices), array.values[indices])
             starts = [first + step * row for row in indices.tolist()] if number > 1 else []
             for start in starts:
